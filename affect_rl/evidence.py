@@ -1,0 +1,91 @@
+"""What the retrieval service answers with, and what must never be retrieved for a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from affect_rl.sample import AffectSample
+
+Group = Literal["supportive", "confusing", "countering"]
+GROUPS: tuple[Group, ...] = ("supportive", "confusing", "countering")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One retrieved example.
+
+    Attributes:
+        id: id of the library sample.
+        text: its description as it enters a prompt.
+        labels: its true labels.
+        score: cosine similarity to the query that fetched it.
+    """
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Library rows that must not be retrieved: a sample's own id, clip, dialogue and speaker."""
+
+    id: str
+    clip: str
+    dialogue: str | None
+    speaker: str
+
+    @classmethod
+    def of(cls, sample: AffectSample) -> Exclusion:
+        return cls(sample.id, sample.clip, sample.dialogue, sample.speaker)
+
+
+@dataclass(frozen=True, slots=True)
+class Cognitive:
+    """Answer of the cognitive path: candidates per group, best first, no id in two groups.
+
+    Attributes:
+        groups: `k` candidates or fewer for each group.
+        degraded: a shard did not answer in time; the candidates are those of the others.
+    """
+
+    groups: Mapping[Group, tuple[Evidence, ...]]
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Support:
+    """Answer of the perceptual path: the features of perceptual neighbours.
+
+    Attributes:
+        ids: the neighbours, nearest first.
+        labels: their labels, in the same order.
+        audio: their acoustic features, one after the other, ``[S_a, d_a]``; None if none has any.
+        video: their visual features, one after the other, ``[S_v, d_v]``; None if none has any.
+        degraded: a shard did not answer in time.
+    """
+
+    ids: tuple[str, ...] = ()
+    labels: tuple[tuple[str, ...], ...] = field(default=())
+    audio: np.ndarray | None = None
+    video: np.ndarray | None = None
+    degraded: bool = False
+
+
+class Retrieve(Protocol):
+    """What an episode needs of a retrieval service."""
+
+    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
+        """Search the text index with one query a group."""
+        ...
+
+    async def perceptual(
+        self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion
+    ) -> Support:
+        """Search the feature index with a sample's own features ``[T, d]``."""
+        ...

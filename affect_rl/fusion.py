@@ -1,0 +1,286 @@
+"""From features to soft tokens: projectors, retrieval-augmented fusion (RAAF), mixture of experts (MB-MoE).
+
+The same modules run in the learner's graph and inside the rollout engine, so that only features
+travel and one weight sync covers everything that is trained. `Fusion` needs nothing but torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from affect_rl.trajectory import Percept
+
+
+@dataclass(frozen=True, slots=True)
+class FusionShape:
+    """Sizes of the fusion modules; stored in the policy's ``config.json``.
+
+    Attributes:
+        audio_dim: width of one audio feature frame (at least 1, also where a dataset has none).
+        video_dim: width of one video feature frame.
+        lm_dim: width of the language model's embeddings.
+        dim: width of the fusion modules.
+        heads: attention heads of RAAF and of the token pooling.
+        soft_tokens: soft tokens per modality.
+        experts: experts of MB-MoE.
+        top_k: experts that each sample is routed to.
+        residual: add the experts' output to their input and start them at zero, so that training
+            begins at the identity. False is equation 7 as published.
+    """
+
+    audio_dim: int
+    video_dim: int
+    lm_dim: int
+    dim: int = 128
+    heads: int = 4
+    soft_tokens: int = 4
+    experts: int = 4
+    top_k: int = 2
+    residual: bool = True
+
+
+class Sequences(NamedTuple):
+    """Padded feature sequences: values ``[N, T, d]``, and which frames are real ``[N, T]`` (bool)."""
+
+    values: Tensor
+    mask: Tensor
+
+
+class PerceptBatch(NamedTuple):
+    """N percepts as tensors. `fused` ``[N]`` (bool) says which go through RAAF and MB-MoE."""
+
+    audio: Sequences
+    video: Sequences
+    audio_support: Sequences
+    video_support: Sequences
+    fused: Tensor
+
+    def to(self, device: torch.device | str) -> PerceptBatch:
+        parts = [Sequences(s.values.to(device), s.mask.to(device)) for s in self[:4]]
+        return PerceptBatch(*parts, self.fused.to(device))
+
+
+class FusionOutput(NamedTuple):
+    """Soft tokens ``[N, 2 * soft_tokens, lm_dim]`` and what MB-MoE did.
+
+    `router` holds the router's full distribution and `weights` the mixture after top-k, both
+    ``[M, experts]`` for the M fused percepts of the batch.
+    """
+
+    tokens: Tensor
+    router: Tensor
+    weights: Tensor
+
+
+def pad_sequences(arrays: Sequence[np.ndarray | Tensor | None], dim: int) -> Sequences:
+    """Pad ``[T_i, dim]`` arrays (None: no frames) to one tensor of at least one frame."""
+    length = max([1, *(a.shape[0] for a in arrays if a is not None)])
+    values = torch.zeros(len(arrays), length, dim)
+    mask = torch.zeros(len(arrays), length, dtype=torch.bool)
+    for row, array in enumerate(arrays):
+        if array is not None and array.shape[0]:
+            values[row, : array.shape[0]] = torch.as_tensor(array, dtype=torch.float32)
+            mask[row, : array.shape[0]] = True
+    return Sequences(values, mask)
+
+
+def collate_percepts(percepts: Sequence[Percept], audio_dim: int, video_dim: int) -> PerceptBatch:
+    """Pad N percepts into one `PerceptBatch`."""
+    return PerceptBatch(
+        pad_sequences([p.audio for p in percepts], audio_dim),
+        pad_sequences([p.video for p in percepts], video_dim),
+        pad_sequences([p.audio_support for p in percepts], audio_dim),
+        pad_sequences([p.video_support for p in percepts], video_dim),
+        torch.tensor([p.fused for p in percepts], dtype=torch.bool),
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose rows may have no key at all: those rows get zeros."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Queries ``[N, T, d]``, keys ``[N, S, d]``, mask ``[N, S]`` (True: real) to ``[N, T, d]``."""
+        some = mask.any(dim=1)
+        usable = mask | ~some[:, None]
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.query(queries)), split(self.key(keys)), split(self.value(keys))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=usable[:, None, None, :])
+        return self.out(attended.transpose(1, 2).flatten(2)) * some[:, None, None]
+
+
+class Raaf(nn.Module):
+    """Retrieval-augmented affective fusion of one modality, equations 5 and 6.
+
+    ``A = MHA(X, E, E)``, ``g = sigmoid(W [X; A] + b)``, ``X~ = X + g * A``. The gate starts nearly
+    shut (b = -2): support has to earn its way in.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads)
+        self.gate = nn.Linear(2 * dim, dim)
+        nn.init.constant_(self.gate.bias, -2.0)
+
+    def forward(self, x: Tensor, support: Tensor, support_mask: Tensor) -> Tensor:
+        """X ``[N, T, d]`` and support ``[N, S, d]`` to the enriched X ``[N, T, d]``."""
+        attended = self.attention(x, support, support_mask)
+        return x + torch.sigmoid(self.gate(torch.cat([x, attended], dim=-1))) * attended
+
+
+class MbMoe(nn.Module):
+    """Modality-balancing mixture of experts, equation 7: one routing for both modalities.
+
+    ``s = [mean X~_v; mean X~_a]``; softmax over the top-k of ``W_r s`` gives alpha;
+    ``X^_m = X~_m + sum_k alpha_k E_k(X~_m)`` (without the first term if `residual` is False).
+    """
+
+    def __init__(self, dim: int, experts: int, top_k: int, residual: bool) -> None:
+        super().__init__()
+        self.top_k, self.residual = top_k, residual
+        self.router = nn.Linear(2 * dim, experts, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in range(experts)
+        )
+        if residual:
+            for expert in self.experts:
+                nn.init.zeros_(expert[-1].weight)  # type: ignore[union-attr, arg-type]
+                nn.init.zeros_(expert[-1].bias)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, audio: Tensor, video: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Audio ``[N, T_a, d]``, video ``[N, T_v, d]``, pooled ``[N, 2d]`` (video first).
+
+        Returns both modalities, the router's distribution and the mixture weights ``[N, experts]``.
+        """
+        logits = self.router(pooled)
+        chosen, index = logits.topk(self.top_k, dim=-1)
+        weights = torch.zeros_like(logits).scatter(-1, index, chosen.softmax(dim=-1))
+        mixed = [self._mix(x, weights) for x in (audio, video)]
+        if self.residual:
+            mixed = [x + m for x, m in zip((audio, video), mixed, strict=True)]
+        return mixed[0], mixed[1], logits.softmax(dim=-1), weights
+
+    def _mix(self, x: Tensor, weights: Tensor) -> Tensor:
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)  # [N, experts, T, d]
+        return torch.einsum("ne,netd->ntd", weights, outputs)
+
+
+class ModalityEncoder(nn.Module):
+    """One modality's projector, its fusion with support, and its pooling into soft tokens."""
+
+    def __init__(self, feature_dim: int, shape: FusionShape) -> None:
+        super().__init__()
+        # Feature scales differ by orders of magnitude between extractors; the statistics of the
+        # training split travel with the weights.
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("std", torch.ones(feature_dim))
+        self.project = nn.Linear(feature_dim, shape.dim)
+        self.absent = nn.Parameter(torch.randn(shape.dim) * 0.02)
+        self.raaf = Raaf(shape.dim, shape.heads)
+        self.queries = nn.Parameter(torch.randn(shape.soft_tokens, shape.dim) * 0.5)
+        self.pool = Attention(shape.dim, shape.heads)
+        self.norm = nn.LayerNorm(shape.dim)
+        self.to_lm = nn.Linear(shape.dim, shape.lm_dim)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features ``[N, T, feature_dim]`` to ``[N, T, dim]``."""
+        return self.project(((features - self.mean) / self.std).to(self.project.weight.dtype))
+
+    def embed_present(self, frames: Sequences) -> tuple[Tensor, Tensor]:
+        """Embed frames; a row without any becomes the one learned `absent` frame."""
+        x, mask = self.embed(frames.values), frames.mask
+        missing = ~mask.any(dim=1)
+        x = torch.where(missing[:, None, None], self.absent, x)
+        first = torch.zeros_like(mask)
+        first[:, 0] = True
+        return x, mask | (missing[:, None] & first)
+
+    def soft_tokens(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``[N, T, dim]`` into ``[N, soft_tokens, lm_dim]``."""
+        queries = self.queries.expand(x.shape[0], -1, -1)
+        return self.to_lm(self.norm(queries + self.pool(queries, x, mask)))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``[N, T, d]`` over the frames with mask True."""
+    weight = mask.to(x.dtype)[..., None]
+    return (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+class Fusion(nn.Module):
+    """Percepts in, soft tokens out."""
+
+    def __init__(self, shape: FusionShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.audio = ModalityEncoder(shape.audio_dim, shape)
+        self.video = ModalityEncoder(shape.video_dim, shape)
+        self.moe = MbMoe(shape.dim, shape.experts, shape.top_k, shape.residual)
+
+    def forward(self, batch: PerceptBatch) -> FusionOutput:
+        """Soft tokens of N percepts; only the fused ones go through RAAF and MB-MoE."""
+        audio, audio_mask = self.audio.embed_present(batch.audio)
+        video, video_mask = self.video.embed_present(batch.video)
+        fused = batch.fused
+        router = weights = audio.new_zeros(0, self.shape.experts)
+        if fused.any():
+            a = self._enrich(self.audio, audio[fused], batch.audio_support, fused)
+            v = self._enrich(self.video, video[fused], batch.video_support, fused)
+            pooled = torch.cat([masked_mean(v, video_mask[fused]), masked_mean(a, audio_mask[fused])], dim=-1)
+            a, v, router, weights = self.moe(a, v, pooled)
+            rows = fused.nonzero(as_tuple=True)
+            audio, video = audio.index_put(rows, a), video.index_put(rows, v)
+        tokens = [self.audio.soft_tokens(audio, audio_mask), self.video.soft_tokens(video, video_mask)]
+        return FusionOutput(torch.cat(tokens, dim=1), router, weights)
+
+    @staticmethod
+    def _enrich(encoder: ModalityEncoder, x: Tensor, support: Sequences, rows: Tensor) -> Tensor:
+        return encoder.raaf(x, encoder.embed(support.values[rows]), support.mask[rows])
+
+    @torch.no_grad()
+    def fit_scale(self, audio: Sequence[np.ndarray], video: Sequence[np.ndarray]) -> None:
+        """Set the feature statistics from the training split's arrays ``[T, d]``."""
+        for encoder, arrays in ((self.audio, audio), (self.video, video)):
+            if arrays:
+                frames = np.concatenate(arrays).astype(np.float64)
+                encoder.mean.copy_(torch.from_numpy(frames.mean(axis=0)))
+                encoder.std.copy_(torch.from_numpy(frames.std(axis=0)).clamp(min=1e-6))
+
+
+def load_balance(router: Tensor, weights: Tensor) -> Tensor:
+    """Load-balance loss of a batch: 1 when experts share the work evenly, up to `experts` when not.
+
+    ``experts * sum_e f_e P_e``, with f_e the share of chosen slots that went to expert e and P_e its
+    mean router probability (Switch Transformer, arXiv 2101.03961, equation 4, for top-k routing).
+    Router and weights are ``[M, experts]``; a batch without fused percepts costs 0.
+    """
+    if router.shape[0] == 0:
+        return router.sum()
+    chosen = (weights > 0).to(router.dtype)
+    load = chosen.sum(dim=0) / chosen.sum()
+    return router.shape[1] * (load * router.mean(dim=0)).sum()
+
+
+def shape_from_dict(values: dict[str, int | bool]) -> FusionShape:
+    """Read a shape from ``config.json``, ignoring nothing: unknown keys are an error."""
+    known = {f.name for f in fields(FusionShape)}
+    if unknown := set(values) - known:
+        raise ValueError(f"fusion shape has unknown keys {sorted(unknown)}; known: {sorted(known)}")
+    return FusionShape(**values)

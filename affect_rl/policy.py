@@ -1,0 +1,319 @@
+"""The policy: a causal language model, the fusion modules in front of it and a value head behind it.
+
+One set of weights plays all three agents; the role stands in the prompt. A policy lives in a
+directory (``config.json``, ``model.safetensors``, tokenizer files, ``manifest.json``) that a rollout
+engine serves as it stands and `AffectPolicy.load` reads back bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from affect_rl.errors import AffectError
+from affect_rl.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
+from affect_rl.tokens import PERCEPT_TOKEN
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+
+
+class AffectConfig(PretrainedConfig):
+    """``config.json`` of a policy: the language model's own config and the shape of the fusion modules.
+
+    Attributes:
+        text_config: config of the language model.
+        fusion: fields of `FusionShape`.
+        percept_token_id: the placeholder token that soft tokens replace.
+    """
+
+    model_type = "affect"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
+        percept_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config
+        self.fusion = fusion or {}
+        self.percept_token_id = percept_token_id
+        kwargs.setdefault("architectures", ["AffectForCausalLM"])
+        super().__init__(**kwargs)
+
+    def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PretrainedConfig:
+        return self.text_config or self
+
+
+AutoConfig.register("affect", AffectConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adapters on the language model (the fusion modules always train in full)."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+class TokenBatch(NamedTuple):
+    """Prompts with answers, right-padded.
+
+    Attributes:
+        input_ids: ``[B, L]``, prompt then answer then padding.
+        attention_mask: ``[B, L]``, 1 on tokens.
+        response_mask: ``[B, L]`` (bool), True on the answer's tokens.
+        percepts: the percepts of all rows, row after row.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    percepts: PerceptBatch
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(*(part.to(device) for part in self))
+
+
+class PolicyOutput(NamedTuple):
+    """What the policy says of the R answer tokens of a batch, row after row.
+
+    Attributes:
+        logprobs: ``[R]`` log-prob of each token at the given temperature.
+        values: ``[R]`` critic's value of the state that *predicts* the token.
+        entropies: ``[R]`` entropy of the distribution the token was drawn from.
+        router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
+        weights: ``[M, experts]`` likewise.
+    """
+
+    logprobs: Tensor
+    values: Tensor
+    entropies: Tensor
+    router: Tensor
+    weights: Tensor
+
+
+class AffectPolicy(nn.Module):
+    """Language model, fusion modules and value head with one forward pass for all three agents."""
+
+    def __init__(self, config: AffectConfig, language_model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.language_model = language_model
+        self.fusion = Fusion(shape_from_dict(config.fusion))
+        self.value_head = nn.Linear(config.text_config.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    # -- making, saving and loading -------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        language_model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        audio_dim: int,
+        video_dim: int,
+        dim: int,
+        heads: int,
+        soft_tokens: int,
+        experts: int,
+        top_k: int,
+        residual: bool = True,
+    ) -> AffectPolicy:
+        """Put untrained fusion modules and a zero value head around a language model.
+
+        The tokenizer must know `PERCEPT_TOKEN` (see `affect_rl.tokens`).
+        """
+        text_config = language_model.config
+        shape = FusionShape(
+            max(audio_dim, 1), max(video_dim, 1), text_config.hidden_size, dim, heads, soft_tokens, experts, top_k, residual
+        )
+        token_id = tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
+        config = AffectConfig(
+            copy.deepcopy(text_config),  # a parent config resets the attention of the configs it adopts
+            asdict(shape),
+            token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=next(language_model.parameters()).dtype,
+        )
+        policy = cls(config, language_model, tokenizer)
+        return policy.to(next(language_model.parameters()).dtype)
+
+    def save(self, directory: Path | str) -> Path:
+        """Write the policy, adapters merged, whole or not at all."""
+        directory = Path(directory)
+        partial = directory.with_name(directory.name + ".partial")
+        partial.mkdir(parents=True)
+        self.config.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export()}
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        files = sorted(p.name for p in partial.iterdir())
+        manifest = {"format": 1, "sha256": {name: _sha256(partial / name) for name in files}}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        partial.rename(directory)
+        return directory
+
+    @classmethod
+    def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None) -> AffectPolicy:
+        """Read a policy directory.
+
+        Raises:
+            AffectError: the directory is not a policy, or a file does not match the manifest.
+        """
+        directory = Path(directory)
+        check_manifest(directory)
+        config = AffectConfig.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tensors = load_file(directory / WEIGHTS)
+        language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
+        policy = cls(config, language_model, tokenizer).to(config.dtype)
+        missing, unexpected = policy.load_state_dict(tensors, strict=False)
+        tied = {f"language_model.{name}" for name in getattr(language_model, "_tied_weights_keys", None) or ()}
+        if unexpected or set(missing) - tied:
+            raise AffectError(f"{directory / WEIGHTS}: weights do not fit config.json: missing {missing}, unexpected {unexpected}")
+        language_model.tie_weights()
+        return policy.to(dtype) if dtype else policy
+
+    # -- adapters --------------------------------------------------------------------------------
+
+    @property
+    def has_adapters(self) -> bool:
+        return isinstance(self.language_model, PeftModel)
+
+    def add_adapters(self, lora: Lora) -> None:
+        """Freeze the language model and put trainable low-rank adapters on it."""
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        settings = PeftLoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        self.language_model = get_peft_model(self.language_model, settings)  # type: ignore[arg-type]
+
+    def export(self, *, fusion: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors as the policy directory and the rollout engine know them, adapters merged.
+
+        Tied tensors come once. Fusion modules and value head are left out with ``fusion=False``.
+        """
+        if isinstance(self.language_model, PeftModel):
+            yield from self._merged()
+        else:
+            seen: set[int] = set()
+            for name, tensor in self.language_model.state_dict(keep_vars=True).items():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"language_model.{name}", tensor
+        if fusion:
+            for part in ("fusion", "value_head"):
+                for name, tensor in getattr(self, part).state_dict(keep_vars=True).items():
+                    yield f"{part}.{name}", tensor
+
+    @torch.no_grad()
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        base = self.language_model.get_base_model()  # type: ignore[operator]
+        layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+        seen: set[int] = set()
+        for name, tensor in base.state_dict(keep_vars=True).items():
+            if ".lora_" in name or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            owner, _, leaf = name.rpartition(".base_layer.")
+            if owner and leaf == "weight":
+                tensor = tensor + layers[owner].get_delta_weight("default").to(tensor.dtype)  # type: ignore[operator]
+            yield f"language_model.{name.replace('.base_layer.', '.')}", tensor
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    def forward(self, batch: TokenBatch, temperature: float = 1.0) -> PolicyOutput:
+        """Log-probs, values and entropies of the answer tokens of a batch.
+
+        Only the states that predict an answer token go through the language model's head: prompts
+        are several times longer than answers.
+        """
+        fused = self.fusion(batch.percepts)
+        hidden = self._hidden(batch, fused.tokens)
+        predicts = batch.response_mask.roll(-1, dims=1)
+        predicts[:, -1] = False
+        states = hidden[predicts]
+        logits = self.language_model.get_output_embeddings()(states).float() / temperature  # type: ignore[operator]
+        logprobs = logits.log_softmax(dim=-1)
+        chosen = logprobs.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
+        entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
+        values = self.value_head(states).float()[:, 0]
+        return PolicyOutput(chosen, values, entropies, fused.router, fused.weights)
+
+    def _hidden(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
+        """Final hidden states ``[B, L, lm_dim]`` with soft tokens in the placeholders' place."""
+        embeddings = self.language_model.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+        places = (batch.input_ids == self.config.percept_token_id)[..., None].expand_as(embeddings)
+        embeddings = embeddings.masked_scatter(places, soft_tokens.to(embeddings.dtype))
+        model = self.language_model
+        trunk = model.get_base_model().model if isinstance(model, PeftModel) else model.model
+        return trunk(inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+
+
+class Reference:
+    """The frozen SFT policy that the KL penalty is measured against.
+
+    With adapters the language model is shared and its adapters are switched off; the fusion modules
+    are always a frozen copy, for an anchor that moves with the features is none.
+    """
+
+    def __init__(self, policy: AffectPolicy) -> None:
+        self._shared = policy if policy.has_adapters else None
+        self._fusion = copy.deepcopy(policy.fusion).requires_grad_(False).eval()
+        self._policy = None if policy.has_adapters else copy.deepcopy(policy).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """``[R]`` log-probs of the answer tokens under the reference."""
+        if self._policy is not None:
+            return self._policy(batch, temperature).logprobs
+        policy = self._shared
+        assert policy is not None
+        trained, policy.fusion = policy.fusion, self._fusion
+        adapters = policy.language_model.disable_adapter() if policy.has_adapters else nullcontext()  # type: ignore[operator]
+        try:
+            with adapters:
+                return policy(batch, temperature).logprobs
+        finally:
+            policy.fusion = trained
+
+
+def check_manifest(directory: Path) -> None:
+    """Raise `AffectError` unless `directory` holds a policy whose files match its manifest."""
+    if not (directory / MANIFEST).is_file():
+        raise AffectError(f"{directory}: no {MANIFEST}, so this is not a policy directory; make one with `affect-rl sft`")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    for name, digest in manifest["sha256"].items():
+        if not (directory / name).is_file():
+            raise AffectError(f"{directory}: {name} is missing; copy the policy directory again, whole")
+        if _sha256(directory / name) != digest:
+            raise AffectError(f"{directory / name}: content does not match {MANIFEST}; copy the policy directory again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

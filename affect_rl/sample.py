@@ -1,0 +1,50 @@
+"""One utterance to be understood: the record that every part of the system shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+LabelKind = Literal["closed", "open", "sentiment"]
+Split = Literal["train", "dev", "test", "library"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffectSample:
+    """An utterance with what is seen, heard and said in it.
+
+    Attributes:
+        id: unique within the dataset.
+        dataset: name of the dataset, for example ``crema-d``.
+        split: ``train``, ``dev``, ``test`` or ``library`` (evidence only).
+        clip: the recording the utterance was cut from; retrieval excludes it.
+        dialogue: the conversation it belongs to, if any; retrieval excludes it.
+        speaker: who speaks; retrieval excludes this person (empty: unknown, excludes nobody).
+        text: the transcript.
+        language: ISO 639-1 code of the transcript.
+        audio: acoustic features ``[T_a, d_a]`` float32, or None if the modality is absent.
+        video: visual features ``[T_v, d_v]`` float32, or None if the modality is absent.
+        labels: the true labels; more than one where raters tie or the label is a set.
+        label_kind: ``closed`` (one of `candidates`), ``open`` (any words) or ``sentiment``.
+        candidates: the labels an answer may use; empty for open labels.
+        description: what an attentive listener would note, in words, without naming the label.
+        value: the sentiment value where the dataset gives one.
+    """
+
+    id: str
+    dataset: str
+    split: Split
+    clip: str
+    speaker: str
+    text: str
+    labels: tuple[str, ...]
+    label_kind: LabelKind
+    candidates: tuple[str, ...] = ()
+    dialogue: str | None = None
+    language: str = "en"
+    audio: np.ndarray | None = None
+    video: np.ndarray | None = None
+    description: str = ""
+    value: float | None = None

@@ -1,0 +1,68 @@
+"""Tokenizers and tiny language models, for policies that start from nothing but a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config
+
+PAD_TOKEN = "<|pad|>"
+END_TOKEN = "<|end|>"
+PERCEPT_TOKEN = "<|percept|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Byte-level BPE of at most `vocabulary` entries, trained on `texts`; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD_TOKEN, END_TOKEN, PERCEPT_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_TOKEN,
+        eos_token=END_TOKEN,
+        additional_special_tokens=[PERCEPT_TOKEN],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_language_model(
+    tokenizer: PreTrainedTokenizerBase, *, layers: int, dim: int, heads: int, context: int, seed: int
+) -> nn.Module:
+    """A randomly initialised Qwen2 of `layers` blocks, `dim` wide, with tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=3 * dim,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def pretrained_language_model(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer by local path or hub name, with a placeholder token."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    tokenizer.add_special_tokens({"additional_special_tokens": [PERCEPT_TOKEN]})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer
