@@ -128,7 +128,11 @@ class RetrievalConfig(Section):
     index_dir: str = ""
     """Directory of a built index; empty: built beside the dataset on first use."""
     factory: str = "Flat"
-    """FAISS ``index_factory`` string of each shard."""
+    """FAISS ``index_factory`` string of the text index."""
+    perceptual_factory: str = "Flat"
+    """FAISS ``index_factory`` string of the feature indexes."""
+    search_parameters: str = ""
+    """FAISS parameters of a search, for example ``nprobe=16`` or ``efSearch=64``; empty: those of the index."""
     shards: Positive = 2
     """Shard actors."""
     library_splits: tuple[Literal["library", "train"], ...] = ("library", "train")
@@ -141,12 +145,16 @@ class RetrievalConfig(Section):
     """Ask shards for k times this many rows, so that exclusion and deduplication leave k."""
     shard_timeout_s: PositiveFloat = 10.0
     """A shard that has not answered by then is left out and the result is marked degraded."""
+    deadline_s: PositiveFloat = 120.0
+    """How long a search outlives the loss of all shards, or of the encoder, before it is an error."""
     batch_window_ms: NonNegative = 2.0
     """How long the encoder waits for more queries before it encodes what it has."""
     max_batch: Positive = 256
     """Most queries in one encoder call."""
     threads: Positive = 1
     """CPU threads of the encoder and of each shard."""
+    encoder_gpus: NonNegative = 0
+    """GPUs of the encoder; 0: CPU."""
 
 
 class EpisodeConfig(Section):
@@ -203,6 +211,18 @@ class SftConfig(Section):
     silver data have (the whole utterance as query, evidence in retrieval order)."""
     workers: Positive = 1
     """Ray Train workers."""
+    gpus_per_worker: NonNegative = 0
+    """GPUs of each worker; 0: CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    tokens_per_microbatch: Positive = 8192
+    """Padded tokens in one forward pass of one worker."""
+    autocast: bool = False
+    """Compute in bfloat16 with float32 weights; faster where the processor has bfloat16 units."""
+    threads: Natural = 0
+    """CPU threads of each worker; 0: the cores divided by the workers."""
+    deadline_s: PositiveFloat = 3600.0
+    """The warm start ends with an error if it takes longer."""
 
 
 class LearnerConfig(Section):
@@ -246,8 +266,12 @@ class LearnerConfig(Section):
     """Value head on the policy's trunk, or a model of its own."""
     critic_lr: PositiveFloat = 3e-4
     """Learning rate of a separate critic."""
+    normalise_advantages: bool = True
+    """Give each agent's advantages mean 0 and deviation 1 over the whole step."""
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores divided by the ranks."""
+    deadline_s: PositiveFloat = 600.0
+    """A call to the learners that takes longer ends the run with a message."""
 
 
 class RolloutConfig(Section):
@@ -263,8 +287,8 @@ class RolloutConfig(Section):
     """Sequences vLLM runs at once."""
     max_batched_tokens: Positive = 8192
     """Tokens vLLM runs through the model in one step."""
-    block_size: Positive = 16
-    """Tokens per KV-cache block: the grain of prefix caching."""
+    block_size: Positive = 32
+    """Tokens per KV-cache block: the grain of prefix caching. On CPU a multiple of 32."""
     kv_cache_gib: PositiveFloat = 0.5
     """KV-cache size on CPU, GiB."""
     gpu_memory: Fraction = 0.6
@@ -273,6 +297,8 @@ class RolloutConfig(Section):
     """GPUs that share one engine."""
     prefix_caching: bool = True
     """Reuse the shared front of an episode's prompts."""
+    deterministic: bool = True
+    """The engine rests while episodes wait for retrieval, so that the same seed gives the same numbers."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; right for tiny models."""
     threads: Natural = 0
@@ -394,6 +420,12 @@ class Config(Section):
                 f"learner.tokens_per_microbatch={self.learner.tokens_per_microbatch} is below model.context="
                 f"{self.model.context}; raise it to hold at least one sequence"
             )
+        for name, stage in (("learner", self.learner.zero_stage), ("sft", self.sft.zero_stage)):
+            if stage == 0 and self.model.dtype == "bfloat16":
+                raise ValueError(
+                    f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
+                    f"set {name}.zero_stage to 1, 2 or 3"
+                )
         if self.rollout.transfer == "nccl" and not (self.rollout.gpus_per_worker and self.learner.gpus_per_worker):
             raise ValueError(
                 "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0; "

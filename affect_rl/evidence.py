@@ -14,6 +14,15 @@ Group = Literal["supportive", "confusing", "countering"]
 GROUPS: tuple[Group, ...] = ("supportive", "confusing", "countering")
 
 
+def render_evidence(sample: AffectSample) -> str:
+    """A sample as evidence, on one line: what it is like and what it was, ``glass harbour, soft voice: sadness``.
+
+    The transcript stands in quotes where there is no description.
+    """
+    content = sample.description or f'"{sample.text}"'
+    return f"{' '.join(content.split())}: {', '.join(sample.labels)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One retrieved example.

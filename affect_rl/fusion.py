@@ -86,7 +86,7 @@ def pad_sequences(arrays: Sequence[np.ndarray | Tensor | None], dim: int) -> Seq
     mask = torch.zeros(len(arrays), length, dtype=torch.bool)
     for row, array in enumerate(arrays):
         if array is not None and array.shape[0]:
-            values[row, : array.shape[0]] = torch.as_tensor(array, dtype=torch.float32)
+            values[row, : array.shape[0]] = torch.tensor(array, dtype=torch.float32)  # arrays may be read-only
             mask[row, : array.shape[0]] = True
     return Sequences(values, mask)
 
@@ -238,20 +238,19 @@ class Fusion(nn.Module):
         """Soft tokens of N percepts; only the fused ones go through RAAF and MB-MoE."""
         audio, audio_mask = self.audio.embed_present(batch.audio)
         video, video_mask = self.video.embed_present(batch.video)
-        fused = batch.fused
-        router = weights = audio.new_zeros(0, self.shape.experts)
-        if fused.any():
-            a = self._enrich(self.audio, audio[fused], batch.audio_support, fused)
-            v = self._enrich(self.video, video[fused], batch.video_support, fused)
-            pooled = torch.cat([masked_mean(v, video_mask[fused]), masked_mean(a, audio_mask[fused])], dim=-1)
-            a, v, router, weights = self.moe(a, v, pooled)
-            rows = fused.nonzero(as_tuple=True)
-            audio, video = audio.index_put(rows, a), video.index_put(rows, v)
+        # No shortcut where no percept is fused: sharded training communicates inside modules, so all
+        # ranks must run the same ones, on no rows if need be.
+        rows = batch.fused.nonzero(as_tuple=True)
+        a = self._enrich(self.audio, audio[rows], batch.audio_support, rows)
+        v = self._enrich(self.video, video[rows], batch.video_support, rows)
+        pooled = torch.cat([masked_mean(v, video_mask[rows]), masked_mean(a, audio_mask[rows])], dim=-1)
+        a, v, router, weights = self.moe(a, v, pooled)
+        audio, video = audio.index_put(rows, a), video.index_put(rows, v)
         tokens = [self.audio.soft_tokens(audio, audio_mask), self.video.soft_tokens(video, video_mask)]
         return FusionOutput(torch.cat(tokens, dim=1), router, weights)
 
     @staticmethod
-    def _enrich(encoder: ModalityEncoder, x: Tensor, support: Sequences, rows: Tensor) -> Tensor:
+    def _enrich(encoder: ModalityEncoder, x: Tensor, support: Sequences, rows: tuple[Tensor, ...]) -> Tensor:
         return encoder.raaf(x, encoder.embed(support.values[rows]), support.mask[rows])
 
     @torch.no_grad()

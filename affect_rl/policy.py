@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -80,13 +81,11 @@ class TokenBatch(NamedTuple):
 
     Attributes:
         input_ids: ``[B, L]``, prompt then answer then padding.
-        attention_mask: ``[B, L]``, 1 on tokens.
         response_mask: ``[B, L]`` (bool), True on the answer's tokens.
         percepts: the percepts of all rows, row after row.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     response_mask: Tensor
     percepts: PerceptBatch
 
@@ -103,6 +102,7 @@ class PolicyOutput(NamedTuple):
         entropies: ``[R]`` entropy of the distribution the token was drawn from.
         router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
         weights: ``[M, experts]`` likewise.
+        greedy: ``[R]`` (bool) whether the token is the most likely one.
     """
 
     logprobs: Tensor
@@ -110,6 +110,7 @@ class PolicyOutput(NamedTuple):
     entropies: Tensor
     router: Tensor
     weights: Tensor
+    greedy: Tensor
 
 
 class AffectPolicy(nn.Module):
@@ -166,6 +167,7 @@ class AffectPolicy(nn.Module):
         """Write the policy, adapters merged, whole or not at all."""
         directory = Path(directory)
         partial = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
         partial.mkdir(parents=True)
         self.config.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)
@@ -191,7 +193,10 @@ class AffectPolicy(nn.Module):
         tensors = load_file(directory / WEIGHTS)
         language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
         policy = cls(config, language_model, tokenizer).to(config.dtype)
-        missing, unexpected = policy.load_state_dict(tensors, strict=False)
+        try:
+            missing, unexpected = policy.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise AffectError(f"{directory / WEIGHTS}: weights do not fit config.json: {' '.join(str(error).split())}") from error
         tied = {f"language_model.{name}" for name in getattr(language_model, "_tied_weights_keys", None) or ()}
         if unexpected or set(missing) - tied:
             raise AffectError(f"{directory / WEIGHTS}: weights do not fit config.json: missing {missing}, unexpected {unexpected}")
@@ -262,16 +267,20 @@ class AffectPolicy(nn.Module):
         chosen = logprobs.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
         entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
         values = self.value_head(states).float()[:, 0]
-        return PolicyOutput(chosen, values, entropies, fused.router, fused.weights)
+        greedy = chosen.detach() >= logprobs.detach().amax(dim=-1)
+        return PolicyOutput(chosen, values, entropies, fused.router, fused.weights, greedy)
 
     def _hidden(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
         """Final hidden states ``[B, L, lm_dim]`` with soft tokens in the placeholders' place."""
         embeddings = self.language_model.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
-        places = (batch.input_ids == self.config.percept_token_id)[..., None].expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(places, soft_tokens.to(embeddings.dtype))
+        # An answer may contain the placeholder token by chance; there it is a token like any other.
+        places = (batch.input_ids == self.config.percept_token_id) & ~batch.response_mask
+        embeddings = embeddings.masked_scatter(places[..., None], soft_tokens.to(embeddings.dtype))
         model = self.language_model
         trunk = model.get_base_model().model if isinstance(model, PeftModel) else model.model
-        return trunk(inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+        # No mask: padding stands on the right, where causal attention never looks, and attention
+        # without a mask takes the faster kernels.
+        return trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
 
 
 class Reference:
@@ -283,8 +292,10 @@ class Reference:
 
     def __init__(self, policy: AffectPolicy) -> None:
         self._shared = policy if policy.has_adapters else None
-        self._fusion = copy.deepcopy(policy.fusion).requires_grad_(False).eval()
-        self._policy = None if policy.has_adapters else copy.deepcopy(policy).requires_grad_(False).eval()
+        # The copies keep requires_grad, although nothing trains them: torch chooses matmul kernels by it,
+        # and a policy that has not moved yet would differ from its reference in the last bit.
+        self._fusion = copy.deepcopy(policy.fusion).eval()
+        self._policy = None if policy.has_adapters else copy.deepcopy(policy).eval()
 
     @torch.no_grad()
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

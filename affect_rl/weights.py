@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+VALUE_HEAD = "value_head."
+"""Name prefix of the tensors that engines have no use for."""
+
 _INTEGER = {2: torch.int16, 4: torch.int32}
+_MEMORY_FILE_SYSTEM = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,36 @@ class WeightsHandle:
     checksum: int
 
 
+def default_weights_dir() -> Path:
+    """A new directory to publish to: in memory where the system offers it, on disk elsewhere.
+
+    The caller owns it and removes it.
+    """
+    parent = _MEMORY_FILE_SYSTEM if _MEMORY_FILE_SYSTEM.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent))
+
+
+def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory: Path) -> WeightsHandle:
+    """Write tensors as version `version` for engines to read, whole or not at all.
+
+    The version before stays, for an engine may still be reading it; older ones are deleted.
+
+    Args:
+        named: names and tensors as `AffectPolicy.export` yields them, without or with the value head.
+        version: version that generated tokens will carry; grows from call to call.
+        directory: where to write, see `default_weights_dir`.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in named if not name.startswith(VALUE_HEAD)}
+    path = directory / f"{version}.safetensors"
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.rename(path)
+    for other in directory.glob("*.safetensors"):
+        if int(other.stem) < version - 1:
+            other.unlink(missing_ok=True)
+    return WeightsHandle(version, str(path), path.stat().st_size, multiset_checksum(tensors.values()))
+
+
 def multiset_checksum(tensors: Iterable[Tensor]) -> int:
     """64-bit checksum of all elements' bits, the same however they are split, fused or zero-padded.
 
@@ -37,7 +74,8 @@ def multiset_checksum(tensors: Iterable[Tensor]) -> int:
     """
     total = 0
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view(_INTEGER[tensor.element_size()]).flatten().to(torch.int64)
+        # Adding 0 turns -0 into 0: the two compute the same, and not every path preserves the sign.
+        bits = (tensor.detach() + 0).contiguous().view(_INTEGER[tensor.element_size()]).flatten().to(torch.int64)
         mixed = bits * 0x1B873593
         mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
         mixed = (mixed ^ (mixed >> 12)) * 0x297A2D39

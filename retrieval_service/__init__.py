@@ -1,0 +1,1 @@
+"""Evidence: encoders, FAISS indexes, shard actors and the client that episodes ask."""

@@ -1,0 +1,238 @@
+"""The frame that importers share: tables in, sound samples and a list of bad rows out, all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from affect_rl.data.dataset import check_free, write_dataset
+from affect_rl.data.validation import SPLITS, near, problems
+from affect_rl.errors import AffectError
+from affect_rl.sample import AffectSample, Split
+
+_LISTED = 20
+"""Bad rows that an error message lists before it only counts."""
+
+
+class RowError(ValueError):
+    """A row cannot be used: what is wrong with it, and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        file: the table, relative to the root.
+        line: the line it ends on, counted from 1, as editors show it.
+        index: how many rows come before it, the header not counted.
+        values: its text by column.
+    """
+
+    file: str
+    line: int
+    index: int
+    values: dict[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """The text of a column without surrounding space; `RowError` if there is none."""
+        text = self.values[column].strip()
+        if not text:
+            raise RowError(f"{column} is empty; fill it in, or remove the row")
+        return text
+
+    def integer(self, column: str) -> int:
+        """A whole number of at least 0."""
+        text = self.values[column].strip()
+        if not (text.isascii() and text.isdigit()):
+            raise RowError(f"{column} is {text!r}; expected a whole number of at least 0")
+        return int(text)
+
+    def number(self, column: str) -> float:
+        """A finite number."""
+        text = self.values[column].strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise RowError(f"{column} is {text!r}; expected a finite number")
+        return value
+
+    def choice(self, column: str, choices: Collection[str]) -> str:
+        """One of `choices`, in any case."""
+        text = self.values[column].strip()
+        if text.lower() not in choices:
+            raise RowError(f"{column} {text!r} is unknown; {near(text.lower(), choices)}")
+        return text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    file: str
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import wrote.
+
+    Attributes:
+        directory: the dataset directory.
+        counts: samples written, per split.
+        skipped: samples left out because of bad rows; 0 unless the import was told to skip them.
+        bad_rows: the rows at fault; several may concern one sample.
+        notes: what the user should know about this import.
+    """
+
+    directory: Path
+    counts: dict[Split, int]
+    skipped: int
+    bad_rows: tuple[BadRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Importer:
+    """Collects the samples and the bad rows of one import, then writes all or nothing.
+
+    Args:
+        root: directory of the tables.
+        out: dataset directory to write.
+        skip_bad: write the sound samples even if there are bad rows.
+        overwrite: replace a dataset at `out`.
+
+    Raises:
+        AffectError: `root` is no directory, or `out` is taken.
+    """
+
+    def __init__(self, root: Path | str, out: Path | str, *, skip_bad: bool, overwrite: bool) -> None:
+        self.root = Path(root)
+        self.out = Path(out)
+        self.skip_bad = skip_bad
+        self.overwrite = overwrite
+        self.samples: list[AffectSample] = []
+        self.bad_rows: list[BadRow] = []
+        self.row_counts: dict[str, int] = {}
+        """Rows of each table read so far, bad ones included."""
+        self._ids: dict[str, Row] = {}
+        if not self.root.is_dir():
+            raise AffectError(f"{self.root}: is not a directory; give the one that holds the tables as the root")
+        check_free(self.out, overwrite=overwrite)
+
+    def rows(
+        self, file: str, columns: Sequence[str], *, header: bool = True, encoding: str = "utf-8-sig"
+    ) -> Iterator[Row]:
+        """The rows of a CSV file below the root; rows with too few or too many cells go to the bad rows.
+
+        Without a header the cells are `columns`, in order; with one, `columns` are those that must be there.
+
+        Raises:
+            AffectError: the file is missing, cannot be decoded, or lacks a column.
+        """
+        path = self.root / file
+        if not path.is_file():
+            there = sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*.csv"))
+            raise AffectError(
+                f"{path}: is missing; {near(file, there) if there else f'there is no table below {self.root}'}"
+            )
+        try:
+            text = path.read_text(encoding)
+        except UnicodeDecodeError as error:
+            line = path.read_bytes()[: error.start].count(b"\n") + 1
+            raise AffectError(f"{path}:{line}: is not {encoding.removesuffix('-sig')} text; convert the file") from None
+        reader = csv.reader(text.splitlines(keepends=True), strict=True)
+        try:
+            names = next(reader, []) if header else list(columns)
+            for column in columns:
+                if column not in names:
+                    raise AffectError(f"{path}: column {column!r} is missing; {near(column, names)}")
+            self.row_counts[file] = 0
+            for index, cells in enumerate(reader):
+                self.row_counts[file] = index + 1
+                row = Row(file, reader.line_num, index, dict(zip(names, cells, strict=False)))
+                if len(cells) != len(names):
+                    self.reject(
+                        row, f"has {len(cells)} cells where {len(names)} are expected; check its quotes and commas"
+                    )
+                else:
+                    yield row
+        except csv.Error as error:
+            raise AffectError(f"{path}:{reader.line_num}: is not CSV: {error}; check the quotes") from None
+
+    @contextmanager
+    def judging(self, row: Row) -> Iterator[None]:
+        """A block whose `RowError` puts `row` among the bad rows and ends there."""
+        try:
+            yield
+        except RowError as error:
+            self.reject(row, str(error))
+
+    def reject(self, row: Row, problem: str) -> None:
+        """Put a row among the bad ones."""
+        self.bad_rows.append(BadRow(row.file, row.line, problem))
+
+    def add(self, sample: AffectSample, row: Row) -> None:
+        """Keep a sample made of `row`.
+
+        Raises:
+            RowError: it is not sound, or its id is taken.
+        """
+        if found := problems(sample):
+            raise RowError("; ".join(found))
+        first = self._ids.setdefault(sample.id, row)
+        if first is not row:
+            raise RowError(f"{sample.id} is also in {first.file}:{first.line}; keep one of the rows")
+        self.samples.append(sample)
+
+    def require_sound(self) -> None:
+        """Raise `AffectError` if there are bad rows and they are not to be skipped, or if nothing sound is left."""
+        self.bad_rows.sort(key=lambda bad: (bad.file, bad.line))
+        if self.bad_rows and not self.skip_bad:
+            raise AffectError(
+                f"{self.root}: {len(self.bad_rows)} bad row(s), so nothing was written; "
+                "mend them, or skip them (--skip-bad)\n" + listing(self.bad_rows)
+            )
+        if not self.samples:
+            raise AffectError(
+                f"{self.root}: no sound sample, so nothing was written\n{listing(self.bad_rows)}".rstrip()
+            )
+
+    def finish(self, *, name: str, note: str, tables: Collection[str], notes: tuple[str, ...] = ()) -> ImportReport:
+        """Write the dataset.
+
+        Args:
+            name: name of the dataset.
+            note: source and licence, for ``dataset.json``.
+            tables: the tables with one row a sample, to count what was left out.
+            notes: for the report.
+
+        Raises:
+            AffectError: as in `require_sound`; nothing is written.
+        """
+        self.require_sound()
+        write_dataset(self.out, self.samples, name=name, note=note, overwrite=self.overwrite)
+        counts = {split: sum(sample.split == split for sample in self.samples) for split in SPLITS}
+        counts = {split: count for split, count in counts.items() if count}
+        skipped = sum(self.row_counts[table] for table in tables) - len(self.samples)
+        return ImportReport(self.out, counts, skipped, tuple(self.bad_rows), notes)
+
+
+def listing(bad_rows: Sequence[BadRow]) -> str:
+    """The first bad rows, one a line, and how many more there are."""
+    lines = [f"  {bad}" for bad in bad_rows[:_LISTED]]
+    if len(bad_rows) > _LISTED:
+        lines.append(f"  and {len(bad_rows) - _LISTED} more")
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""How fast is the MAPPO update? Its tokens/s over those of a bare torch loop on the same batches and model.
+
+Prints one JSON line. Tokens are those of prompts and answers, without padding.
+
+- ``update_tokens_per_s``: the optimiser passes of `LearnerWorker.update` (DeepSpeed, losses, statistics).
+- ``whole_tokens_per_s``: the same tokens over the whole call, the prepare pass included.
+- ``bare_tokens_per_s``: forward, ``-logprobs.mean()``, backward, AdamW, in plain torch on one process.
+- ``ratio``: the first over the last; the target is 0.8.
+
+Run with ``python -m benchmarks.learner [key=value ...]`` (configuration overrides).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from affect_rl.batching import collate, flatten, minibatches, schedule, turns_to_sequences
+from affect_rl.config import Config, load_config
+from affect_rl.policy import AffectPolicy
+from affect_rl.trajectory import Trajectory
+from benchmarks.workload import random_episodes, tiny_policy
+from learners.engine import choose_device
+from learners.learner import LearnerWorker
+
+REPEATS = 5
+
+
+def bare_seconds(config: Config, policy: AffectPolicy, episodes: Sequence[Trajectory]) -> float:
+    """Seconds of one epoch in plain torch, over the same minibatches and micro-batches."""
+    settings = config.learner
+    device = choose_device(settings.gpus_per_worker > 0, settings.threads, 1)
+    policy = policy.to(device).eval()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, fused=True)
+    sequences = turns_to_sequences(e.turns for e in episodes)
+    flat, lengths = flatten(sequences), list(map(len, sequences))
+    begun = time.perf_counter()
+    for chosen in minibatches([s.group for s in sequences], settings.minibatches, (0, 0, 0)):
+        for rows in schedule(lengths, chosen, 1, settings.tokens_per_microbatch)[0]:
+            batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(device)
+            (-policy(batch.tokens).logprobs.mean()).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    config = load_config(None, ["train.samples_per_step=64", "learner.epochs=1", *sys.argv[1:]])
+    tiny = config.model.tiny
+    policy = tiny_policy(layers=tiny.layers, dim=tiny.dim, heads=tiny.heads, fusion_dim=config.model.fusion.dim, vocabulary=tiny.vocabulary)
+    episodes = random_episodes(policy, config.train.samples_per_step, prompt=(80, 240), answer=(12, 40))
+    tokens = sum(len(s) for s in turns_to_sequences(e.turns for e in episodes))
+    with tempfile.TemporaryDirectory() as folder:
+        worker = LearnerWorker(config, policy.save(Path(folder) / "policy"), rank=0, seed=0)
+        worker.start(*worker.place())
+        updates, wholes, bares = [], [], []
+        for _ in range(REPEATS):
+            metrics = worker.update(episodes)
+            updates.append(metrics["learner/optimise_s"])
+            wholes.append(metrics["learner/optimise_s"] + metrics["learner/prepare_s"])
+            bares.append(bare_seconds(config, policy, episodes))
+    update, whole, bare = (tokens / statistics.median(times) for times in (updates, wholes, bares))
+    print(json.dumps({
+        "tokens": tokens, "update_tokens_per_s": round(update), "whole_tokens_per_s": round(whole),
+        "bare_tokens_per_s": round(bare), "ratio": round(update / bare, 3), "whole_ratio": round(whole / bare, 3),
+        "threads": torch.get_num_threads(), "layers": tiny.layers, "dim": tiny.dim,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""``affect-rl data``: import datasets and look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from affect_rl.data.importing import ImportReport
+
+data_app = typer.Typer(help="Make datasets and look at them.", no_args_is_help=True)
+import_app = typer.Typer(help="Import a published dataset.", no_args_is_help=True)
+data_app.add_typer(import_app, name="import")
+
+Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
+Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write the sound samples even if there are bad rows.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at --out.")]
+Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall into which split.")]
+
+
+@import_app.command("crema-d")
+def crema_d(
+    root: Root,
+    out: Out,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    dev_share: Annotated[float, typer.Option(min=0, max=1, help="Share of actors in dev.")] = 0.1,
+    test_share: Annotated[float, typer.Option(min=0, max=1, help="Share of actors in test.")] = 0.2,
+) -> None:
+    """CREMA-D: votes on voice and face as features, the audio-visual plurality as label."""
+    from affect_rl.data.crema_d import import_crema_d
+
+    _show(
+        import_crema_d(
+            root, out, skip_bad=skip_bad, seed=seed, dev_share=dev_share, test_share=test_share, overwrite=overwrite
+        )
+    )
+
+
+@import_app.command("meld")
+def meld(root: Root, out: Out, skip_bad: SkipBad = False, overwrite: Overwrite = False) -> None:
+    """MELD: utterances of dialogues, as text, with seven emotions."""
+    from affect_rl.data.meld import import_meld
+
+    _show(import_meld(root, out, skip_bad=skip_bad, overwrite=overwrite))
+
+
+@import_app.command("mosi")
+def mosi(
+    root: Root,
+    out: Out,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    dev_videos: Annotated[int, typer.Option(min=0, help="Published train videos that become dev.")] = 10,
+    allow_leaking_features: Annotated[
+        bool,
+        typer.Option(
+            "--allow-leaking-features",
+            help="Also import the video features, although they come from networks trained on the train labels.",
+        ),
+    ] = False,
+) -> None:
+    """CMU-MOSI: transcripts and audio features, positive or negative."""
+    from affect_rl.data.mosi import import_mosi
+
+    _show(
+        import_mosi(
+            root,
+            out,
+            skip_bad=skip_bad,
+            seed=seed,
+            dev_videos=dev_videos,
+            allow_leaking_features=allow_leaking_features,
+            overwrite=overwrite,
+        )
+    )
+
+
+@data_app.command()
+def info(directory: Annotated[Path, typer.Argument(help="Dataset directory.")]) -> None:
+    """Check a dataset and show its counts, labels and features."""
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from affect_rl.data.dataset import Dataset
+
+    dataset = Dataset.load(directory)
+    samples = {split: dataset.samples(split) for split in dataset.counts}
+    labels = {
+        split: Counter(label for sample in chosen for label in sample.labels) for split, chosen in samples.items()
+    }
+    table = Table(title=f"{dataset.name} ({dataset.label_kind} labels)")
+    table.add_column("")
+    for split in samples:
+        table.add_column(split, justify="right")
+    table.add_row("samples", *(f"{len(chosen):,}" for chosen in samples.values()))
+    for what in ("speaker", "clip"):
+        table.add_row(
+            f"{what}s", *(f"{len({getattr(s, what) for s in chosen} - {''}):,}" for chosen in samples.values())
+        )
+    for what in ("audio", "video"):
+        present = (sum(getattr(sample, what) is not None for sample in chosen) for chosen in samples.values())
+        table.add_row(f"with {what}, {getattr(dataset, f'{what}_dim')} wide", *(f"{count:,}" for count in present))
+    table.add_row("several labels", *(f"{sum(len(s.labels) > 1 for s in chosen):,}" for chosen in samples.values()))
+    table.add_section()
+    known = dataset.candidates or [label for label, _ in sum(labels.values(), Counter()).most_common(20)]
+    for label in known:
+        shares = ((counts[label], len(samples[split])) for split, counts in labels.items())
+        table.add_row(label, *(f"{count:,} ({100 * count / total:.0f} %)" for count, total in shares))
+    console = Console()
+    console.print(table)
+    if dataset.manifest.note:
+        console.print(dataset.manifest.note, style="dim", highlight=False)
+
+
+def _show(report: ImportReport) -> None:
+    """Print what an import wrote and what it left out."""
+    from affect_rl.data.importing import listing
+
+    counts = ", ".join(f"{count:,} {split}" for split, count in report.counts.items())
+    typer.echo(f"{report.directory}: {counts}")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    if report.bad_rows:
+        typer.echo(
+            f"left out {report.skipped:,} samples for {len(report.bad_rows):,} bad rows:\n{listing(report.bad_rows)}"
+        )

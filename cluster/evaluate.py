@@ -1,0 +1,154 @@
+"""Evaluation: play a split greedily under one or two policies, score it, compare pairwise, write tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from affect_rl.config import Config
+from affect_rl.metrics import METRICS, Difference, Estimate, Scores, compare, evaluate, mean_interval
+from affect_rl.policy import WEIGHTS, check_manifest
+from affect_rl.sample import AffectSample
+from affect_rl.trajectory import ROLES, Trajectory
+from affect_rl.weights import WeightsHandle
+from cluster.pool import RolloutPool
+from cluster.sampler import episode_seed
+from cluster.tracking import progress
+from rollout_workers.worker import EpisodeJob
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """One policy on one split.
+
+    Attributes:
+        name: what the tables call the policy.
+        scores: metrics of the answers.
+        invalid: rate of malformed answers per role, with interval.
+        tokens: tokens per sample, ``generated`` and ``prompt``, with interval.
+        predicted: predicted labels per sample.
+    """
+
+    name: str
+    scores: Scores
+    invalid: Mapping[str, Estimate]
+    tokens: Mapping[str, Estimate]
+    predicted: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Policies on the same samples; `differences` is the last policy minus the first."""
+
+    split: str
+    sample_ids: tuple[str, ...]
+    results: tuple[PolicyResult, ...]
+    differences: Mapping[str, Difference] | None
+
+    def markdown(self) -> str:
+        """The results as a Markdown table, in percent with intervals."""
+        names = [result.name for result in self.results]
+        header = [f"{self.split}, n = {len(self.sample_ids)}", *names, *([f"{names[-1]} - {names[0]}"] if self.differences else [])]
+        rows = [header, ["---"] * len(header)]
+        for metric in METRICS:
+            row = [metric.replace("_", " "), *(_percent(getattr(r.scores, metric)) for r in self.results)]
+            rows.append(row + ([_percent(self.differences[metric], sign=True)] if self.differences else []))
+        blank = [""] if self.differences else []
+        for label in self.results[0].scores.recall:
+            rows.append([f"recall {label}", *(_percent(r.scores.recall[label]) for r in self.results), *blank])
+        for role in self.results[0].invalid:
+            rows.append([f"invalid {role}", *(_percent(r.invalid[role]) for r in self.results), *blank])
+        for kind in ("generated", "prompt"):
+            cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
+            rows.append([f"{kind} tokens per sample", *cells, *blank])
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+    def write(self, directory: Path) -> None:
+        """Write ``evaluation.json``, ``evaluation.md`` and ``predictions.parquet``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        report: dict[str, Any] = {"split": self.split, "samples": len(self.sample_ids), "policies": {}}
+        for r in self.results:
+            report["policies"][r.name] = {
+                "scores": asdict(r.scores),
+                "invalid": {k: asdict(v) for k, v in r.invalid.items()},
+                "tokens": {k: asdict(v) for k, v in r.tokens.items()},
+            }
+        if self.differences:
+            report["differences"] = {k: asdict(v) for k, v in self.differences.items()}
+        (directory / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+        (directory / "evaluation.md").write_text(self.markdown())
+        columns = {"sample_id": list(self.sample_ids)} | {r.name: [list(p) for p in r.predicted] for r in self.results}
+        pq.write_table(pa.table(columns), directory / "predictions.parquet")
+
+
+def evaluate_policies(
+    config: Config, samples: Sequence[AffectSample], policies: Mapping[str, Path], pool: RolloutPool
+) -> Evaluation:
+    """Play `samples` under each policy on the same engines; more than one policy: compare last with first.
+
+    Args:
+        config: section `evaluate`.
+        samples: what to play.
+        policies: directories by the names that tables call them.
+        pool: engines of the policies' shape; they end with the last policy's weights.
+
+    Raises:
+        AffectError: a directory is not a policy.
+    """
+    settings = config.evaluate
+    results = []
+    for name, directory in policies.items():
+        check_manifest(directory)
+        weights = directory / WEIGHTS
+        pool.sync(WeightsHandle(pool.version + 1, str(weights.resolve()), weights.stat().st_size, 0))
+        results.append(_result(name, _play(config, samples, pool, name), samples, config))
+    differences = None
+    if len(results) > 1:
+        differences = compare(
+            results[0].predicted,
+            results[-1].predicted,
+            [s.labels for s in samples],
+            samples[0].candidates,
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+            seed=config.seed,
+        )
+    return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences)
+
+
+def _play(config: Config, samples: Sequence[AffectSample], pool: RolloutPool, name: str) -> list[Trajectory]:
+    temperature = config.evaluate.temperature
+    jobs = [
+        EpisodeJob((name, s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature, counterfactuals=False)
+        for s in samples
+    ]
+    with progress(f"evaluate {name}", len(jobs)) as show:
+        return pool.play(jobs, show)
+
+
+def _result(name: str, episodes: Sequence[Trajectory], samples: Sequence[AffectSample], config: Config) -> PolicyResult:
+    settings = config.evaluate
+    options = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": config.seed}
+    predicted = tuple(t.predicted for t in episodes)
+    scores = evaluate(predicted, [s.labels for s in samples], samples[0].candidates, **options)
+    invalid = {}
+    for role in ROLES:
+        flags = [float(turn.problem is not None) for t in episodes for turn in t.turns if turn.role == role]
+        if flags:
+            invalid[role] = mean_interval(flags, **options)
+    tokens = {
+        "generated": mean_interval([float(t.generated_tokens) for t in episodes], **options),
+        "prompt": mean_interval([float(t.prompt_tokens) for t in episodes], **options),
+    }
+    return PolicyResult(name, scores, invalid, tokens, predicted)
+
+
+def _percent(value: Estimate | Difference, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    return f"{100 * value.value:{form}} [{100 * value.low:{form}}, {100 * value.high:{form}}]"

@@ -1,0 +1,126 @@
+"""The jobs behind the commands: each opens what it needs, does one thing and closes it again."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from affect_rl.config import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.errors import AffectError
+from cluster.evaluate import Evaluation, evaluate_policies
+from cluster.pool import RolloutPool
+from cluster.rundir import Progress, RunDirectory
+from cluster.session import ray_session
+from cluster.tracking import progress
+from cluster.train import train
+from cluster.warm_start import warm_start
+from learners.group import LearnerGroup
+from retrieval_service.client import RetrievalClient
+from retrieval_service.index import ensure_index
+from retrieval_service.service import launch_retrieval
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every job stands on: its configuration, the dataset and the evidence service (None: switched off)."""
+
+    config: Config
+    dataset: Dataset
+    retrieval: RetrievalClient | None
+    run: RunDirectory
+
+
+@contextmanager
+def open_job(config: Config) -> Iterator[Job]:
+    """Load the dataset, meet Ray and start the evidence service."""
+    dataset = Dataset.load(config.data.dir)
+    run = RunDirectory(config.run_dir)
+    with ray_session(config):
+        if not config.episode.retrieval:
+            yield Job(config, dataset, None, run)
+            return
+        library = [s for split in config.retrieval.library_splits for s in dataset.samples(split)]
+        index_dir = Path(config.retrieval.index_dir or f"{config.data.dir}-index")
+        with closing(launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)) as client:
+            yield Job(config, dataset, client, run)
+
+
+def run_warm_start(job: Job) -> Path:
+    """SFT; returns the policy directory.
+
+    Raises:
+        AffectError: the run has an SFT policy already.
+    """
+    if job.run.sft.exists():
+        raise AffectError(f"{job.run.sft}: exists already; train it with `affect-rl train`, or choose another `name`")
+    job.run.open(job.config)
+    with progress("sft", job.config.sft.steps) as show:
+
+        def on_step(metrics: dict[str, float]) -> None:
+            show(int(metrics["step"]), f"loss {metrics['loss']:.3f}")
+
+        metrics = warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
+    logger.info("sft: loss %.3f, policy in %s", metrics["loss"], job.run.sft)
+    return job.run.sft
+
+
+def run_training(job: Job, *, resume: bool = False) -> Progress:
+    """MAPPO from the run's SFT policy, or from ``config.policy``; a signal stops it after the current step.
+
+    Raises:
+        AffectError: there is no policy to start from, or nothing to resume.
+    """
+    config, run = job.config, job.run
+    initial = Path(config.policy) if config.policy else run.sft
+    if not initial.exists():
+        raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
+    run.open(config)
+    start: tuple[Progress, Path | None] = (Progress(), None)
+    if resume:
+        start = run.latest()
+    else:
+        run.begin_training()
+    logger.info("%s", config.batch_arithmetic())
+    with (
+        _stop_on_signal() as stop_requested,
+        closing(RolloutPool(config, initial, job.retrieval)) as pool,
+        closing(LearnerGroup(config, initial, seed=config.seed)) as learner,
+    ):
+        return train(config, job.dataset, run, pool, learner, start, stop_requested)
+
+
+def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
+    """Evaluate policies on ``evaluate.split``, write the results to `out`."""
+    split = job.config.evaluate.split
+    limit = job.config.data.max_test if split == "test" else job.config.data.max_dev
+    first = next(iter(policies.values()))
+    with closing(RolloutPool(job.config, first, job.retrieval)) as pool:
+        evaluation = evaluate_policies(job.config, job.dataset.samples(split, limit), policies, pool)
+    evaluation.write(out)
+    return evaluation
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT only ask for a stop: Ray kills a stopped job after 3 s, so nothing is begun in a handler."""
+    asked = False
+
+    def ask(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,176 @@
+"""A run's directory: resolved config, policies, checkpoints that are whole or not there, results.
+
+::
+
+    runs/<name>/config.yaml            the resolved configuration
+                sft                    the policy after the warm start, and the KL reference
+                policies/best          the best on dev so far
+                policy                 what the run ended with
+                checkpoints/step-00010 learner state and `progress.json`
+                trajectories/          one Parquet file a step
+                metrics.jsonl, tensorboard/
+                evaluation/            tables and predictions
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from affect_rl.config import Config, dump_config
+from affect_rl.errors import AffectError
+
+_MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "cluster")
+"""What may change between stages and on resuming: how long and how often, not what is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: finished training steps; also the version of the weights.
+        episodes: episodes that were learned from, each once.
+        replayed: episodes that were played again after an actor was lost.
+        stale: episodes that were dropped for their age and played again.
+        best_step: step of the best dev score; -1: none yet.
+        best_score: the best dev weighted F1.
+    """
+
+    step: int = 0
+    episodes: int = 0
+    replayed: int = 0
+    stale: int = 0
+    best_step: int = -1
+    best_score: float = -1.0
+
+
+class RunDirectory:
+    """Paths of a run, and reading and writing its checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def sft(self) -> Path:
+        return self.path / "sft"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "policies" / "best"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def open(self, config: Config) -> None:
+        """Begin a run, or come back to one for its next stage or to resume it.
+
+        Raises:
+            AffectError: the directory holds a run of another configuration.
+        """
+        path = self.path / "config.yaml"
+        if path.exists():
+            then, now = _flat(yaml.safe_load(path.read_text())), _flat(config.model_dump(mode="json"))
+            changed = [key for key in now if now[key] != then.get(key) and not key.startswith(_MAY_DIFFER)]
+            if changed:
+                key = changed[0]
+                raise AffectError(
+                    f"{path}: the run was started with {key}={then.get(key)!r}, now it is {now[key]!r}; "
+                    "go on with the configuration it was started with, or choose another `name`"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump_config(config))
+
+    def begin_training(self) -> None:
+        """Make room for training.
+
+        Raises:
+            AffectError: the run has been trained already.
+        """
+        if (self.path / "metrics.jsonl").exists():
+            raise AffectError(f"{self.path}: has been trained already; pass --resume to go on, or choose another `name`")
+        for child in (self.best.parent, self.trajectories, self.path / "checkpoints"):
+            child.mkdir(exist_ok=True)
+
+    def latest(self) -> tuple[Progress, Path | None]:
+        """Progress and checkpoint to go on from (None: the run has not written one yet).
+
+        Raises:
+            AffectError: there is no run, or its last checkpoint is damaged.
+        """
+        if not (self.path / "checkpoints").is_dir():
+            raise AffectError(f"{self.path}: no run to resume; start it without --resume")
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            return Progress(), None
+        path = checkpoints[-1] / "progress.json"
+        try:
+            return Progress(**json.loads(path.read_text())), checkpoints[-1]
+        except (ValueError, TypeError) as error:
+            raise AffectError(f"{path}: damaged ({error}); delete {path.parent} to go on from the checkpoint before") from error
+
+    @staticmethod
+    def replace(fresh: Path, target: Path) -> None:
+        """Put the directory `fresh` in the place of `target`, which is never half there."""
+        old = target.with_name(target.name + "-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def copy(cls, source: Path, target: Path) -> None:
+        """Copy a directory over `target`."""
+        fresh = target.with_name(target.name + "-new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(source, fresh)
+        cls.replace(fresh, target)
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if (p / "progress.json").is_file())
+
+    def checkpoint(self, progress: Progress) -> Path:
+        """Directory of the checkpoint at `progress`; the caller fills it and then calls `seal`."""
+        path = self.path / "checkpoints" / f"step-{progress.step:05d}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def seal(self, checkpoint: Path, progress: Progress, keep: int) -> None:
+        """Declare a checkpoint whole, then delete all but the newest `keep`."""
+        partial = checkpoint / "progress.json.partial"
+        partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        partial.rename(checkpoint / "progress.json")
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def fresh_name(runs_dir: Path, name: str) -> str:
+    """`name`, or `name` with the first number behind it that no run has."""
+    taken = (runs_dir / name).exists()
+    numbered = (f"{name}-{n}" for n in range(2, 10_000))
+    return next(candidate for candidate in numbered if not (runs_dir / candidate).exists()) if taken else name

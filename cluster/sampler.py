@@ -1,0 +1,35 @@
+"""Which samples a step is played on: a pure function of the seed and the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from affect_rl.sample import AffectSample
+
+
+class StepSampler:
+    """Deals the training samples in a new random order each epoch; an epoch's remainder opens the next step."""
+
+    def __init__(self, samples: Sequence[AffectSample], per_step: int, seed: int) -> None:
+        self.samples, self.per_step, self.seed = samples, per_step, seed
+
+    def batch(self, step: int) -> list[AffectSample]:
+        """The samples of a step (from 0)."""
+        positions = range(step * self.per_step, (step + 1) * self.per_step)
+        return [self.samples[self._index(position)] for position in positions]
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.samples))
+        return int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+
+
+def episode_seed(seed: int, *parts: object) -> int:
+    """Seed of one episode, from the run's seed and what tells the episode from others."""
+    text = "/".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

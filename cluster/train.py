@@ -1,0 +1,186 @@
+"""The training loop, for synchronous and asynchronous training alike.
+
+``max_staleness: 0`` is synchronous: a step's episodes start only once the engines have the weights of
+the step before. With n >= 1 the episodes of up to n further steps are in flight while the learner
+works; an episode whose oldest token lags more than n versions behind is dropped and played again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from affect_rl.config import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.metrics import evaluate
+from affect_rl.sample import AffectSample
+from affect_rl.trajectory import ROLES, Trajectory
+from affect_rl.trajectory_store import write_trajectories
+from cluster.pool import RolloutPool
+from cluster.rundir import Progress, RunDirectory
+from cluster.sampler import StepSampler, episode_seed
+from cluster.tracking import Stopwatch, Tracker, progress
+from learners.group import LearnerGroup
+from rollout_workers.worker import EpisodeJob
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: RunDirectory,
+    pool: RolloutPool,
+    learner: LearnerGroup,
+    resume_from: tuple[Progress, Path | None] = (Progress(), None),
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Progress:
+    """Train from the run's initial policy, or from a checkpoint, and write the run's policy.
+
+    Args:
+        config: of the run.
+        dataset: trains on ``train`` and selects on ``dev``.
+        run: where checkpoints, policies and metrics go.
+        pool: engines, at any weight version.
+        learner: at the run's initial policy.
+        resume_from: progress and checkpoint to go on from.
+        stop_requested: asked after each step; True ends the run with a checkpoint.
+    """
+    settings = config.train
+    sampler = StepSampler(dataset.samples("train", config.data.max_train), settings.samples_per_step, config.seed)
+    dev = dataset.samples("dev", config.data.max_dev)
+    state, checkpoint = resume_from
+    if checkpoint:
+        learner.load_checkpoint(checkpoint / "learner")
+    tracker = Tracker(run.path, state.step)
+    pool.sync(learner.publish(state.step), verify=settings.verify_sync)
+    submitted, replayed_before = state.step, state.replayed
+
+    with progress("train", settings.steps, state.step) as show:
+        while state.step < settings.steps:
+            watch = Stopwatch()
+            while submitted <= min(state.step + settings.max_staleness, settings.steps - 1):
+                pool.submit(_jobs(config, submitted, sampler.batch(submitted)))
+                submitted += 1
+            with watch("rollout"):
+                episodes, stale = _collect(pool, config, sampler, state.step)
+            with watch("learning"):
+                metrics = learner.update(episodes, state.step)
+            with watch("sync"):
+                handle = learner.publish(state.step + 1)
+                pool.sync(handle, verify=settings.verify_sync)
+            state = replace(
+                state,
+                step=state.step + 1,
+                episodes=state.episodes + len(episodes),
+                replayed=replayed_before + pool.replayed,
+                stale=state.stale + stale,
+            )
+            metrics |= _episode_metrics(episodes, state.step - 1) | {f"time/{k}_s": v for k, v in watch.seconds.items()}
+            metrics |= {"sync/bytes": float(handle.bytes), "counts/episodes": float(state.episodes)}
+            metrics |= {"counts/replayed": float(state.replayed), "counts/stale": float(state.stale)}
+
+            last, stop = state.step == settings.steps, stop_requested()
+            if last or (settings.eval_every and state.step % settings.eval_every == 0):
+                with watch("evaluation"):
+                    score = _evaluate(pool, config, dev, state.step)
+                metrics |= {"dev/weighted_f1": score, "time/evaluation_s": watch.seconds["evaluation"]}
+                if score > state.best_score:
+                    state = replace(state, best_step=state.step, best_score=score)
+                    _save_policy(learner, run.best)
+            tracker.log(state.step, metrics)
+            if settings.save_trajectories:
+                write_trajectories(episodes, run.trajectories / f"step-{state.step:05d}.parquet")
+            if last or stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
+                _checkpoint(learner, run, state, settings.keep_checkpoints)
+            _announce(state, settings.steps, metrics, show)
+            if stop:
+                logger.warning("stop requested: stopped after step %d; go on with --resume", state.step)
+                break
+    tracker.close()
+    if state.step == settings.steps:
+        _finish(learner, run, settings.select)
+    return state
+
+
+def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: int = 0) -> list[EpisodeJob]:
+    """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
+    keys = [(step, place, attempt) for place in range(len(samples))]
+    return [
+        EpisodeJob(key, sample, episode_seed(config.seed, "train", *key), config.episode.temperature)
+        for key, sample in zip(keys, samples, strict=True)
+    ]
+
+
+def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int) -> tuple[list[Trajectory], int]:
+    """The step's episodes, in the sampler's order, none too old; and how many were dropped for their age."""
+    samples = sampler.batch(step)
+    episodes = pool.collect([job.key for job in _jobs(config, step, samples)])
+    late = [place for place, t in enumerate(episodes) if step - t.oldest_version > config.train.max_staleness]
+    if late:  # played again under the current weights, an episode is not too old a second time
+        jobs = _jobs(config, step, samples, attempt=1)
+        for place, episode in zip(late, pool.play([jobs[place] for place in late]), strict=True):
+            episodes[place] = episode
+    return episodes, len(late)
+
+
+def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], step: int) -> float:
+    """Weighted F1 of greedy answers on `samples` under the current weights."""
+    jobs = [
+        EpisodeJob(("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), temperature=0.0, counterfactuals=False)
+        for s in samples
+    ]
+    predicted = [t.predicted for t in pool.play(jobs)]
+    return evaluate(predicted, [s.labels for s in samples], samples[0].candidates, resamples=1).weighted_f1.value
+
+
+def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
+    """What a step's episodes say, see docs/metrics.md."""
+    count = len(episodes)
+    metrics = {
+        "episode/score": sum(t.scores["full"] for t in episodes) / count,
+        "episode/degraded": sum(t.degraded for t in episodes) / count,
+        "episode/generated_tokens": sum(t.generated_tokens for t in episodes) / count,
+        "episode/prompt_tokens": sum(t.prompt_tokens for t in episodes) / count,
+        "episode/staleness": sum(version - t.oldest_version for t in episodes) / count,
+    }
+    for name in ("label", "rank"):
+        if all(name in t.scores for t in episodes):
+            metrics[f"episode/score_{name}"] = sum(t.scores[name] for t in episodes) / count
+    for role in ROLES:
+        if turns := [turn for t in episodes for turn in t.turns if turn.role == role]:
+            metrics[f"{role}/reward"] = sum(turn.reward for turn in turns) / len(turns)
+            metrics[f"{role}/invalid"] = sum(turn.problem is not None for turn in turns) / len(turns)
+            metrics[f"{role}/tokens"] = sum(len(turn.generation.token_ids) for turn in turns) / len(turns)
+    return metrics
+
+
+def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
+    kl = sum(metrics.get(f"kl/{role}", 0.0) for role in ROLES) / len(ROLES)
+    dev = f"  dev F1 {metrics['dev/weighted_f1']:.3f}" if "dev/weighted_f1" in metrics else ""
+    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{dev}"
+    show(state.step, note)
+    times = "  ".join(f"{name} {metrics[f'time/{name}_s']:.1f}s" for name in ("rollout", "learning", "sync"))
+    logger.info("step %d/%d  %s  %s", state.step, steps, note, times)
+
+
+def _checkpoint(learner: LearnerGroup, run: RunDirectory, state: Progress, keep: int) -> None:
+    path = run.checkpoint(state)
+    learner.save_checkpoint(path / "learner")
+    run.seal(path, state, keep)
+
+
+def _save_policy(learner: LearnerGroup, directory: Path) -> None:
+    """Replace a policy directory."""
+    fresh = directory.with_name(directory.name + "-new")
+    learner.save_policy(fresh)
+    RunDirectory.replace(fresh, directory)
+
+
+def _finish(learner: LearnerGroup, run: RunDirectory, select: str) -> None:
+    if select == "best_dev":
+        RunDirectory.copy(run.best, run.policy)
+    else:
+        _save_policy(learner, run.policy)

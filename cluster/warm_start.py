@@ -1,0 +1,103 @@
+"""From a dataset to an SFT policy: make the policy, play demonstrations, run the Ray Train job."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from affect_rl.config import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.demonstrations import Annotator, demonstrate
+from affect_rl.evidence import Retrieve, render_evidence
+from affect_rl.policy import AffectPolicy
+from affect_rl.prompts import Prompts, template_texts
+from affect_rl.sample import AffectSample
+from affect_rl.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
+from affect_rl.trajectory import Turn
+from cluster.sampler import episode_seed
+from learners.sft import run_sft
+
+logger = logging.getLogger(__name__)
+
+_IN_FLIGHT = 256
+
+
+def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
+    """The policy before any training: language model, fusion modules fitted to the features' scale."""
+    model, train = config.model, dataset.samples("train", config.data.max_train)
+    if model.base == "tiny":
+        texts = chain(template_texts(), _texts(train), _texts(dataset.samples("library")))
+        tokenizer = train_tokenizer(texts, model.tiny.vocabulary)
+        language_model = tiny_language_model(
+            tokenizer, layers=model.tiny.layers, dim=model.tiny.dim, heads=model.tiny.heads, context=model.context, seed=config.seed
+        )  # fmt: skip
+    else:
+        language_model, tokenizer = pretrained_language_model(model.base, getattr(torch, model.dtype))
+    torch.manual_seed(config.seed)
+    policy = AffectPolicy.create(
+        language_model,
+        tokenizer,
+        audio_dim=dataset.audio_dim,
+        video_dim=dataset.video_dim,
+        **model.fusion.model_dump(exclude={"load_balance"}),
+    )
+    policy.fusion.fit_scale(
+        [s.audio for s in train if s.audio is not None], [s.video for s in train if s.video is not None]
+    )
+    return policy
+
+
+def warm_start(
+    config: Config,
+    dataset: Dataset,
+    retrieve: Retrieve | None,
+    directory: Path,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Make a policy (or take ``config.policy``), train it on demonstrations and write it to `directory`.
+
+    Returns:
+        Metrics of the last step.
+    """
+    base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
+    if not config.policy:
+        create_policy(config, dataset).save(base)
+    prompts = make_prompts(AffectPolicy.load(base), config)
+    samples = dataset.samples("train", config.data.max_train)
+    demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
+    logger.info("sft: %d demonstrated episodes", len(demonstrations))
+    return run_sft(config, demonstrations, base, directory, on_step)
+
+
+def make_prompts(policy: AffectPolicy, config: Config) -> Prompts:
+    """The templates for a policy's tokenizer."""
+    return Prompts(
+        policy.tokenizer,
+        soft_tokens=policy.fusion.shape.soft_tokens,
+        context=config.model.context,
+        evidence_tokens=config.episode.evidence_tokens,
+    )
+
+
+async def _demonstrate_all(
+    samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
+) -> list[Sequence[Turn]]:
+    annotator = Annotator(prompts, config.episode.keep, config.sft.careful)
+    gate = asyncio.Semaphore(_IN_FLIGHT)
+
+    async def one(sample: AffectSample) -> Sequence[Turn]:
+        async with gate:
+            seed = episode_seed(config.seed, "demonstration", sample.id)
+            return await demonstrate(sample, retrieve, annotator, config.episode, seed)
+
+    return await asyncio.gather(*map(one, samples))
+
+
+def _texts(samples: Sequence[AffectSample]) -> list[str]:
+    lines = [f" {text}\n" for s in samples for text in (s.text, s.description, render_evidence(s))]
+    return lines + [f" {', '.join(s.candidates)}\n" for s in samples[:1]]

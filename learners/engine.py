@@ -1,0 +1,182 @@
+"""One model under DeepSpeed: forward passes that accumulate, optimiser steps, exact checkpoints.
+
+Supervised training, the MAPPO actor and a separate critic all run on `Engine`. DeepSpeed picks its
+accelerator when it is imported, so that import waits until the process has joined its group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy, PolicyOutput, TokenBatch
+
+WEIGHTS = "weights.safetensors"
+
+
+def choose_device(gpu: bool, threads: int, workers: int) -> torch.device:
+    """The device of this process, and on how many CPU threads it runs (0: the cores divided by `workers`).
+
+    Ray shows an actor its own GPUs only; Ray Train shows a worker its neighbours' too and sets LOCAL_RANK.
+    """
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // workers))
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
+    if not gpu:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.setdefault("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, timeout_s: float) -> None:
+    """Join the process group of a training job; a collective that takes longer than `timeout_s` fails."""
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    if not gpu and address == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+
+
+class Engine:
+    """A policy with its AdamW, sharded over the ranks as the ZeRO stage says.
+
+    Losses given to `backward` are parts of one whole: they are summed over passes and ranks, never
+    averaged. Dropout is off.
+
+    Attributes:
+        policy: the module; under ZeRO stage 3 its parameters are whole only inside `gathered`.
+        device: where it lives.
+    """
+
+    def __init__(
+        self,
+        policy: AffectPolicy,
+        device: torch.device,
+        *,
+        zero_stage: int,
+        weight_decay: float,
+        max_grad_norm: float,
+        autocast: bool = False,
+    ) -> None:
+        deepspeed = _deepspeed()
+        self.policy, self.device, self._stage = policy.to(device).eval(), device, zero_stage
+        self._norm = torch.zeros(())
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, fused=True)
+        if zero_stage == 0:
+            # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
+            def clip(*_: Any) -> None:
+                self._norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+
+            self._optimizer.register_step_pre_hook(clip)
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        self._engine = deepspeed.initialize(
+            model=policy,
+            optimizer=self._optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                # Ranks accumulate as many passes as the token budget asks for; `step` ends the batch.
+                "managed_gradient_accumulation": False,
+                "gradient_clipping": max_grad_norm if zero_stage else 0.0,
+                "zero_optimization": {"stage": zero_stage, "overlap_comm": device.type == "cuda"},
+                "bf16": {"enabled": next(policy.parameters()).dtype == torch.bfloat16},
+                "torch_autocast": {"enabled": autocast, "dtype": "bfloat16"},
+                "steps_per_print": None,
+            },
+            dist_init_required=False,
+        )[0]
+
+    def __call__(self, batch: TokenBatch, temperature: float = 1.0) -> PolicyOutput:
+        return self._engine(batch, temperature)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of a part of the loss."""
+        self._engine.backward(loss * dist.get_world_size())  # DeepSpeed averages over ranks; this undoes it
+
+    def step(self, lr: float) -> float:
+        """Sum the gradients over ranks, clip, update, clear. Returns their norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._norm if self._stage == 0 else self._engine.get_global_grad_norm())
+
+    @contextmanager
+    def gathered(self, modifier: int | None = None) -> Iterator[None]:
+        """Inside, all ranks hold whole parameters; changes made by rank `modifier` reach the others."""
+        if self._stage < 3:
+            yield
+            return
+        with _deepspeed().zero.GatheredParameters(list(self.policy.parameters()), modifier_rank=modifier):
+            yield
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> None:
+        """Write weights (rank 0) and this rank's shard of master weights and moments; call on all ranks."""
+        with self.gathered():
+            if dist.get_rank() == 0:
+                weights = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
+                save_file(weights, directory / WEIGHTS)
+        shard: dict[str, Tensor] = {}
+        for number, master in enumerate(self._masters()):
+            for name, tensor in {"master": master, **self._optimizer.state.get(master, {})}.items():
+                shard[f"{number}.{name}"] = tensor.detach().cpu().contiguous()
+        save_file(shard, directory / _shard_name())
+
+    def load(self, directory: Path) -> None:
+        """Continue exactly where `save` left off; call on all ranks.
+
+        Raises:
+            AffectError: the checkpoint was written with other parameters, ranks or ZeRO stage.
+        """
+        weights, shard = load_file(directory / WEIGHTS), load_file(directory / _shard_name())
+        masters = self._masters()
+        sizes = {f"{number}.master": master.shape for number, master in enumerate(masters)}
+        if {n for n, _ in self._trained()} != set(weights) or sizes != {
+            name: tensor.shape for name, tensor in shard.items() if name.endswith(".master")
+        }:
+            raise AffectError(f"{directory}: holds other parameters or shards than this learner; resume with the run's own config")
+        with torch.no_grad(), self.gathered(modifier=0):
+            if self._stage < 3 or dist.get_rank() == 0:
+                for name, parameter in self._trained():
+                    parameter.copy_(weights[name])
+        with torch.no_grad():
+            for number, master in enumerate(masters):
+                state = {n.removeprefix(f"{number}."): t for n, t in shard.items() if n.startswith(f"{number}.")}
+                master.copy_(state.pop("master"))
+                # AdamW's step counter stays on the CPU unless the fused kernel reads it on the GPU.
+                self._optimizer.state[master] = {n: t.to(self.device) for n, t in state.items()}
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
+
+    def _masters(self) -> list[Tensor]:
+        """The tensors that AdamW updates on this rank: fp32, flat and sharded from stage 1 on."""
+        if self._stage == 0:
+            return [p for _, p in self._trained()]
+        zero = self._engine.optimizer
+        return list(zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat)
+
+
+def _deepspeed() -> Any:
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its own CPU all-reduce is compiled on first use; gloo's needs no compiler on the user's machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    return deepspeed
+
+
+def _shard_name() -> str:
+    return f"rank-{dist.get_rank()}-of-{dist.get_world_size()}.safetensors"

@@ -1,0 +1,92 @@
+"""The learner as the training loop sees it: all ranks behind one object."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from affect_rl.config import Config
+from affect_rl.trajectory import Trajectory
+from affect_rl.weights import WeightsHandle, default_weights_dir
+from learners.learner import LearnerWorker
+
+
+class LearnerGroup:
+    """`learner.workers` ranks, one Ray actor each.
+
+    Every method runs on all ranks at once and ends within `learner.deadline_s`. A rank that fails ends
+    the call at once (the others would wait for it in a collective); the group is then of no more use.
+
+    Raises (every method):
+        TimeoutError: a rank did not answer in time; the message names stage, ranks and version.
+        RuntimeError: a rank died; likewise.
+        AffectError: the input is at fault.
+    """
+
+    def __init__(self, config: Config, policy_dir: Path, *, seed: int) -> None:
+        """Start the ranks and load the policy directory, which is also the frozen reference."""
+        settings = config.learner
+        self._deadline_s, self._version = settings.deadline_s, 0
+        self._weights_dir = default_weights_dir()
+        actor = ray.remote(LearnerWorker).options(num_cpus=1, num_gpus=settings.gpus_per_worker)
+        self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
+        places = self._all("place")
+        address, port = places[0]
+        if all(place[0] == address for place in places):
+            address = "127.0.0.1"
+        self._all("start", address, port)
+
+    def update(self, trajectories: Sequence[Trajectory] | ray.ObjectRef, version: int) -> dict[str, float]:
+        """One MAPPO step on episodes; `version` is that of the weights being updated. Returns metrics."""
+        self._version = version
+        episodes = trajectories if isinstance(trajectories, ray.ObjectRef) else ray.put(trajectories)
+        return self._all("update", episodes)[0]
+
+    def publish(self, version: int) -> WeightsHandle:
+        """Write the current weights as version `version` for the engines to read."""
+        self._version = version
+        return self._all("publish", version, self._weights_dir)[0]
+
+    def save_policy(self, directory: Path) -> None:
+        """Write a policy directory, adapters merged."""
+        self._all("save_policy", directory.resolve())
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write a checkpoint, whole or not at all; `directory` must not exist yet."""
+        self._all("save_checkpoint", directory.resolve())
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Go on exactly where a checkpoint was written, with the same policy directory, seed and ranks."""
+        self._all("load_checkpoint", directory.resolve())
+
+    def close(self) -> None:
+        """End the ranks and remove published weights."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+        shutil.rmtree(self._weights_dir, ignore_errors=True)
+
+    def _all(self, stage: str, *args: Any) -> list[Any]:
+        """Call a method on all ranks; results in the order of ranks."""
+        rank_of = {getattr(worker, stage).remote(*args): rank for rank, worker in enumerate(self._workers)}
+        results: list[Any] = [None] * len(rank_of)
+        pending, ends = list(rank_of), time.monotonic() + self._deadline_s
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, ends - time.monotonic()))
+            if not done:
+                raise TimeoutError(
+                    f"learner {stage}: rank(s) {[rank_of[ref] for ref in pending]} did not answer within "
+                    f"learner.deadline_s={self._deadline_s:g} at weight version {self._version}"
+                )
+            rank = rank_of[done[0]]
+            try:
+                results[rank] = ray.get(done[0])
+            except RayActorError as error:
+                raise RuntimeError(f"learner {stage}: rank {rank} died at weight version {self._version}: {error}") from error
+        return results

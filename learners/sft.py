@@ -1,0 +1,188 @@
+"""Supervised warm start on demonstrations, as a Ray Train job.
+
+`sft_steps` is the training itself; Ray Train only brings the workers together around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from affect_rl.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
+from affect_rl.config import Config, SftConfig
+from affect_rl.fusion import load_balance
+from affect_rl.policy import AffectPolicy, Lora
+from affect_rl.trajectory import ROLES, Turn
+from learners.engine import Engine, choose_device
+
+OnStep = Callable[[dict[str, float]], None]
+POLL_S = 0.2
+
+
+def learning_rate(settings: SftConfig, step: int) -> float:
+    """Linear warm-up to `lr` over `warmup` steps, then a cosine down to 0 at the end (steps from 0)."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def sft_steps(
+    engine: Engine, sequences: Sequence[TokenSequence], settings: SftConfig, *, balance_weight: float, seed: int
+) -> Iterator[dict[str, float]]:
+    """Train on demonstrations, one optimiser step an iteration; run on all ranks at once.
+
+    The loss is the cross entropy of the answers' tokens, averaged over the step's tokens on all ranks,
+    plus the load-balance loss of MB-MoE averaged over its percepts.
+
+    Args:
+        engine: the policy.
+        sequences: demonstrations; those of one group (a sample) stay together.
+        settings: steps, batch, learning rate.
+        balance_weight: weight of the load-balance loss.
+        seed: of the order of samples.
+
+    Yields:
+        ``loss``, ``balance``, ``lr``, ``grad_norm`` and, per agent, ``<role>/loss`` and ``<role>/accuracy``
+        (share of answer tokens that the policy would have chosen greedily, given those before).
+    """
+    flat, lengths = flatten(sequences), list(map(len, sequences))
+    policy, rank, world = engine.policy, dist.get_rank(), dist.get_world_size()
+    batches = group_batches([s.group for s in sequences], settings.batch_samples, seed)
+    for step, chosen in enumerate(itertools.islice(batches, settings.steps)):
+        tokens = sum(len(sequences[i].response) for i in chosen)
+        percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
+        sums = torch.zeros(len(ROLES) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
+        for rows in schedule(lengths, chosen, world, settings.tokens_per_microbatch)[rank]:
+            batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
+            output = engine(batch.tokens)
+            balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
+            engine.backward(batch.weight * (balance_weight * balance - output.logprobs.sum() / tokens))
+            seen = torch.stack([torch.ones_like(output.logprobs), -output.logprobs, output.greedy.float()], dim=-1)
+            sums.index_add_(0, flat.roles.to(engine.device)[batch.index], batch.weight * seen.detach())
+            sums[-1, 1] += batch.weight * balance.detach()
+        lr = learning_rate(settings, step)
+        norm = engine.step(lr)
+        dist.all_reduce(sums)
+        yield {**_metrics(sums), "step": float(step + 1), "lr": lr, "grad_norm": norm}
+
+
+def _metrics(sums: torch.Tensor) -> dict[str, float]:
+    *rows, (_, balance, _) = sums.tolist()
+    metrics = {"loss": sum(row[1] for row in rows) / sum(row[0] for row in rows), "balance": balance}
+    for role, (tokens, loss, greedy) in zip(ROLES, rows, strict=True):
+        if tokens:
+            metrics |= {f"{role}/loss": loss / tokens, f"{role}/accuracy": greedy / tokens}
+    return metrics
+
+
+def run_sft(
+    config: Config,
+    demonstrations: Sequence[Sequence[Turn]] | ray.ObjectRef,
+    policy_in: Path,
+    policy_out: Path,
+    on_step: OnStep | None = None,
+) -> dict[str, float]:
+    """Train the policy directory `policy_in` on demonstrations and write `policy_out`.
+
+    Args:
+        config: sections `sft` and `model`, and the seed.
+        demonstrations: the turns of each demonstrated episode, or a Ray object that holds them.
+        policy_in: policy directory; all workers must be able to read it.
+        policy_out: policy directory to write; must not exist yet.
+        on_step: called in this process with the metrics of each step, as they arrive.
+
+    Returns:
+        Metrics of the last step, see `sft_steps`.
+
+    Raises:
+        TimeoutError: the job took longer than `sft.deadline_s`.
+        ray.train.TrainingFailedError: a worker failed.
+    """
+    settings = config.sft
+    episodes = demonstrations if isinstance(demonstrations, ray.ObjectRef) else ray.put(demonstrations)
+    steps = Queue(actor_options={"num_cpus": 0})
+    with tempfile.TemporaryDirectory(prefix="affect-rl-sft-") as storage:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": config, "episodes": [episodes], "policy_in": policy_in.resolve(),
+                "policy_out": policy_out.resolve(), "steps": steps,
+            },
+            torch_config=TorchConfig("nccl" if settings.gpus_per_worker else "gloo", timeout_s=int(settings.deadline_s)),
+            scaling_config=train.ScalingConfig(
+                num_workers=settings.workers,
+                use_gpu=settings.gpus_per_worker > 0,
+                resources_per_worker={"CPU": 1} | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+            ),
+            run_config=train.RunConfig(name="sft", storage_path=storage),
+        )  # fmt: skip
+        try:
+            return _follow(trainer, steps, on_step or (lambda _: None), settings.deadline_s)
+        finally:
+            steps.shutdown(force=True)
+
+
+def _follow(trainer: TorchTrainer, steps: Queue, on_step: OnStep, deadline_s: float) -> dict[str, float]:
+    """Run the job on a thread of its own and hand its steps to `on_step` as they come."""
+    job: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            job.set_result(trainer.fit())
+        except BaseException as error:  # reported by the thread that waits
+            job.set_exception(error)
+
+    threading.Thread(target=fit, name="sft", daemon=True).start()
+    ends, metrics = time.monotonic() + deadline_s, {}
+    while True:
+        finished = job.done()  # asked before the queue is emptied, so that no step is missed
+        with contextlib.suppress(Empty):
+            while True:
+                metrics = steps.get(timeout=POLL_S)
+                on_step(metrics)
+        if finished:
+            job.result()
+            return metrics
+        if time.monotonic() > ends:
+            raise TimeoutError(f"sft: the Ray Train job did not end within sft.deadline_s={deadline_s:g}; last step: {metrics}")
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    config: Config = given["config"]
+    settings = config.sft
+    device = choose_device(settings.gpus_per_worker > 0, settings.threads, settings.workers)
+    torch.manual_seed(config.seed)
+    policy = AffectPolicy.load(given["policy_in"], dtype=getattr(torch, config.model.dtype))
+    if (lora := config.model.lora).rank:
+        policy.add_adapters(Lora(lora.rank, lora.alpha, lora.targets))
+    engine = Engine(
+        policy, device, zero_stage=settings.zero_stage, weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm, autocast=settings.autocast,
+    )  # fmt: skip
+    sequences = turns_to_sequences(ray.get(given["episodes"][0], timeout=settings.deadline_s))
+    first = dist.get_rank() == 0
+    for metrics in sft_steps(
+        engine, sequences, settings, balance_weight=config.model.fusion.load_balance, seed=config.seed
+    ):
+        if first:
+            given["steps"].put(metrics)
+    with engine.gathered():
+        if first:
+            policy.save(given["policy_out"])

@@ -1,0 +1,89 @@
+"""What a rollout worker holds of the retrieval service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from affect_rl.evidence import Cognitive, Exclusion, Group, Support
+from retrieval_service.errors import RetrievalError
+
+T = TypeVar("T")
+
+
+def front_name(service: str) -> str:
+    """Name of the front actor."""
+    return f"{service}-front"
+
+
+def shard_name(service: str, shard: int) -> str:
+    """Name of one of the shard actors."""
+    return f"{service}-shard-{shard}"
+
+
+def find_shards(service: str, shards: int) -> tuple[ActorHandle, ...]:
+    """The shard actors of a running service, in order."""
+    return tuple(ray.get_actor(shard_name(service, shard)) for shard in range(shards))
+
+
+class RetrievalClient:
+    """Implements `affect_rl.evidence.Retrieve` by asking the service's front actor.
+
+    It may be passed to any actor or task of the same Ray job; the service lives as long as the client
+    that `launch_retrieval` returned. Answers are independent of what others ask at the same time.
+
+    Args:
+        name: of the service.
+        front: the `RetrievalFront` actor.
+        shards: the `IndexShard` actors behind it, in order.
+        deadline_s: longest wait for an answer, restarts of actors included.
+    """
+
+    def __init__(self, name: str, front: ActorHandle, shards: Sequence[ActorHandle], deadline_s: float) -> None:
+        self.name, self.front, self.shards, self._deadline_s = name, front, tuple(shards), deadline_s
+
+    @classmethod
+    def connect(cls, name: str, shards: int, deadline_s: float) -> Self:
+        """The client of a running service."""
+        return cls(name, ray.get_actor(front_name(name)), find_shards(name, shards), deadline_s)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name: actor handles among the arguments of an actor make Ray doubt that it can restart it.
+        return self.connect, (self.name, len(self.shards), self._deadline_s)
+
+    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
+        """Search the text index with one query a group.
+
+        Raises:
+            RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
+        """
+        return await self._answer("cognitive path", self.front.cognitive.remote(dict(queries), exclusion))
+
+    async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
+        """Search the feature index with a sample's own features ``[T, d]``.
+
+        Raises:
+            RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
+            AffectError: the features are not as wide as the library's.
+        """
+        return await self._answer("perceptual path", self.front.perceptual.remote(audio, video, exclusion))
+
+    def close(self) -> None:
+        """Stop the service's actors."""
+        for actor in (self.front, *self.shards):
+            ray.kill(actor, no_restart=True)
+
+    async def _answer(self, stage: str, answer: ray.ObjectRef[T]) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(answer.future()), self._deadline_s)
+        except (TimeoutError, RayActorError) as error:
+            raise RetrievalError(
+                f"retrieval, {stage}: the actor RetrievalFront gave no answer within {self._deadline_s:g} s "
+                f"({type(error).__name__}); see Ray's logs, or raise retrieval.deadline_s"
+            ) from error

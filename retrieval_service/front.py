@@ -1,0 +1,138 @@
+"""The Ray actor that episodes talk to: it batches their queries, asks all shards and merges.
+
+A Ray round trip costs about as much as searching a small shard. With encoder, scatter and merge in
+one actor an episode pays for one, and the round trips to the shards are shared by a whole batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from affect_rl.config import RetrievalConfig
+from affect_rl.evidence import Cognitive, Exclusion, Group, Support
+from retrieval_service.batching import MicroBatcher
+from retrieval_service.client import find_shards
+from retrieval_service.errors import RetrievalError
+from retrieval_service.index import IndexDirectory, IndexName
+from retrieval_service.merge import Hits, merge_hits
+from retrieval_service.retriever import Found, Retriever
+
+_SEARCHES_IN_FLIGHT = 4
+_RETRY_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class RetrievalFront:
+    """Serves `affect_rl.evidence.Retrieve` to all episodes of a job.
+
+    Args:
+        index_dir: an index directory that the driver has checked.
+        config: encoder, batches, deadlines.
+        service: name of the service, by which the shard actors are found.
+    """
+
+    def __init__(self, index_dir: str, config: RetrievalConfig, service: str) -> None:
+        from retrieval_service.encoder import TextEncoder  # torch is wanted in the actor, not in the driver
+
+        self._encoder = TextEncoder(config)
+        self._shards = ShardPool(find_shards(service, config.shards), config)
+        self._encode_batch: MicroBatcher[str, np.ndarray] = MicroBatcher(
+            self._encode_many, max_batch=config.max_batch, window_s=config.batch_window_ms / 1000, concurrency=1
+        )
+        self._search_batch: MicroBatcher[_Query, Found] = MicroBatcher(
+            self._search_many, max_batch=config.max_batch, window_s=0, concurrency=_SEARCHES_IN_FLIGHT
+        )
+        directory = IndexDirectory.reopen(index_dir)
+        self._retriever = Retriever(directory, config, self._encode, self._search)
+
+    async def ready(self) -> None:
+        """Returns once the front can answer."""
+
+    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
+        """See `affect_rl.evidence.Retrieve`."""
+        return await self._retriever.cognitive(queries, exclusion)
+
+    async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
+        """See `affect_rl.evidence.Retrieve`."""
+        return await self._retriever.perceptual(audio, video, exclusion)
+
+    async def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack(await asyncio.gather(*map(self._encode_batch, texts)))
+
+    async def _encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
+
+    async def _search(self, index: IndexName, query: np.ndarray, k: int) -> Found:
+        return await self._search_batch(_Query(index, query, k))
+
+    async def _search_many(self, queries: list[_Query]) -> list[Found]:
+        """One call per shard and index. Each asks for the largest k: a shorter list is the front of a longer."""
+        members: dict[IndexName, list[int]] = defaultdict(list)
+        for i, query in enumerate(queries):
+            members[query.index_name].append(i)
+        found: dict[int, Found] = {}
+        for index, places in members.items():
+            vectors = np.stack([queries[i].vector for i in places])
+            hits, degraded = await self._shards.search(index, vectors, max(queries[i].k for i in places))
+            found.update({i: Found.of(hits, place, queries[i].k, degraded) for place, i in enumerate(places)})
+        return [found[i] for i in range(len(queries))]
+
+
+class _Query(NamedTuple):
+    index_name: IndexName
+    vector: np.ndarray
+    k: int
+
+
+class ShardPool:
+    """Scatters searches over shards and gathers what comes back in time."""
+
+    def __init__(self, shards: Sequence[ActorHandle], config: RetrievalConfig) -> None:
+        self._shards = shards
+        self._timeout_s, self._deadline_s = config.shard_timeout_s, config.deadline_s
+        self._late: dict[int, asyncio.Future[Hits]] = {}
+
+    async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
+        """The merged answer to `queries` ``[Q, d]``, and whether a shard is missing from it.
+
+        Raises:
+            RetrievalError: no shard answered within the deadline.
+        """
+        give_up = time.monotonic() + self._deadline_s
+        while True:
+            answers = await asyncio.gather(*(self._ask(i, index, queries, k) for i in range(len(self._shards))))
+            hits = [answer for answer in answers if answer is not None]
+            if hits:
+                return merge_hits(hits, k), len(hits) < len(self._shards)
+            if time.monotonic() > give_up:
+                raise RetrievalError(
+                    f"retrieval, search of index {index!r}: none of the {len(self._shards)} shards answered within "
+                    f"retrieval.deadline_s={self._deadline_s:g}; see why the actors IndexShard die in Ray's logs"
+                )
+            await asyncio.sleep(_RETRY_S)
+
+    async def _ask(self, i: int, index: IndexName, queries: np.ndarray, k: int) -> Hits | None:
+        """One shard's answer, or None. A shard that is late is not asked again until it has caught up."""
+        late = self._late.get(i)
+        if late is not None and not late.done():
+            return None
+        call = asyncio.wrap_future(self._shards[i].search.remote(index, queries, k).future())
+        try:
+            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
+        except TimeoutError:
+            logger.warning("retrieval shard %d has not answered in %g s; going on without it", i, self._timeout_s)
+            call.add_done_callback(lambda done: done.exception())
+            self._late[i] = call
+        except RayActorError as error:
+            logger.warning("retrieval shard %d is down (%s); going on without it", i, type(error).__name__)
+        return None

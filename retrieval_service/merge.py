@@ -1,0 +1,69 @@
+"""Pure functions that turn ranked lists into one answer: over shards, then over query groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+G = TypeVar("G", bound=str)
+
+
+class Hits(NamedTuple):
+    """The best rows for each of Q queries, by falling score, then by rising row.
+
+    Attributes:
+        scores: cosine similarities ``[Q, k]`` float32; -inf where there is no further row.
+        rows: library rows ``[Q, k]`` int64; -1 where there is no further row.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+class Candidate(NamedTuple):
+    """A library row that a query found.
+
+    Attributes:
+        score: cosine similarity to the query.
+        row: the library row.
+        key: what may be chosen only once, for example the row's text.
+    """
+
+    score: float
+    row: int
+    key: int
+
+
+def by_score(scores: np.ndarray, rows: np.ndarray) -> Hits:
+    """Each query's rows ``[Q, n]`` in order of falling score; among equal scores the lowest row is first."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return Hits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
+
+
+def merge_hits(shards: Sequence[Hits], k: int) -> Hits:
+    """The best `k` of several shards' answers to the same queries; no row is in two shards."""
+    merged = by_score(
+        np.concatenate([hits.scores for hits in shards], axis=1), np.concatenate([hits.rows for hits in shards], axis=1)
+    )
+    return Hits(merged.scores[:, :k], merged.rows[:, :k])
+
+
+def allocate(ranked: Mapping[G, Sequence[Candidate]], k: int) -> dict[G, list[Candidate]]:
+    """Fill each group with up to `k` candidates, so that no key is in two groups or twice in one.
+
+    What two groups want goes to the one it scores highest for (first group, if equal), unless that one is
+    already full of better ones; in the other group the next candidates move up. Because both sides
+    prefer the higher score, taking all pairs in order of score gives the only stable allocation. It
+    depends only on the part of each list that ends where its group is full, so lists may be cut there.
+    """
+    order = {group: place for place, group in enumerate(ranked)}
+    pairs = sorted((-c.score, order[group], c.row, group, c) for group, found in ranked.items() for c in found)
+    chosen: dict[G, list[Candidate]] = {group: [] for group in ranked}
+    taken: set[int] = set()
+    for *_, group, candidate in pairs:
+        if len(chosen[group]) < k and candidate.key not in taken:
+            chosen[group].append(candidate)
+            taken.add(candidate.key)
+    return chosen

@@ -1,0 +1,65 @@
+"""Exact ranking on top of a FAISS index: the same rows, order and scores however the rows are sharded.
+
+FAISS may round a score differently in another batch or another shard, and among equal scores it
+returns any. So it only proposes: the proposed rows are scored again in double precision, which no
+batch changes, and ranked by score, then by row. Where a row that FAISS left out might still tie with
+the last one returned, it is asked for more.
+
+This is exact for indexes that hold vectors as they are (``Flat``, ``IVF...,Flat``: shards share the
+trained centroids). A quantised or graph index ranks well, but another sharding may propose other rows.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+from retrieval_service.merge import Hits, by_score
+
+_SPARE = 8
+_WIDEN = 4
+
+
+class VectorIndex:
+    """Unit vectors of some library rows, searchable by inner product.
+
+    Args:
+        trained: an empty FAISS index, trained if its kind needs that.
+        vectors: ``[N, d]`` float32, may be memory-mapped.
+        rows: the library row of each vector ``[N]`` int64, rising.
+        parameters: FAISS search parameters, for example ``nprobe=16``.
+    """
+
+    def __init__(self, trained: faiss.Index, vectors: np.ndarray, rows: np.ndarray, parameters: str = "") -> None:
+        self._index = trained
+        self._vectors, self._rows = vectors, rows
+        if len(vectors):
+            self._index.add(np.ascontiguousarray(vectors))
+        if parameters:
+            faiss.ParameterSpace().set_index_parameters(self._index, parameters)  # type: ignore[arg-type]
+        lossless = isinstance(faiss.downcast_index(trained), (faiss.IndexFlat, faiss.IndexIVFFlat))
+        # gamma_d bounds the rounding of a d-term inner product of unit vectors.
+        self._slack = vectors.shape[1] * np.finfo(np.float32).eps if lossless else -np.inf
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        """The best `k` rows (fewer columns if the index has fewer) for `queries` ``[Q, d]`` float32."""
+        k = min(k, len(self._rows))
+        hits = Hits(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
+        if k == 0:
+            return hits
+        unsettled, ask = np.arange(len(queries)), k + _SPARE
+        while len(unsettled):
+            ask = min(ask, len(self._rows))
+            proposed, local = self._index.search(queries[unsettled], ask)
+            scores, rows = self._ranked(queries[unsettled], local)
+            hits.scores[unsettled], hits.rows[unsettled] = scores[:, :k], rows[:, :k]
+            # Rows left out score at most the last proposal; a slot FAISS could not fill is -1: nothing is left out.
+            settled = (ask == len(self._rows)) | (local[:, -1] < 0) | (scores[:, k - 1] > proposed[:, -1] + self._slack)
+            unsettled, ask = unsettled[~settled], ask * _WIDEN
+        return hits
+
+    def _ranked(self, queries: np.ndarray, local: np.ndarray) -> Hits:
+        vectors = self._vectors[local].astype(np.float64)
+        scores = np.einsum("qkd,qd->qk", vectors, queries.astype(np.float64)).astype(np.float32)
+        missing = local < 0
+        return by_score(np.where(missing, np.float32(-np.inf), scores), np.where(missing, -1, self._rows[local]))

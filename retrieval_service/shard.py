@@ -1,0 +1,32 @@
+"""A Ray actor that holds one block of the library's rows."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+from affect_rl.config import RetrievalConfig
+from retrieval_service.index import IndexDirectory, IndexName
+from retrieval_service.merge import Hits
+
+
+class IndexShard:
+    """One shard of every index. All it needs is in its arguments, so Ray can restart it.
+
+    Args:
+        index_dir: an index directory that the driver has checked.
+        config: search parameters, threads, number of shards.
+        shard: which of `config.shards` this is.
+    """
+
+    def __init__(self, index_dir: str, config: RetrievalConfig, shard: int) -> None:
+        faiss.omp_set_num_threads(config.threads)
+        directory = IndexDirectory.reopen(index_dir)
+        self._indexes = {name: directory.vector_index(name, config, shard, config.shards) for name in directory.names}
+
+    def ready(self) -> None:
+        """Returns once the shard can answer."""
+
+    def search(self, index: IndexName, queries: np.ndarray, k: int) -> Hits:
+        """This shard's best `k` rows for each of `queries` ``[Q, d]``."""
+        return self._indexes[index].search(queries, k)

@@ -1,0 +1,96 @@
+"""Wrong configurations, each with the message it must get; and what a right one keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from affect_rl.config import Config, dump_config, load_config
+from affect_rl.errors import AffectError
+
+WRONG = [
+    ("train.stepz=3", "unknown key `train.stepz`; did you mean `steps`?"),
+    ("trian.steps=3", "unknown key `trian`; did you mean `train`?"),
+    ("learner.xyzzy=1", "unknown key `learner.xyzzy`; known keys: workers"),
+    ("train.steps=soon", "train.steps: Input should be a valid integer"),
+    ("train.steps=0", "train.steps: Input should be greater than 0"),
+    ("train.max_staleness=-1", "train.max_staleness: Input should be greater than or equal to 0"),
+    ("learner.gamma=1.5", "learner.gamma: Input should be less than or equal to 1"),
+    ("learner.zero_stage=4", "learner.zero_stage: Input should be 0, 1, 2 or 3"),
+    ("learner.critic=shraed", "learner.critic: Input should be 'shared' or 'separate'"),
+    ("model.dtype=float16", "model.dtype: Input should be 'float32' or 'bfloat16'"),
+    ("model.fusion.top_k=9", "top_k=9 exceeds experts=4; lower top_k or raise experts"),
+    ("model.fusion.heads=3", "heads=3 does not divide dim=64; choose heads from the divisors of dim"),
+    ("model.tiny.heads=3", "heads=3 does not divide dim=128"),
+    ("episode.keep=5", "episode.keep=5 exceeds retrieval.k=3; lower keep or raise k"),
+    ("learner.minibatches=65", "learner.minibatches=65 exceeds train.samples_per_step=64"),
+    ("learner.minibatches=5", "train.samples_per_step=64 is not a multiple of learner.minibatches=5"),
+    ("learner.workers=40", "a minibatch of 32 samples cannot feed learner.workers=40"),
+    ("learner.tokens_per_microbatch=100", "learner.tokens_per_microbatch=100 is below model.context=512"),
+    ("rollout.transfer=nccl", "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0"),
+    ("rollout.transfer=carrier-pigeon", "rollout.transfer: Input should be 'shared_memory' or 'nccl'"),
+    ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
+    ("sft.careful=2", "sft.careful: Input should be less than or equal to 1"),
+    ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),
+    ("evaluate.split=train", "evaluate.split: Input should be 'dev' or 'test'"),
+    ("rewards.kind=hit", "rewards.kind: Input should be 'auto', 'exact' or 'wheel'"),
+    ("train", "override `train` is not key=value"),
+    ("train.steps=[1", "override `train.steps=[1`: value is not YAML"),
+    ("name.first=x", None),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG, ids=[o for o, _ in WRONG])
+def test_wrong_settings_are_named_with_the_fix(override: str, message: str | None) -> None:
+    with pytest.raises(AffectError) as error:
+        load_config(None, [override])
+    assert message is None or message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: [1, 2", "is not YAML"),
+        ("- train", "holds a list; expected sections such as `train:`"),
+        ("train: 3", "train: Input should be a valid dictionary or instance of TrainConfig"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(content)
+    with pytest.raises(AffectError) as error:
+        load_config(file)
+    assert str(file) in str(error.value) and message in str(error.value)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match=r"absent\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    config = load_config(None, ["train.steps=7", "model.lora.targets=[q_proj, v_proj]"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_an_override_may_meet_a_section_the_file_lacks(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\n")
+    assert load_config(tmp_path / "a.yaml", ["learner.lr=1e-3"]).learner.lr == 1e-3
+
+
+def test_every_setting_is_documented() -> None:
+    def walk(section: type) -> None:
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            assert field.description, f"{section.__name__}.{name} has no docstring"
+            if hasattr(field.annotation, "model_fields"):
+                walk(field.annotation)
+
+    walk(Config)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_sound(file: Path) -> None:
+    config = load_config(file)
+    assert "optimiser steps" in config.batch_arithmetic()

@@ -1,0 +1,25 @@
+"""A local Ray for the tests of this folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray for all system tests. Its CPUs are logical, so that many small actors fit on two cores."""
+    # Ray's sockets lie below this folder, and a socket's path may have no more than 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local",
+            num_cpus=16,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()

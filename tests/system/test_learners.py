@@ -1,0 +1,166 @@
+"""The learner group on Ray and DeepSpeed: invariance to the split, self-test at lr 0, checkpoints, SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from affect_rl.config import Config, load_config
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy
+from affect_rl.trajectory import Trajectory
+from benchmarks.workload import random_episodes, tiny_policy
+from learners.group import LearnerGroup
+from learners.sft import run_sft
+
+BASE = ("train.samples_per_step=6", "learner.threads=1", "learner.tokens_per_microbatch=512", "learner.deadline_s=120")
+Start = Callable[..., LearnerGroup]
+
+
+def configure(*overrides: str) -> Config:
+    return load_config(None, [*BASE, *overrides])
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy().save(tmp_path_factory.mktemp("learners") / "policy")
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Trajectory]:
+    return random_episodes(tiny_policy(), 6)
+
+
+@pytest.fixture
+def start(cluster: None, policy_dir: Path) -> Iterator[Start]:
+    """Start learner groups, and close them when the test ends."""
+    groups: list[LearnerGroup] = []
+
+    def start_group(*overrides: str) -> LearnerGroup:
+        groups.append(LearnerGroup(configure(*overrides), policy_dir, seed=7))
+        return groups[-1]
+
+    yield start_group
+    for group in groups:
+        group.close()
+
+
+def run(group: LearnerGroup, episodes: list[Trajectory], updates: int = 1) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics of the last update (times left out) and the weights after it."""
+    metrics = [group.update(episodes, version) for version in range(updates)][-1]
+    weights = load_file(group.publish(updates).path)
+    return {name: x for name, x in metrics.items() if not name.endswith("_s")}, weights
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_ranks_stages_and_budgets_do_not_change_the_update(start: Start, episodes: list[Trajectory], critic: str) -> None:
+    layouts = {
+        "shared": [(1, 0, 512), (1, 1, 1024), (2, 2, 512), (3, 3, 512)],
+        "separate": [(1, 1, 512), (2, 3, 1024)],
+    }[critic]
+    results = []
+    for workers, stage, budget in layouts:
+        group = start(
+            f"learner.critic={critic}", f"learner.workers={workers}", f"learner.zero_stage={stage}",
+            f"learner.tokens_per_microbatch={budget}", "learner.entropy_weight=0.01", "learner.lr=1e-3",
+        )  # fmt: skip
+        results.append(run(group, episodes))
+        group.close()
+    metrics, weights = results[0]
+    for other_metrics, other_weights in results[1:]:
+        assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(other_weights[name], tensor, atol=5e-5, rtol=0)
+
+
+def test_lr_zero_is_a_self_test(start: Start, episodes: list[Trajectory], policy_dir: Path) -> None:
+    metrics, weights = run(start("learner.lr=0"), episodes, updates=2)
+    assert metrics["ratio/first"] == pytest.approx(1, abs=1e-4)
+    assert metrics["logprob_gap/max"] < 1e-4
+    for role in ("planner", "filter", "generator"):
+        assert metrics[f"kl/{role}"] == pytest.approx(0, abs=1e-6)
+        assert metrics[f"{role}/kl"] == pytest.approx(0, abs=1e-6)
+        assert metrics[f"{role}/clip_fraction"] == 0
+        assert metrics[f"{role}/ratio_max"] == pytest.approx(1, abs=1e-4)
+    original = load_file(policy_dir / "model.safetensors")
+    assert all(torch.equal(tensor, original[name]) for name, tensor in weights.items())
+
+
+def test_rewarded_tokens_become_likelier(start: Start) -> None:
+    policy = tiny_policy()
+    episodes = random_episodes(policy, 6, seed=2)
+    for episode in episodes[:3]:
+        for turn in episode.turns:
+            object.__setattr__(turn, "reward", 5.0)
+    group = start("learner.lr=3e-3", "learner.kl_weight=0", "learner.lam=1", "learner.clip=1", "learner.epochs=4")
+    group.update(episodes, 0)
+    metrics = group.update(episodes, 1)
+    assert metrics["logprob_gap/max"] > 0.01
+    assert metrics["loss/policy"] < -0.1
+
+
+@pytest.mark.parametrize("options", [("learner.workers=2",), ("learner.critic=separate", "model.lora.rank=2", "learner.zero_stage=3")])
+def test_checkpoints_continue_exactly(
+    start: Start, episodes: list[Trajectory], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    group = start("learner.warmup=8", *options)
+    group.update(episodes, 0)
+    group.save_checkpoint(tmp_path / "learner")
+    assert [p.name for p in tmp_path.iterdir()] == ["learner"]
+    expected = run(group, episodes)
+    group.close()
+    resumed = start("learner.warmup=8", *options)
+    resumed.load_checkpoint(tmp_path / "learner")
+    metrics, weights = run(resumed, episodes)
+    assert metrics == expected[0]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected[1].items())
+
+
+def test_wrong_checkpoints_and_late_answers_are_errors(
+    start: Start, episodes: list[Trajectory], policy_dir: Path, tmp_path: Path
+) -> None:
+    group = start()
+    with pytest.raises(AffectError, match="no state.json, so this is not a learner checkpoint"):
+        group.load_checkpoint(policy_dir)
+    group.save_checkpoint(tmp_path / "learner")
+    other = start("learner.critic=separate", "learner.deadline_s=60")
+    with pytest.raises(AffectError, match="written with critic=shared, but this learner has critic=separate"):
+        other.load_checkpoint(tmp_path / "learner")
+    other._deadline_s = 0.0
+    with pytest.raises(TimeoutError, match=r"learner update: rank\(s\) \[0\] did not answer .* at weight version 5"):
+        other.update(episodes, 5)
+    ray.kill(group._workers[0])
+    with pytest.raises(RuntimeError, match="learner update: rank 0 died at weight version 3"):
+        group.update(episodes, 3)
+
+
+def test_saved_policies_hold_the_published_weights(start: Start, episodes: list[Trajectory], tmp_path: Path) -> None:
+    group = start("learner.workers=2", "learner.zero_stage=3", "model.lora.rank=2", "learner.lr=1e-3")
+    _, published = run(group, episodes)
+    group.save_policy(tmp_path / "policy")
+    saved = dict(AffectPolicy.load(tmp_path / "policy").export())
+    assert all(torch.equal(saved[name], tensor) for name, tensor in published.items())
+
+
+def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:
+    metrics, _ = run(start("model.dtype=bfloat16", "learner.workers=2", "learner.lr=1e-3"), episodes, updates=2)
+    assert 0 < metrics["learner/grad_norm"] < 100
+    assert metrics["logprob_gap/max"] > 0
+
+
+def test_sft_runs_as_a_ray_train_job(cluster: None, policy_dir: Path, tmp_path: Path) -> None:
+    demonstrations = [e.turns for e in random_episodes(tiny_policy(), 8)]
+    config = configure("sft.steps=15", "sft.batch_samples=4", "sft.warmup=2", "sft.lr=0.01", "sft.workers=2", "sft.threads=1")
+    steps: list[dict[str, float]] = []
+    last = run_sft(config, demonstrations, policy_dir, tmp_path / "sft", steps.append)
+    assert [s["step"] for s in steps] == list(range(1, 16))
+    assert last == steps[-1]
+    assert last["loss"] < steps[0]["loss"] - 1
+    moved = AffectPolicy.load(tmp_path / "sft").state_dict()
+    before = AffectPolicy.load(policy_dir).state_dict()
+    assert any(not torch.equal(moved[name], before[name]) for name in before)

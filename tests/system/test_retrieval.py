@@ -1,0 +1,194 @@
+"""The retrieval service on Ray: sharded answers, lost shards, errors at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from affect_rl.config import RetrievalConfig
+from affect_rl.errors import AffectError
+from affect_rl.evidence import Cognitive, Exclusion, Support, render_evidence
+from affect_rl.sample import AffectSample
+from retrieval_service.client import RetrievalClient
+from retrieval_service.errors import RetrievalError
+from retrieval_service.front import ShardPool
+from retrieval_service.retriever import LocalRetriever
+from retrieval_service.service import launch_retrieval
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+QUERIES = {"supportive": "a soft voice", "confusing": "a soft voice in winter", "countering": "a loud red bird"}
+
+
+@pytest.fixture(scope="module")
+def client(evidence_index: Path, cluster: None) -> Iterator[RetrievalClient]:
+    client = launch_retrieval(evidence_index, RetrievalConfig(shards=2))
+    yield client
+    client.close()
+
+
+def queries_of(sample: AffectSample) -> dict[str, str]:
+    words = render_evidence(sample).split()
+    chance = random.Random(sample.id)
+    return {group: " ".join(chance.choices(words, k=3)) for group in QUERIES}
+
+
+async def answers(retriever: Any, samples: list[AffectSample]) -> list[Cognitive | Support]:
+    calls: list[Awaitable[Any]] = []
+    for sample in samples:
+        calls.append(retriever.cognitive(queries_of(sample), Exclusion.of(sample)))
+        calls.append(retriever.perceptual(sample.audio, sample.video, Exclusion.of(sample)))
+    return list(await asyncio.gather(*calls))
+
+
+def assert_same(one: list[Cognitive | Support], other: list[Cognitive | Support]) -> None:
+    for a, b in zip(one, other, strict=True):
+        if isinstance(a, Cognitive):
+            assert a == b
+        else:
+            assert (a.ids, a.labels, a.degraded) == (b.ids, b.labels, b.degraded)
+            for x, y in ((a.audio, b.audio), (a.video, b.video)):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_two_shards_equal_one_index_in_any_batch(
+    client: RetrievalClient, evidence_index: Path, evidence_library: list[AffectSample]
+) -> None:
+    async def ask() -> None:
+        samples = evidence_library[:60]
+        together = await answers(client, samples)
+        assert_same(together, await answers(LocalRetriever(evidence_index, RetrievalConfig()), samples))
+        assert_same(together[::-1], [x for s in samples[::-1] for x in (await answers(client, [s]))[::-1]])
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("shards", [1, 5])
+def test_the_number_of_shards_changes_nothing(
+    shards: int, evidence_index: Path, evidence_library: list[AffectSample]
+) -> None:
+    client = launch_retrieval(evidence_index, RetrievalConfig(shards=shards))
+    try:
+        local = LocalRetriever(evidence_index, RetrievalConfig())
+        samples = evidence_library[60:90]
+        assert_same(asyncio.run(answers(client, samples)), asyncio.run(answers(local, samples)))
+    finally:
+        client.close()
+
+
+def test_a_client_works_from_another_actor(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
+    @ray.remote(num_cpus=1)
+    class Worker:
+        def __init__(self, client: RetrievalClient) -> None:
+            self.client = client
+
+        async def ask(self, sample: AffectSample) -> Cognitive:
+            return await self.client.cognitive(QUERIES, Exclusion.of(sample))
+
+    sample = evidence_library[7]
+    there = ray.get(Worker.remote(client).ask.remote(sample), timeout=60)
+    assert there == asyncio.run(client.cognitive(QUERIES, Exclusion.of(sample)))
+
+
+def test_errors_of_a_request_reach_the_episode(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
+    with pytest.raises(AffectError, match=r"audio features of shape \(1, 9\) cannot be looked up"):
+        asyncio.run(client.perceptual(np.zeros((1, 9), np.float32), None, Exclusion.of(evidence_library[7])))
+
+
+def kill_process(actor: Any) -> None:
+    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=30), signal.SIGKILL)
+
+
+async def until(ready: Callable[[Cognitive], bool], client: RetrievalClient, exclusion: Exclusion) -> Cognitive:
+    """Ask until the answer is as it should be."""
+    give_up = time.monotonic() + 60
+    while not ready(answer := await client.cognitive(QUERIES, exclusion)):
+        assert time.monotonic() < give_up, answer
+        await asyncio.sleep(0.1)
+    return answer
+
+
+def test_a_killed_shard_degrades_answers_until_it_is_back(
+    client: RetrievalClient, evidence_library: list[AffectSample]
+) -> None:
+    async def survive() -> None:
+        exclusion = Exclusion.of(evidence_library[7])
+        whole = await client.cognitive(QUERIES, exclusion)
+        kill_process(client.shards[0])
+        degraded = await until(lambda answer: answer.degraded, client, exclusion)
+        rest = {sample.id for sample in evidence_library[len(evidence_library) // 2 :]}
+        assert {e.id for found in degraded.groups.values() for e in found} <= rest
+        assert all(len(found) == 3 for found in degraded.groups.values())
+        assert await until(lambda answer: not answer.degraded, client, exclusion) == whole
+
+    asyncio.run(survive())
+
+
+def test_a_killed_front_is_only_a_pause(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
+    exclusion = Exclusion.of(evidence_library[7])
+    whole = asyncio.run(client.cognitive(QUERIES, exclusion))
+    kill_process(client.front)
+    assert asyncio.run(client.cognitive(QUERIES, exclusion)) == whole
+
+
+def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_library: list[AffectSample]) -> None:
+    client = launch_retrieval(evidence_index, RetrievalConfig(shards=2, shard_timeout_s=1.0))
+    exclusion = Exclusion.of(evidence_library[7])
+    pid = ray.get(client.shards[1].__ray_call__.remote(lambda _: os.getpid()), timeout=30)
+
+    async def survive() -> None:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert (await client.cognitive(QUERIES, exclusion)).degraded
+            start = time.monotonic()
+            assert (await client.cognitive(QUERIES, exclusion)).degraded
+            assert time.monotonic() - start < 1.0  # it is not waited for again
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda answer: not answer.degraded, client, exclusion)
+
+    try:
+        asyncio.run(survive())
+    finally:
+        client.close()
+
+
+def test_actors_can_be_found_by_name_and_the_loss_of_all_shards_is_an_error(evidence_index: Path) -> None:
+    config = RetrievalConfig(shards=2)
+    client = launch_retrieval(evidence_index, config, name="doomed")
+    assert ray.get_actor("doomed-front") == client.front and ray.get_actor("doomed-shard-1") == client.shards[1]
+    client.close()
+
+    async def search() -> None:
+        pool = ShardPool(client.shards, config.model_copy(update={"deadline_s": 1.0}))
+        await pool.search("text", np.zeros((1, 384), np.float32), 3)
+
+    with pytest.raises(RetrievalError, match=r"index 'text': none of the 2 shards answered within retrieval\."):
+        asyncio.run(search())
+
+
+def test_a_front_that_does_not_answer_is_an_error(
+    client: RetrievalClient, evidence_library: list[AffectSample]
+) -> None:
+    hurried = RetrievalClient(client.name, client.front, client.shards, deadline_s=1e-4)
+    with pytest.raises(RetrievalError, match=r"cognitive path: the actor RetrievalFront gave no answer within"):
+        asyncio.run(hurried.cognitive(QUERIES, Exclusion.of(evidence_library[7])))
+
+
+def test_a_service_that_cannot_start_says_why(evidence_index: Path, tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match="so this is not an index directory"):
+        launch_retrieval(tmp_path, RetrievalConfig())
+    with pytest.raises(AffectError, match=r"retrieval\.search_parameters='nprobe=4': not parameters of the index"):
+        launch_retrieval(evidence_index, RetrievalConfig(search_parameters="nprobe=4"))
+    with pytest.raises(RetrievalError, match=r"did not start within.*they need 40 free CPUs"):
+        launch_retrieval(evidence_index, RetrievalConfig(shards=39, deadline_s=2))
