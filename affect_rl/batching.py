@@ -48,11 +48,10 @@ class TokenSequence:
 
     def __post_init__(self) -> None:
         if not self.prompt.token_ids or not self.response:
-            raise AffectError(f"a {self.role} turn of group {self.group} has an empty prompt or answer; nothing to learn from")
+            raise AffectError(f"a {self.role} turn of group {self.group} has an empty prompt or answer; leave it out")
         if self.logprobs and len(self.logprobs) != len(self.response):
-            raise AffectError(
-                f"a {self.role} turn of group {self.group} has {len(self.response)} tokens but {len(self.logprobs)} log-probs"
-            )
+            counts = f"{len(self.response)} tokens but {len(self.logprobs)} log-probs"
+            raise AffectError(f"a {self.role} turn of group {self.group} has {counts}; it needs one for each token")
 
     def __len__(self) -> int:
         """Tokens of prompt and answer together."""
@@ -80,16 +79,16 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         tokens: the padded sequences.
-        index: ``[R_b]`` place of each answer token on the step's flat axis.
+        places: ``[R_b]`` place of each answer token on the step's flat axis.
         weight: 1, or 0 for a pass that only keeps this rank in step with the others.
     """
 
     tokens: TokenBatch
-    index: Tensor
+    places: Tensor
     weight: float
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        return MicroBatch(self.tokens.to(device), self.index.to(device), self.weight)
+        return MicroBatch(self.tokens.to(device), self.places.to(device), self.weight)
 
 
 def turns_to_sequences(episodes: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
@@ -130,7 +129,7 @@ def minibatches(groups: Sequence[int], count: int, seed: Sequence[int]) -> list[
     """
     names = np.unique(np.asarray(groups))
     if len(names) < count:
-        raise AffectError(f"{len(names)} episodes cannot fill learner.minibatches={count}; lower it or play more episodes")
+        raise AffectError(f"{len(names)} episodes cannot fill learner.minibatches={count}; lower it or play more")
     part_of: dict[int, int] = {}
     for part, chosen in enumerate(np.array_split(np.random.default_rng(list(seed)).permutation(names), count)):
         part_of |= dict.fromkeys(chosen.tolist(), part)
@@ -171,7 +170,8 @@ def micro_batches(lengths: Sequence[int], chosen: Sequence[int], budget: int) ->
     """
     ordered = sorted(chosen, key=lambda i: (-lengths[i], i))
     if ordered and lengths[ordered[0]] > budget:
-        raise AffectError(f"a sequence of {lengths[ordered[0]]} tokens exceeds tokens_per_microbatch={budget}; raise it")
+        longest = lengths[ordered[0]]
+        raise AffectError(f"a sequence of {longest} tokens exceeds tokens_per_microbatch={budget}; raise it")
     batches: list[list[int]] = []
     for index in ordered:
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
@@ -218,5 +218,5 @@ def collate(
         response[row, len(sequence.prompt.token_ids) : len(sequence)] = True
     percepts = collate_percepts([p for s in chosen for p in s.prompt.percepts], shape.audio_dim, shape.video_dim)
     ends = flat.lengths.cumsum(0)
-    index = torch.cat([torch.arange(int(ends[row] - flat.lengths[row]), int(ends[row])) for row in rows])
-    return MicroBatch(TokenBatch(ids, response, percepts), index, weight)
+    places = torch.cat([torch.arange(int(ends[row] - flat.lengths[row]), int(ends[row])) for row in rows])
+    return MicroBatch(TokenBatch(ids, response, percepts), places, weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +63,9 @@ class PerceptBatch(NamedTuple):
     fused: Tensor
 
     def to(self, device: torch.device | str) -> PerceptBatch:
-        parts = [Sequences(s.values.to(device), s.mask.to(device)) for s in self[:4]]
-        return PerceptBatch(*parts, self.fused.to(device))
+        frames = (self.audio, self.video, self.audio_support, self.video_support)
+        audio, video, *supports = [Sequences(s.values.to(device), s.mask.to(device)) for s in frames]
+        return PerceptBatch(audio, video, supports[0], supports[1], self.fused.to(device))
 
 
 class FusionOutput(NamedTuple):
@@ -160,9 +161,9 @@ class MbMoe(nn.Module):
             nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in range(experts)
         )
         if residual:
-            for expert in self.experts:
-                nn.init.zeros_(expert[-1].weight)  # type: ignore[union-attr, arg-type]
-                nn.init.zeros_(expert[-1].bias)  # type: ignore[union-attr, arg-type]
+            for name, parameter in self.experts.named_parameters():
+                if name.split(".")[1] == "2":  # an expert's last layer
+                    nn.init.zeros_(parameter)
 
     def forward(self, audio: Tensor, video: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Audio ``[N, T_a, d]``, video ``[N, T_v, d]``, pooled ``[N, 2d]`` (video first).
@@ -184,6 +185,9 @@ class MbMoe(nn.Module):
 
 class ModalityEncoder(nn.Module):
     """One modality's projector, its fusion with support, and its pooling into soft tokens."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, feature_dim: int, shape: FusionShape) -> None:
         super().__init__()
@@ -277,7 +281,7 @@ def load_balance(router: Tensor, weights: Tensor) -> Tensor:
     return router.shape[1] * (load * router.mean(dim=0)).sum()
 
 
-def shape_from_dict(values: dict[str, int | bool]) -> FusionShape:
+def shape_from_dict(values: dict[str, Any]) -> FusionShape:
     """Read a shape from ``config.json``, ignoring nothing: unknown keys are an error."""
     known = {f.name for f in fields(FusionShape)}
     if unknown := set(values) - known:

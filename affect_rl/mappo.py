@@ -107,7 +107,13 @@ def normalise(advantages: Tensor, roles: Tensor) -> Tensor:
 
 
 def policy_terms(
-    logprobs: Tensor, entropies: Tensor, behaviour: Tensor, advantages: Tensor, roles: Tensor, tokens: Tensor, clip: float
+    logprobs: Tensor,
+    entropies: Tensor,
+    behaviour: Tensor,
+    advantages: Tensor,
+    roles: Tensor,
+    tokens: Tensor,
+    clip: float,
 ) -> PolicyTerms:
     """Clipped surrogate ``-sum_i 1/N_i sum_t min(rho A, clip(rho, 1-eps, 1+eps) A)`` and statistics.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -43,7 +43,8 @@ class AffectConfig(PretrainedConfig):
     """
 
     model_type = "affect"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    text_config: Any
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class TokenBatch(NamedTuple):
     percepts: PerceptBatch
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(*(part.to(device) for part in self))
+        return TokenBatch(self.input_ids.to(device), self.response_mask.to(device), self.percepts.to(device))
 
 
 class PolicyOutput(NamedTuple):
@@ -147,9 +148,17 @@ class AffectPolicy(nn.Module):
 
         The tokenizer must know `PERCEPT_TOKEN` (see `affect_rl.tokens`).
         """
-        text_config = language_model.config
+        text_config: Any = language_model.config
         shape = FusionShape(
-            max(audio_dim, 1), max(video_dim, 1), text_config.hidden_size, dim, heads, soft_tokens, experts, top_k, residual
+            max(audio_dim, 1),
+            max(video_dim, 1),
+            text_config.hidden_size,
+            dim,
+            heads,
+            soft_tokens,
+            experts,
+            top_k,
+            residual,
         )
         token_id = tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
         config = AffectConfig(
@@ -193,13 +202,14 @@ class AffectPolicy(nn.Module):
         tensors = load_file(directory / WEIGHTS)
         language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
         policy = cls(config, language_model, tokenizer).to(config.dtype)
+        misfit = f"{directory / WEIGHTS}: weights do not fit config.json"
         try:
             missing, unexpected = policy.load_state_dict(tensors, strict=False)
         except RuntimeError as error:
-            raise AffectError(f"{directory / WEIGHTS}: weights do not fit config.json: {' '.join(str(error).split())}") from error
+            raise AffectError(f"{misfit}: {' '.join(str(error).split())}") from error
         tied = {f"language_model.{name}" for name in getattr(language_model, "_tied_weights_keys", None) or ()}
         if unexpected or set(missing) - tied:
-            raise AffectError(f"{directory / WEIGHTS}: weights do not fit config.json: missing {missing}, unexpected {unexpected}")
+            raise AffectError(f"{misfit}: missing {missing}, unexpected {unexpected}")
         language_model.tie_weights()
         return policy.to(dtype) if dtype else policy
 
@@ -316,7 +326,7 @@ class Reference:
 def check_manifest(directory: Path) -> None:
     """Raise `AffectError` unless `directory` holds a policy whose files match its manifest."""
     if not (directory / MANIFEST).is_file():
-        raise AffectError(f"{directory}: no {MANIFEST}, so this is not a policy directory; make one with `affect-rl sft`")
+        raise AffectError(f"{directory}: no {MANIFEST}, so this is no policy directory; make one with `affect-rl sft`")
     manifest = json.loads((directory / MANIFEST).read_text())
     for name, digest in manifest["sha256"].items():
         if not (directory / name).is_file():

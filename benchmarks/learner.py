@@ -57,7 +57,13 @@ def bare_seconds(config: Config, policy: AffectPolicy, episodes: Sequence[Trajec
 def main() -> None:
     config = load_config(None, ["train.samples_per_step=64", "learner.epochs=1", *sys.argv[1:]])
     tiny = config.model.tiny
-    policy = tiny_policy(layers=tiny.layers, dim=tiny.dim, heads=tiny.heads, fusion_dim=config.model.fusion.dim, vocabulary=tiny.vocabulary)
+    policy = tiny_policy(
+        layers=tiny.layers,
+        dim=tiny.dim,
+        heads=tiny.heads,
+        fusion_dim=config.model.fusion.dim,
+        vocabulary=tiny.vocabulary,
+    )
     episodes = random_episodes(policy, config.train.samples_per_step, prompt=(80, 240), answer=(12, 40))
     tokens = sum(len(s) for s in turns_to_sequences(e.turns for e in episodes))
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,15 @@ def tiny_policy(
     tokenizer.add_tokens([f"word{number}" for number in range(vocabulary - len(tokenizer))])
     model = tiny_language_model(tokenizer, layers=layers, dim=dim, heads=heads, context=2048, seed=seed)
     policy = AffectPolicy.create(
-        model, tokenizer, audio_dim=AUDIO_DIM, video_dim=VIDEO_DIM, dim=fusion_dim, heads=2, soft_tokens=2, experts=4, top_k=2
+        model,
+        tokenizer,
+        audio_dim=AUDIO_DIM,
+        video_dim=VIDEO_DIM,
+        dim=fusion_dim,
+        heads=2,
+        soft_tokens=2,
+        experts=4,
+        top_k=2,
     )
     torch.nn.init.normal_(policy.value_head.weight, std=0.02)
     return policy.eval()
@@ -96,9 +104,10 @@ def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory], tempera
     logprobs = torch.zeros(len(flat.roles))
     for rows in micro_batches(list(map(len, sequences)), range(len(sequences)), 8192):
         batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
-        logprobs[batch.index] = policy(batch.tokens, temperature).logprobs
+        logprobs[batch.places] = policy(batch.tokens, temperature).logprobs
     each = iter(logprobs.split(flat.lengths.tolist()))
-    return [
-        replace(e, turns=tuple(replace(t, generation=replace(t.generation, logprobs=tuple(next(each).tolist()))) for t in e.turns))
-        for e in episodes
-    ]
+
+    def scored(turn: Turn) -> Turn:
+        return replace(turn, generation=replace(turn.generation, logprobs=tuple(next(each).tolist())))
+
+    return [replace(e, turns=tuple(scored(turn) for turn in e.turns)) for e in episodes]

@@ -21,6 +21,33 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the datase
 Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall into which split.")]
 
 
+@data_app.command("synth")
+def synth(
+    out: Out,
+    train: Annotated[int, typer.Option(min=1, help="Training samples.")] = 2000,
+    dev: Annotated[int, typer.Option(min=1, help="Dev samples.")] = 200,
+    test: Annotated[int, typer.Option(min=1, help="Test samples.")] = 400,
+    expressions: Annotated[int, typer.Option(help="Expressions; the library explains each.")] = 600,
+    jest: Annotated[int, typer.Option(min=0, help="Misleading library entries per expression.")] = 1,
+    figurative: Annotated[float, typer.Option(help="Share of samples whose text carries an expression.")] = 0.75,
+    reliable: Annotated[float, typer.Option(help="Chance of each modality to be strong beside an expression.")] = 0.3,
+    noise: Annotated[float, typer.Option(min=0, help="Noise on features; a prototype has norm 1.")] = 0.15,
+    absent: Annotated[float, typer.Option(help="Chance of each modality to be missing.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """The synthetic affect world: a dataset in which every mechanism of the method has work to do."""
+    from affect_rl.data.dataset import write_dataset
+    from affect_rl.data.synth import SynthSettings, synthesise
+
+    settings = SynthSettings(
+        train=train, dev=dev, test=test, expressions=expressions, jest=jest, figurative=figurative, reliable=reliable,
+        noise=noise, absent=absent, seed=seed,
+    )  # fmt: skip
+    write_dataset(out, synthesise(settings), name="synth", note=f"{settings}", overwrite=overwrite)
+    info(out)
+
+
 @import_app.command("crema-d")
 def crema_d(
     root: Root,

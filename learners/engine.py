@@ -146,7 +146,9 @@ class Engine:
         if {n for n, _ in self._trained()} != set(weights) or sizes != {
             name: tensor.shape for name, tensor in shard.items() if name.endswith(".master")
         }:
-            raise AffectError(f"{directory}: holds other parameters or shards than this learner; resume with the run's own config")
+            raise AffectError(
+                f"{directory}: holds other parameters or shards than this learner; resume with the run's config"
+            )
         with torch.no_grad(), self.gathered(modifier=0):
             if self._stage < 3 or dist.get_rank() == 0:
                 for name, parameter in self._trained():
@@ -155,7 +157,6 @@ class Engine:
             for number, master in enumerate(masters):
                 state = {n.removeprefix(f"{number}."): t for n, t in shard.items() if n.startswith(f"{number}.")}
                 master.copy_(state.pop("master"))
-                # AdamW's step counter stays on the CPU unless the fused kernel reads it on the GPU.
                 self._optimizer.state[master] = {n: t.to(self.device) for n, t in state.items()}
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -88,5 +88,6 @@ class LearnerGroup:
             try:
                 results[rank] = ray.get(done[0])
             except RayActorError as error:
-                raise RuntimeError(f"learner {stage}: rank {rank} died at weight version {self._version}: {error}") from error
+                message = f"learner {stage}: rank {rank} died at weight version {self._version}: {error}"
+                raise RuntimeError(message) from error
         return results

@@ -117,8 +117,8 @@ class LearnerWorker:
             # A parameter that no loss reaches would be reduced on some ranks and awaited on others.
             policy.value_head.requires_grad_(False)
             critic = self._load_policy()
-            if (head := critic.language_model.get_output_embeddings()) is not critic.language_model.get_input_embeddings():  # type: ignore[operator]
-                head.requires_grad_(False)
+            if not critic.config.text_config.tie_word_embeddings:
+                critic.language_model.get_output_embeddings().requires_grad_(False)  # type: ignore[operator]
             self._critic = self._engine(critic)
         self._actor = self._engine(policy)
 
@@ -144,14 +144,15 @@ class LearnerWorker:
             flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, settings.kl_weight
         )
         targets = mappo.gae(rewards, prepared.values, flat.lengths, settings.gamma, settings.lam)
-        advantages = mappo.normalise(targets.advantages, flat.roles) if settings.normalise_advantages else targets.advantages
+        if settings.normalise_advantages:
+            targets = targets._replace(advantages=mappo.normalise(targets.advantages, flat.roles))
         prepared_at = time.perf_counter()
 
         report, norms = Report.empty(self._device), []
         groups = [s.group for s in sequences]
         for epoch in range(settings.epochs):
             for chosen in minibatches(groups, settings.minibatches, (self._seed, self._updates, epoch)):
-                norms.append(self._optimise(sequences, flat, prepared, targets._replace(advantages=advantages), chosen, report))
+                norms.append(self._optimise(sequences, flat, prepared, targets, chosen, report))
         self._updates += 1
         dist.all_reduce(report.losses)
         dist.all_reduce(report.sums)
@@ -180,11 +181,12 @@ class LearnerWorker:
             output = self._actor(batch.tokens, temperature)
             reference = self._reference.logprobs(batch.tokens, temperature)
             values = self._critic(batch.tokens).values if self._critic else output.values
-            seen[:, batch.index] += batch.weight * torch.stack([output.logprobs, reference, values])
+            seen[:, batch.places] += batch.weight * torch.stack([output.logprobs, reference, values])
             load += batch.weight * (output.weights > 0).sum(dim=0)
         dist.all_reduce(seen)
         dist.all_reduce(load)
-        return Prepared(*seen, load / load.sum().clamp(min=1))
+        logprobs, reference, values = seen
+        return Prepared(logprobs, reference, values, load / load.sum().clamp(min=1))
 
     def _optimise(
         self,
@@ -202,11 +204,10 @@ class LearnerWorker:
         tokens = flat.roles[mine.repeat_interleave(flat.lengths)].bincount(minlength=len(ROLES))
         percepts = torch.tensor(sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
         for batch in self._passes(sequences, flat, chosen):
-            at = batch.index
+            at = batch.places
+            behaviour, advantages, roles = flat.logprobs[at], targets.advantages[at], flat.roles[at]
             output = self._actor(batch.tokens, self._config.episode.temperature)
-            terms = mappo.policy_terms(
-                output.logprobs, output.entropies, flat.logprobs[at], targets.advantages[at], flat.roles[at], tokens, s.clip
-            )
+            terms = mappo.policy_terms(output.logprobs, output.entropies, behaviour, advantages, roles, tokens, s.clip)
             values = self._critic(batch.tokens).values if self._critic else output.values
             value = mappo.value_loss(values, prepared.values[at], targets.returns[at], tokens, s.value_clip)
             balance = mappo.balance_loss(output.router, prepared.load, percepts)
@@ -224,7 +225,9 @@ class LearnerWorker:
         self._optimiser_steps += 1
         return norm, critic_norm
 
-    def _passes(self, sequences: Sequence[TokenSequence], flat: FlatTokens, chosen: Sequence[int]) -> Iterator[MicroBatch]:
+    def _passes(
+        self, sequences: Sequence[TokenSequence], flat: FlatTokens, chosen: Sequence[int]
+    ) -> Iterator[MicroBatch]:
         """This rank's forward passes over the sequences `chosen`."""
         lengths = list(map(len, sequences))
         plan = schedule(lengths, chosen, self._settings.workers, self._settings.tokens_per_microbatch)
@@ -295,9 +298,15 @@ class LearnerWorker:
         s = self._settings
         reference = hashlib.sha256((self._policy_dir / MANIFEST).read_bytes()).hexdigest()
         return {
-            "updates": self._updates, "optimiser_steps": self._optimiser_steps, "seed": self._seed, "reference": reference,
-            "workers": s.workers, "zero_stage": s.zero_stage, "critic": s.critic, "lora_rank": self._config.model.lora.rank,
-        }  # fmt: skip
+            "updates": self._updates,
+            "optimiser_steps": self._optimiser_steps,
+            "seed": self._seed,
+            "reference": reference,
+            "workers": s.workers,
+            "zero_stage": s.zero_stage,
+            "critic": s.critic,
+            "lora_rank": self._config.model.lora.rank,
+        }
 
 
 def _prepare_metrics(flat: FlatTokens, prepared: Prepared, targets: mappo.Advantages) -> dict[str, float]:

@@ -74,7 +74,7 @@ def sft_steps(
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
             engine.backward(batch.weight * (balance_weight * balance - output.logprobs.sum() / tokens))
             seen = torch.stack([torch.ones_like(output.logprobs), -output.logprobs, output.greedy.float()], dim=-1)
-            sums.index_add_(0, flat.roles.to(engine.device)[batch.index], batch.weight * seen.detach())
+            sums.index_add_(0, flat.roles.to(engine.device)[batch.places], batch.weight * seen.detach())
             sums[-1, 1] += batch.weight * balance.detach()
         lr = learning_rate(settings, step)
         norm = engine.step(lr)
@@ -117,6 +117,7 @@ def run_sft(
     settings = config.sft
     episodes = demonstrations if isinstance(demonstrations, ray.ObjectRef) else ray.put(demonstrations)
     steps = Queue(actor_options={"num_cpus": 0})
+    gpu = settings.gpus_per_worker > 0
     with tempfile.TemporaryDirectory(prefix="affect-rl-sft-") as storage:
         trainer = TorchTrainer(
             _worker,
@@ -124,11 +125,11 @@ def run_sft(
                 "config": config, "episodes": [episodes], "policy_in": policy_in.resolve(),
                 "policy_out": policy_out.resolve(), "steps": steps,
             },
-            torch_config=TorchConfig("nccl" if settings.gpus_per_worker else "gloo", timeout_s=int(settings.deadline_s)),
+            torch_config=TorchConfig("nccl" if gpu else "gloo", timeout_s=int(settings.deadline_s)),
             scaling_config=train.ScalingConfig(
                 num_workers=settings.workers,
-                use_gpu=settings.gpus_per_worker > 0,
-                resources_per_worker={"CPU": 1} | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+                use_gpu=gpu,
+                resources_per_worker={"CPU": 1} | ({"GPU": settings.gpus_per_worker} if gpu else {}),
             ),
             run_config=train.RunConfig(name="sft", storage_path=storage),
         )  # fmt: skip
@@ -160,7 +161,7 @@ def _follow(trainer: TorchTrainer, steps: Queue, on_step: OnStep, deadline_s: fl
             job.result()
             return metrics
         if time.monotonic() > ends:
-            raise TimeoutError(f"sft: the Ray Train job did not end within sft.deadline_s={deadline_s:g}; last step: {metrics}")
+            raise TimeoutError(f"sft: the job did not end within sft.deadline_s={deadline_s:g}; last step: {metrics}")
 
 
 def _worker(given: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class TextEncoder:
     happens to form differently must not change what a seeded run retrieves.
 
     Args:
-        config: names the encoder, its prefixes and its CPU threads.
+        config: names the encoder, its prefixes and its CPU threads, which become those of this process.
 
     Raises:
         AffectError: the encoder cannot be loaded.

@@ -112,9 +112,8 @@ class RolloutEngine:
         """Sample an answer; temperature 0 is greedy, with log-probs at temperature 1.
 
         Raises:
-            AffectError: the prompt does not fit the policy.
+            AffectError: the prompt does not fit the policy, or is longer than the context.
             EngineError: the engine died, or the answer did not come within ``deadline_s``.
-            ValueError: vLLM refuses the request, for example a prompt longer than the context.
         """
         self.check()
         loop = asyncio.get_running_loop()
@@ -191,7 +190,7 @@ class RolloutEngine:
             try:
                 self._engine.add_request(request.id, request.input, request.params)
             except Exception as error:  # vLLM's verdict on this request; the others go on
-                request.done.set_exception(error)
+                request.done.set_exception(AffectError(f"generation: vLLM refuses the request: {error}"))
             else:
                 self._running[request.id] = request
 

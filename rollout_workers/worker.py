@@ -7,10 +7,12 @@ restart it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,28 +48,30 @@ class EpisodeJob:
 class RolloutWorker:
     """One engine, and the episodes that run on it.
 
-    With ``rollout.deterministic`` a call of `play` depends on nothing but its jobs and the weights: calls
-    run one after the other, each from an empty prefix cache. So give it all jobs of a step in one call.
+    In synchronous training with ``rollout.deterministic`` a call of `play` depends on nothing but its jobs
+    and the weights: calls run one after the other, each from empty caches. So give it all jobs of a step
+    in one call. In asynchronous training the calls share the engine as they come.
 
     Args:
-        config: sections `rollout`, `episode`, `rewards`, `retrieval` and `model`, and the seed.
+        config: sections `rollout`, `episode`, `rewards`, `model` and `train`, and the seed.
         policy_dir: the policy to start with, as weight version 0.
         retrieval: the evidence service; None to play without.
     """
 
     def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
         self._config = config
-        self._engine = RolloutEngine(policy_dir, config.rollout, context=config.model.context, seed=config.seed)
-        self._retrieval = _Outside(retrieval, self._engine) if retrieval else None
+        self._deterministic = config.rollout.deterministic and config.train.max_staleness == 0
+        rollout = config.rollout.model_copy(update={"deterministic": self._deterministic})
+        self.engine = RolloutEngine(policy_dir, rollout, context=config.model.context, seed=config.seed)
+        self._retrieval = _Outside(retrieval, self.engine) if retrieval else None
         self._prompts = Prompts(
-            self._engine.tokenizer,
-            soft_tokens=self._engine.policy_config.fusion["soft_tokens"],
+            self.engine.tokenizer,
+            soft_tokens=self.engine.policy_config.fusion["soft_tokens"],
             context=config.model.context,
             evidence_tokens=config.episode.evidence_tokens,
         )
         self._places = asyncio.Semaphore(config.rollout.concurrency)
-        one_by_one = config.rollout.deterministic
-        self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if one_by_one else nullcontext()
+        self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
     async def play(self, jobs: Sequence[EpisodeJob]) -> list[Trajectory]:
         """Play episodes, ``rollout.concurrency`` at a time, and return them in the jobs' order.
@@ -78,8 +82,8 @@ class RolloutWorker:
             RetrievalUnavailable: the retrieval service was late.
         """
         async with self._turn:
-            if self._config.rollout.deterministic:
-                self._engine.forget()
+            if self._deterministic:
+                self.engine.forget()
             episodes = [asyncio.ensure_future(self._play(job)) for job in jobs]
             try:
                 return await asyncio.gather(*episodes)
@@ -110,7 +114,7 @@ class RolloutWorker:
         }
 
         async def generate(prompt: Prompt, request: Request) -> Generation:
-            return await self._engine.generate(
+            return await self.engine.generate(
                 prompt, max_tokens=limits[request.role], temperature=temperature, seed=request.seed
             )
 
@@ -118,23 +122,28 @@ class RolloutWorker:
 
     async def update_weights(self, handle: WeightsHandle) -> int:
         """Take other weights, episodes in flight included; returns the version the engine reports."""
-        return await self._engine.update_weights(handle)
+        return await self.engine.update_weights(handle)
 
     async def weight_version(self) -> int:
         """The version the engine reports."""
-        return self._engine.version
+        return self.engine.version
 
     async def checksum(self) -> int:
         """Checksum of the engine's tensors, comparable with `WeightsHandle.checksum`."""
-        return self._engine.checksum()
+        return self.engine.checksum()
 
     async def stats(self) -> dict[str, int]:
         """See `RolloutEngine.stats`."""
-        return self._engine.stats()
+        return self.engine.stats()
+
+    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `func` on this actor: RLlib's actor manager reaches every method through this one."""
+        result = func(self, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
 
     async def ping(self) -> str:
         """Answers ``pong``, or raises what the engine died of."""
-        self._engine.check()
+        self.engine.check()
         return "pong"
 
 

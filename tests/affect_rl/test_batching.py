@@ -80,7 +80,7 @@ def test_minibatches_differ_between_epochs() -> None:
 
 
 def test_more_minibatches_than_episodes_is_an_error() -> None:
-    with pytest.raises(AffectError, match="2 episodes cannot fill learner.minibatches=3"):
+    with pytest.raises(AffectError, match=r"2 episodes cannot fill learner\.minibatches=3"):
         minibatches([0, 0, 1], 3, (0,))
 
 
@@ -100,8 +100,8 @@ def test_collate_places_every_answer_token() -> None:
     assert batch.weight == 1
     assert batch.tokens.input_ids.tolist()[0] == [1, 2, 100, 0, 0, 0, 0, 0, 0]
     assert batch.tokens.input_ids[batch.tokens.response_mask].tolist() == [100, 100, 101, 102, 103]
-    assert batch.index.tolist() == [6, 2, 3, 4, 5]
-    assert flat.logprobs[batch.index].tolist() == [0, 0, -1, -2, -3]
+    assert batch.places.tolist() == [6, 2, 3, 4, 5]
+    assert flat.logprobs[batch.places].tolist() == [0, 0, -1, -2, -3]
     assert flat.roles.tolist() == [1] * 7
     assert batch.tokens.percepts.fused.shape == (3,)
 

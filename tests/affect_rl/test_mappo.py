@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -46,7 +47,8 @@ def test_gae_with_lambda_one_is_the_monte_carlo_return(lengths: list[int], gamma
     rewards, values, lens = random_tokens(lengths, seed)
     returns = mappo.gae(rewards, values, lens, gamma, 1.0).returns
     for r, got in zip(sequences_of(rewards, lens), sequences_of(returns, lens), strict=True):
-        np.testing.assert_allclose(got, [sum(gamma**k * x for k, x in enumerate(r[t:])) for t in range(len(r))], atol=1e-12)
+        expected = [sum(gamma**k * x for k, x in enumerate(r[t:])) for t in range(len(r))]
+        np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 @given(LENGTHS, st.integers(0, 99))
@@ -147,7 +149,7 @@ def test_losses_do_not_depend_on_the_split(order: list[int], cuts: list[int]) ->
         return torch.stack([terms.loss, terms.entropy, value, mappo.balance_loss(router[part], load, torch.tensor(12))])
 
     ends = [0, *sorted(cuts), 12]
-    parts = [order[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [order[a:b] for a, b in itertools.pairwise(ends)]
     torch.testing.assert_close(sum(losses(part) for part in parts), losses(list(range(12))))
 
 

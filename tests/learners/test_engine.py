@@ -1,19 +1,45 @@
-"""The DeepSpeed engine against plain torch: the same losses give the same weights, at every ZeRO stage."""
+"""The DeepSpeed engine, and the supervised training on it, against plain torch; one rank, no Ray.
+
+One file, because DeepSpeed remembers the first process group it sees: the group is made once and
+ended before the tests of other files.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from affect_rl.batching import MicroBatch, collate, flatten, turns_to_sequences
+from affect_rl.config import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import Engine
+from learners.engine import Engine, choose_device, join_group
+from learners.sft import sft_steps
 
+SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[torch.device]:
+    """A process group of one; the environment and the group are put back afterwards."""
+    environment = dict(os.environ)
+    device = choose_device(gpu=False, threads=1, workers=1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    join_group(0, 1, "127.0.0.1", port, gpu=False, timeout_s=60)
+    yield device
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ |= environment
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +91,9 @@ def test_steps_equal_plain_adamw(device: torch.device, batches: list[MicroBatch]
 
 
 @STAGES
-def test_checkpoints_resume_exactly(device: torch.device, batches: list[MicroBatch], stage: int, tmp_path: Path) -> None:
+def test_checkpoints_resume_exactly(
+    device: torch.device, batches: list[MicroBatch], stage: int, tmp_path: Path
+) -> None:
     engine = make(device, stage)
     train(engine, batches, 2)
     engine.save(tmp_path)
@@ -87,3 +115,24 @@ def test_autocast_stays_near_float32(device: torch.device, batches: list[MicroBa
     exact, rough = train(make(device, 1), batches, 1), train(make(device, 1, autocast=True), batches, 1)
     assert rough == pytest.approx(exact, rel=0.05)
     assert rough != exact
+
+
+def test_sft_learns_its_demonstrations_and_repeats_itself(device: torch.device) -> None:
+    sequences = turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 4))
+    runs = [list(sft_steps(make(device, 1), sequences, SETTINGS, balance_weight=0.01, seed=3)) for _ in range(2)]
+    assert runs[0] == runs[1]
+    first, last = runs[0][0], runs[0][-1]
+    assert last["loss"] < 0.4 * first["loss"]
+    assert {f"{role}/{name}" for role in ("planner", "filter", "generator") for name in ("loss", "accuracy")} < set(
+        last
+    )
+    assert last["generator/accuracy"] > 0.6
+
+
+def test_first_loss_is_the_mean_cross_entropy(device: torch.device) -> None:
+    sequences = turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 4))
+    policy, flat = tiny_policy(), flatten(sequences)
+    batch = collate(sequences, flat, range(len(sequences)), policy.fusion.shape, 0)
+    expected = -policy(batch.tokens).logprobs.mean().item()
+    first = next(sft_steps(make(device, 1), sequences, SETTINGS, balance_weight=0.0, seed=0))
+    assert first["loss"] == pytest.approx(expected, abs=1e-5)

@@ -1,90 +1,15 @@
-"""A tiny policy with an engine that serves it, and prompts whose percepts have unlike shapes."""
+"""A tiny policy, and engines that serve it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
+from rollout_cases import CONTEXT, SETTINGS, make_policy
 
-from affect_rl.config import RolloutConfig
-from affect_rl.fusion import collate_percepts
-from affect_rl.policy import AffectPolicy, TokenBatch
-from affect_rl.tokens import tiny_language_model, train_tokenizer
-from affect_rl.trajectory import Generation, Percept, Prompt
+from affect_rl.policy import AffectPolicy
 from rollout_workers.engine import RolloutEngine
-
-AUDIO_DIM, VIDEO_DIM, SOFT_TOKENS, CONTEXT = 7, 5, 2, 256
-SETTINGS = RolloutConfig(max_num_seqs=32, max_batched_tokens=1024, kv_cache_gib=0.1, threads=2, deadline_s=60)
-
-
-def make_policy(*, tied: bool = True) -> AffectPolicy:
-    """All parameters are random, those that start at zero as well, so that each of them shows in the output."""
-    tokenizer = train_tokenizer(["so glad to see you again, my friend", "what a terrible, sad day it was"] * 20, 400)
-    model = tiny_language_model(tokenizer, layers=2, dim=64, heads=2, context=CONTEXT, seed=0)
-    if not tied:
-        model.config.tie_word_embeddings = False
-        model = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-    policy = AffectPolicy.create(
-        model, tokenizer, audio_dim=AUDIO_DIM, video_dim=VIDEO_DIM, dim=32, heads=4, soft_tokens=SOFT_TOKENS, experts=4, top_k=2
-    )
-    rng = np.random.default_rng(0)
-    policy.fusion.fit_scale([features(rng, 50, AUDIO_DIM)], [features(rng, 50, VIDEO_DIM)])
-    return perturbed(policy, 0.1)
-
-
-@torch.no_grad()
-def perturbed(policy: AffectPolicy, scale: float) -> AffectPolicy:
-    """Add noise to all parameters and feature statistics, in place."""
-    generator = torch.Generator().manual_seed(1)
-    for tensor in (*policy.parameters(), *policy.fusion.buffers()):
-        tensor.add_(torch.randn(tensor.shape, generator=generator).abs() * scale)
-    return policy.eval()
-
-
-def features(rng: np.random.Generator, frames: int, dim: int) -> np.ndarray:
-    return rng.normal(1, 2, (frames, dim)).astype(np.float32)
-
-
-def make_prompts(policy: AffectPolicy, count: int, seed: int = 0) -> list[Prompt]:
-    """Prompts with 0 to 2 percepts, in which each modality and each support is absent now and then."""
-    rng = np.random.default_rng(seed)
-    words = [i for i in range(3, len(policy.tokenizer)) if i != policy.config.percept_token_id]
-
-    def maybe(dim: int) -> np.ndarray | None:
-        return features(rng, int(rng.integers(1, 9)), dim) if rng.random() < 0.7 else None
-
-    def prompt(percepts: int) -> Prompt:
-        token_ids = rng.choice(words, rng.integers(1, 9)).tolist()
-        for _ in range(percepts):
-            token_ids += [policy.config.percept_token_id] * (2 * SOFT_TOKENS)
-            token_ids += rng.choice(words, rng.integers(0, 40)).tolist()
-        shown = [Percept(*map(maybe, (AUDIO_DIM, VIDEO_DIM) * 2), fused=bool(rng.random() < 0.5)) for _ in range(percepts)]
-        return Prompt(tuple(token_ids), tuple(shown))
-
-    return [prompt(i % 3) for i in range(count)]
-
-
-@torch.no_grad()
-def logprob_gaps(
-    policy: AffectPolicy, prompts: Sequence[Prompt], answers: Sequence[Generation], temperature: float = 1.0
-) -> list[np.ndarray]:
-    """Per answer: how far the engine's log-probs ``[T]`` are from the policy's, prompts in one padded batch."""
-    rows = [prompt.token_ids + answer.token_ids for prompt, answer in zip(prompts, answers, strict=True)]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, len(prompt.token_ids) : len(row)] = True
-    percepts = collate_percepts([p for prompt in prompts for p in prompt.percepts], AUDIO_DIM, VIDEO_DIM)
-    expected = policy(TokenBatch(ids, mask, percepts), temperature).logprobs.numpy()
-    ends = np.cumsum([len(answer.token_ids) for answer in answers])
-    return [
-        np.abs(part - answer.logprobs) for part, answer in zip(np.split(expected, ends[:-1]), answers, strict=True)
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -73,11 +73,8 @@ def test_two_shards_equal_one_index_in_any_batch(
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("shards", [1, 5])
-def test_the_number_of_shards_changes_nothing(
-    shards: int, evidence_index: Path, evidence_library: list[AffectSample]
-) -> None:
-    client = launch_retrieval(evidence_index, RetrievalConfig(shards=shards))
+def test_the_number_of_shards_changes_nothing(evidence_index: Path, evidence_library: list[AffectSample]) -> None:
+    client = launch_retrieval(evidence_index, RetrievalConfig(shards=5))
     try:
         local = LocalRetriever(evidence_index, RetrievalConfig())
         samples = evidence_library[60:90]

@@ -1,0 +1,99 @@
+"""Engines of a special kind: eager, late, dying, repeated; vLLM allows one at a time in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_policy, make_prompts
+
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy
+from affect_rl.tokens import tiny_language_model
+from affect_rl.trajectory import Generation, Prompt
+from rollout_workers.engine import EngineError, RolloutEngine
+
+
+def test_logprobs_survive_a_placeholder_in_an_answer(
+    policy: AffectPolicy, start: Callable[..., RolloutEngine], tmp_path: Path
+) -> None:
+    """A policy that has not learned better may sample the token that stands for percepts."""
+    eager = make_policy()
+    embeddings = eager.language_model.get_input_embeddings().weight
+    embeddings.data[eager.config.percept_token_id] *= 20
+    engine = start(eager.save(tmp_path / "eager"))
+    prompts = make_prompts(eager, 24)
+    answers = asyncio.run(answer_all(engine, prompts))
+    assert any(eager.config.percept_token_id in answer.token_ids for answer in answers)
+    assert max(gap.max() for gap in logprob_gaps(eager, prompts, answers)) < 1e-4
+
+
+def test_a_deadline_names_stage_and_version(policy_dir: Path, start: Callable[..., RolloutEngine]) -> None:
+    engine = start(policy_dir, deadline_s=0.2)
+
+    async def ask() -> Generation:
+        async with engine.outside():  # the engine rests, so no answer can come
+            return await engine.generate(Prompt((5,), ()), max_tokens=5, temperature=1, seed=0)
+
+    with pytest.raises(EngineError, match=r"no answer within rollout.deadline_s=0.2 under weight version 0"):
+        asyncio.run(ask())
+
+
+def test_death_reaches_all_who_wait(
+    policy_dir: Path, policy: AffectPolicy, start: Callable[..., RolloutEngine]
+) -> None:
+    engine = start(policy_dir)
+    engine._engine.apply_model(lambda model: delattr(model.fusion, "moe"))
+    prompts = [p for p in make_prompts(policy, 20) if any(percept.fused for percept in p.percepts)]
+
+    async def ask() -> list[Generation | BaseException]:
+        calls = [engine.generate(p, max_tokens=5, temperature=1, seed=0) for p in prompts]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {str(error) for error in asyncio.run(ask())} == {str(engine._death)}
+    with pytest.raises(EngineError, match=r"engine died under weight version 0: AttributeError.*moe"):
+        asyncio.run(answer_all(engine, prompts))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_seed_same_numbers(
+    policy_dir: Path, policy: AffectPolicy, start: Callable[..., RolloutEngine], threads: int
+) -> None:
+    """Bit for bit, whoever asks first and however long the answers from outside take."""
+    engine = start(policy_dir, deterministic=True, threads=threads)
+    prompts = make_prompts(policy, 24)
+
+    async def dialogue(i: int, chance: random.Random) -> list[Generation]:
+        answers = []
+        for turn in range(2):
+            async with engine.outside():
+                await asyncio.sleep(chance.random() * 0.01)
+            token_ids = prompts[i].token_ids + tuple(9 + turn for _ in range(turn))
+            prompt = Prompt(token_ids, prompts[i].percepts)
+            answers.append(await engine.generate(prompt, max_tokens=5 + i % 7, temperature=1, seed=2 * i + turn))
+        return answers
+
+    async def play(seed: int) -> list[list[Generation]]:
+        chance = random.Random(seed)
+        order = chance.sample(range(len(prompts)), len(prompts))
+        engine.forget()
+        played = await asyncio.gather(*(dialogue(i, chance) for i in order))
+        return [answers for _, answers in sorted(zip(order, played, strict=True), key=lambda pair: pair[0])]
+
+    assert asyncio.run(play(0)) == asyncio.run(play(1)) == asyncio.run(play(2))
+
+
+def test_what_vllm_cannot_run_on_cpu_is_refused(policy: AffectPolicy, policy_dir: Path, tmp_path: Path) -> None:
+    model = tiny_language_model(policy.tokenizer, layers=1, dim=64, heads=4, context=CONTEXT, seed=0)
+    narrow = AffectPolicy.create(
+        model, policy.tokenizer, audio_dim=1, video_dim=1, dim=8, heads=2, soft_tokens=1, experts=2, top_k=1
+    ).save(tmp_path / "narrow")
+    with pytest.raises(AffectError, match=r"attention heads are 16 wide.*choose model.tiny.dim / model.tiny.heads"):
+        RolloutEngine(narrow, SETTINGS, context=CONTEXT, seed=0)
+    with pytest.raises(AffectError, match=r"rollout.block_size=16 is not a multiple of 32"):
+        RolloutEngine(policy_dir, SETTINGS.model_copy(update={"block_size": 16}), context=CONTEXT, seed=0)
+    with pytest.raises(AffectError, match=r"no manifest.json"):
+        RolloutEngine(tmp_path, SETTINGS, context=CONTEXT, seed=0)

@@ -1,0 +1,151 @@
+"""Rollout workers as Ray actors, with the retrieval service and the synthetic world."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from affect_rl.config import Config, load_config
+from affect_rl.data.synth import AUDIO_DIM, VIDEO_DIM, SynthSettings, synthesise
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy
+from affect_rl.sample import AffectSample
+from affect_rl.tokens import tiny_language_model, train_tokenizer
+from affect_rl.trajectory import ROLES, Trajectory
+from affect_rl.weights import publish_weights
+from retrieval_service.client import RetrievalClient
+from retrieval_service.index import build_index
+from retrieval_service.service import launch_retrieval
+from rollout_workers.worker import EpisodeJob, RolloutWorker
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(None, ["rollout.kv_cache_gib=0.1", "rollout.threads=2", "rollout.max_num_seqs=32"])
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[AffectSample]:
+    return synthesise(SynthSettings(train=12, dev=1, test=1, expressions=20, speakers=2))
+
+
+@pytest.fixture(scope="module")
+def policy(samples: list[AffectSample], config: Config) -> AffectPolicy:
+    tokenizer = train_tokenizer([text for s in samples for text in (s.text, s.description)], 600)
+    model = tiny_language_model(tokenizer, layers=2, dim=64, heads=2, context=config.model.context, seed=0)
+    return AffectPolicy.create(
+        model, tokenizer, audio_dim=AUDIO_DIM, video_dim=VIDEO_DIM, dim=32, heads=2, soft_tokens=2, experts=4, top_k=2
+    )
+
+
+@pytest.fixture(scope="module")
+def policy_dir(policy: AffectPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return policy.save(tmp_path_factory.mktemp("policies") / "start")
+
+
+@pytest.fixture(scope="module")
+def retrieval(
+    samples: list[AffectSample], config: Config, tmp_path_factory: pytest.TempPathFactory, cluster: None
+) -> Iterator[RetrievalClient]:
+    library = [sample for sample in samples if sample.split in config.retrieval.library_splits]
+    index = build_index(library, tmp_path_factory.mktemp("evidence") / "index", config.retrieval)
+    client = launch_retrieval(index, config.retrieval)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def launch(policy_dir: Path, retrieval: RetrievalClient) -> Iterator[Callable[[Config], ActorHandle]]:
+    workers: list[ActorHandle] = []
+
+    def start(config: Config) -> ActorHandle:
+        actor = ray.remote(RolloutWorker).options(num_cpus=1, max_restarts=1, max_concurrency=1000)
+        workers.append(actor.remote(config, policy_dir, retrieval))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        ray.kill(worker)
+
+
+def get(answer: Any) -> Any:
+    return ray.get(answer, timeout=DEADLINE_S)
+
+
+def jobs(samples: list[AffectSample], temperature: float = 1.0) -> list[EpisodeJob]:
+    chosen = [s for s in samples if s.split == "train"]
+    return [EpisodeJob(i, sample, 100 + i, temperature) for i, sample in enumerate(chosen)]
+
+
+def tokens(episodes: list[Trajectory]) -> list[Any]:
+    return [(turn.generation.token_ids, turn.generation.logprobs) for episode in episodes for turn in episode.turns]
+
+
+def test_episodes_syncs_and_a_kill(
+    launch: Callable[[Config], ActorHandle],
+    config: Config,
+    samples: list[AffectSample],
+    policy: AffectPolicy,
+    tmp_path: Path,
+) -> None:
+    worker = launch(config)
+    played = get(worker.play.remote(jobs(samples)))
+    assert [episode.sample_id for episode in played] == [job.sample.id for job in jobs(samples)]
+    for episode in played:
+        assert tuple(turn.role for turn in episode.turns) == ROLES
+        assert set(episode.counterfactuals) == {"label", "rank"}
+        assert episode.oldest_version == 0 and not episode.degraded
+        assert episode.generated_tokens >= sum(len(turn.generation.token_ids) for turn in episode.turns)
+    assert get(worker.stats.remote())["cached_tokens"] > 0
+
+    again = get(worker.play.remote(jobs(samples)))
+    assert tokens(again) == tokens(played)
+
+    handle = publish_weights(policy.export(), 5, tmp_path)
+    assert get(worker.update_weights.remote(handle)) == get(worker.weight_version.remote()) == 5
+    assert get(worker.checksum.remote()) == handle.checksum
+    synced = get(worker.play.remote(jobs(samples)))
+    assert {v for e in synced for t in e.turns for v in t.generation.weight_versions} == {5}
+    assert tokens(synced) == tokens(played), "the same weights under another version"
+
+    lost = worker.play.remote(jobs(samples))
+    os.kill(get(worker.apply.remote(lambda _: os.getpid())), signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        get(lost)
+    assert get(worker.ping.remote()) == "pong"
+    assert get(worker.weight_version.remote()) == 0, "a restarted engine begins with the policy directory"
+    assert tokens(get(worker.play.remote(jobs(samples)))) == tokens(played)
+
+
+def test_calls_in_asynchronous_training_share_the_engine(
+    launch: Callable[[Config], ActorHandle], config: Config, samples: list[AffectSample]
+) -> None:
+    train = config.train.model_copy(update={"max_staleness": 1})
+    worker = launch(config.model_copy(update={"train": train}))
+    greedy = jobs(samples, temperature=0.0)
+    halves = [worker.play.remote(greedy[:6]), worker.play.remote(greedy[6:])]
+    episodes = [episode for half in get(halves) for episode in half]
+    assert [episode.sample_id for episode in episodes] == [job.sample.id for job in greedy]
+
+
+def test_an_error_of_the_data_reaches_the_caller(
+    launch: Callable[[Config], ActorHandle], config: Config, samples: list[AffectSample]
+) -> None:
+    model = config.model.model_copy(update={"context": 128})
+    worker = launch(config.model_copy(update={"model": model}))
+    with pytest.raises(AffectError):
+        get(worker.play.remote(jobs(samples)))
+    assert get(worker.ping.remote()) == "pong"
+    assert get(worker.stats.remote())["running"] == 0
