@@ -209,6 +209,9 @@ class SftConfig(Section):
     careful: Fraction = 0.5
     """Share of demonstrations by a careful annotator; the others follow the simple habits that
     silver data have (the whole utterance as query, evidence in retrieval order)."""
+    prompt_weight: NonNegative = 0.0
+    """Weight of a language-modelling loss on the prompts. Evidence repeats the words of the sample, which
+    teaches a model that starts from nothing to look things up; a pretrained one needs none."""
     workers: Positive = 1
     """Ray Train workers."""
     gpus_per_worker: NonNegative = 0

@@ -24,10 +24,10 @@ Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall i
 @data_app.command("synth")
 def synth(
     out: Out,
-    train: Annotated[int, typer.Option(min=1, help="Training samples.")] = 2000,
+    train: Annotated[int, typer.Option(min=1, help="Training samples.")] = 3000,
     dev: Annotated[int, typer.Option(min=1, help="Dev samples.")] = 200,
     test: Annotated[int, typer.Option(min=1, help="Test samples.")] = 400,
-    expressions: Annotated[int, typer.Option(help="Expressions; the library explains each.")] = 600,
+    expressions: Annotated[int, typer.Option(help="Expressions; the library explains each.")] = 1000,
     jest: Annotated[int, typer.Option(min=0, help="Misleading library entries per expression.")] = 1,
     figurative: Annotated[float, typer.Option(help="Share of samples whose text carries an expression.")] = 0.75,
     reliable: Annotated[float, typer.Option(help="Chance of each modality to be strong beside an expression.")] = 0.3,

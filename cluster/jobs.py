@@ -64,10 +64,12 @@ def run_warm_start(job: Job) -> Path:
     with progress("sft", job.config.sft.steps) as show:
 
         def on_step(metrics: dict[str, float]) -> None:
-            show(int(metrics["step"]), f"loss {metrics['loss']:.3f}")
+            step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
+            show(step, note)
+            if step % max(1, job.config.sft.steps // 10) == 0:
+                logger.info("sft: step %d/%d  %s", step, job.config.sft.steps, note)
 
-        metrics = warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
-    logger.info("sft: loss %.3f, policy in %s", metrics["loss"], job.run.sft)
+        warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
     return job.run.sft
 
 

@@ -26,7 +26,7 @@ from ray.util.queue import Empty, Queue
 from affect_rl.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
 from affect_rl.config import Config, SftConfig
 from affect_rl.fusion import load_balance
-from affect_rl.policy import AffectPolicy, Lora
+from affect_rl.policy import AffectPolicy, Lora, TokenBatch
 from affect_rl.trajectory import ROLES, Turn
 from learners.engine import Engine, choose_device
 
@@ -47,8 +47,10 @@ def sft_steps(
 ) -> Iterator[dict[str, float]]:
     """Train on demonstrations, one optimiser step an iteration; run on all ranks at once.
 
-    The loss is the cross entropy of the answers' tokens, averaged over the step's tokens on all ranks,
-    plus the load-balance loss of MB-MoE averaged over its percepts.
+    The loss is the mean over agents of the cross entropy of their answers' tokens (a planner writes three
+    times what a generator does, and is not three times as important), plus `prompt_weight` times the
+    cross entropy of the prompts' text, plus the load-balance loss of MB-MoE averaged over its percepts.
+    Tokens are counted over the step on all ranks.
 
     Args:
         engine: the policy.
@@ -63,23 +65,48 @@ def sft_steps(
     """
     flat, lengths = flatten(sequences), list(map(len, sequences))
     policy, rank, world = engine.policy, dist.get_rank(), dist.get_world_size()
+    roles, percept_id = flat.roles.to(engine.device), policy.config.percept_token_id
     batches = group_batches([s.group for s in sequences], settings.batch_samples, seed)
     for step, chosen in enumerate(itertools.islice(batches, settings.steps)):
-        tokens = sum(len(sequences[i].response) for i in chosen)
+        counts = torch.zeros(len(ROLES), device=engine.device)
+        for i in chosen:
+            counts[ROLES.index(sequences[i].role)] += len(sequences[i].response)
+        share = 1 / (counts.clamp(min=1) * (counts > 0).sum())  # [3] weight of an answer token by role
+        prompts = sum(_text_tokens(sequences[i].prompt.token_ids, percept_id) for i in chosen)
         percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
         sums = torch.zeros(len(ROLES) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
         for rows in schedule(lengths, chosen, world, settings.tokens_per_microbatch)[rank]:
             batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
-            output = engine(batch.tokens)
+            answers = batch.tokens.response_mask
+            learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
+            output = engine(batch.tokens._replace(response_mask=learned))
+            is_answer = answers[learned]
+            logprobs, role = output.logprobs[is_answer], roles[batch.places]
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
-            engine.backward(batch.weight * (balance_weight * balance - output.logprobs.sum() / tokens))
-            seen = torch.stack([torch.ones_like(output.logprobs), -output.logprobs, output.greedy.float()], dim=-1)
-            sums.index_add_(0, flat.roles.to(engine.device)[batch.places], batch.weight * seen.detach())
+            loss = balance_weight * balance - (share[role] * logprobs).sum()
+            if settings.prompt_weight:
+                loss = loss - settings.prompt_weight * output.logprobs[~is_answer].sum() / prompts
+            engine.backward(batch.weight * loss)
+            seen = torch.stack([torch.ones_like(logprobs), -logprobs, output.greedy[is_answer].float()], dim=-1)
+            sums.index_add_(0, role, batch.weight * seen.detach())
             sums[-1, 1] += batch.weight * balance.detach()
         lr = learning_rate(settings, step)
         norm = engine.step(lr)
         dist.all_reduce(sums)
         yield {**_metrics(sums), "step": float(step + 1), "lr": lr, "grad_norm": norm}
+
+
+def _text_tokens(prompt: Sequence[int], percept_id: int) -> int:
+    """Tokens of a prompt that a language model can learn to predict: text, after the first token."""
+    return sum(token != percept_id for token in prompt[1:])
+
+
+def _prompt_text(tokens: TokenBatch, percept_id: int) -> torch.Tensor:
+    """Mask ``[B, L]`` of the prompts' text: before the answer, no placeholder, not the first token."""
+    before_answer = tokens.response_mask.int().cumsum(dim=1) == 0
+    mask = before_answer & (tokens.input_ids != percept_id)
+    mask[:, 0] = False
+    return mask
 
 
 def _metrics(sums: torch.Tensor) -> dict[str, float]:

@@ -35,24 +35,32 @@ class MicroBatcher(Generic[Item, Result]):
         self._process = process
         self._max_batch, self._window_s, self._concurrency = max_batch, window_s, concurrency
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        # The loop only refers to tasks weakly, so they are kept here. Whether one is at work is counted
+        # apart: a task leaves the set a moment after it has found nothing waiting, and who came in that
+        # moment would wait for ever.
         self._workers: set[asyncio.Task[None]] = set()
+        self._active = 0
 
     async def __call__(self, item: Item) -> Result:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._workers) < self._concurrency:
+        if self._active < self._concurrency:
+            self._active += 1
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
         return await future
 
     async def _work(self) -> None:
-        while self._waiting:
-            if len(self._waiting) < self._max_batch:
-                await asyncio.sleep(self._window_s)
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-            if batch:
-                await self._answer(batch)
+        try:
+            while self._waiting:
+                if len(self._waiting) < self._max_batch:
+                    await asyncio.sleep(self._window_s)
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+                if batch:
+                    await self._answer(batch)
+        finally:
+            self._active -= 1
 
     async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

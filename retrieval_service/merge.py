@@ -53,17 +53,15 @@ def merge_hits(shards: Sequence[Hits], k: int) -> Hits:
 def allocate(ranked: Mapping[G, Sequence[Candidate]], k: int) -> dict[G, list[Candidate]]:
     """Fill each group with up to `k` candidates, so that no key is in two groups or twice in one.
 
-    What two groups want goes to the one it scores highest for (first group, if equal), unless that one is
-    already full of better ones; in the other group the next candidates move up. Because both sides
-    prefer the higher score, taking all pairs in order of score gives the only stable allocation. It
-    depends only on the part of each list that ends where its group is full, so lists may be cut there.
+    Groups choose one after the other: what two want stays with the first (supportive evidence is not
+    lost to a query that only resembles the wording more) and in the other the next candidates move up.
+    The result depends only on the part of each list that ends where its group is full, so lists may
+    be cut there.
     """
-    order = {group: place for place, group in enumerate(ranked)}
-    pairs = sorted((-c.score, order[group], c.row, group, c) for group, found in ranked.items() for c in found)
-    chosen: dict[G, list[Candidate]] = {group: [] for group in ranked}
+    chosen: dict[G, list[Candidate]] = {}
     taken: set[int] = set()
-    for *_, group, candidate in pairs:
-        if len(chosen[group]) < k and candidate.key not in taken:
-            chosen[group].append(candidate)
-            taken.add(candidate.key)
+    for group, found in ranked.items():
+        fresh = {c.key: c for c in reversed(found) if c.key not in taken}  # the first of a key wins
+        chosen[group] = sorted(fresh.values(), key=lambda c: (-c.score, c.row))[:k]
+        taken.update(c.key for c in chosen[group])
     return chosen

@@ -176,10 +176,10 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.config: AffectConfig = vllm_config.model_config.hf_config
-        with self._mark_tower_model(vllm_config, MODALITY):
+        with self._mark_tower_model(vllm_config, MODALITY):  # type: ignore[operator]
             self.fusion = Fusion(shape_from_dict(self.config.fusion))
-        with self._mark_language_model(vllm_config):
-            self.language_model = init_vllm_registered_model(
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
+            self.language_model: Any = init_vllm_registered_model(
                 vllm_config, hf_config=self.config.text_config, prefix=maybe_prefix(prefix, "language_model")
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors

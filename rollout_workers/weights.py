@@ -28,6 +28,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from affect_rl.errors import AffectError
 from affect_rl.policy import WEIGHTS
 from affect_rl.weights import VALUE_HEAD, WeightsHandle, multiset_checksum
+from rollout_workers.vllm_model import AffectForCausalLM
 
 SHARED_MEMORY = "shared_memory"
 Transfer = Literal["shared_memory", "nccl"]
@@ -142,7 +143,7 @@ class WeightSync:
         return {"path": str(path)}
 
 
-def _model_checksum(model: nn.Module) -> int:
+def _model_checksum(model: AffectForCausalLM) -> int:
     dtype = model.fusion.audio.absent.dtype
     return multiset_checksum(tensor.to(dtype) for tensor in (*_parameters(model), *model.fusion.buffers()))
 
@@ -166,7 +167,7 @@ def _parameters(model: nn.Module) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _unpacked(module: nn.Module, weight: Tensor) -> Tensor:
+def _unpacked(module: Any, weight: Tensor) -> Tensor:
     """The weight ``[out, in]`` inside a CPU kernel: what it makes of the identity (exact, as 0 x w + 1 x w is)."""
     width = weight.shape[1] if weight.numel() else module.input_size_per_partition
     return module.cpu_linear(torch.eye(width, dtype=weight.dtype), weight, None).T

@@ -73,10 +73,10 @@ class SynthSettings:
         seed: seed of everything.
     """
 
-    train: int = 2000
+    train: int = 3000
     dev: int = 200
     test: int = 400
-    expressions: int = 600
+    expressions: int = 1000
     earnest: int = 1
     jest: int = 1
     figurative: float = 0.75

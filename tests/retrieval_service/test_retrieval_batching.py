@@ -68,3 +68,16 @@ def test_a_cancelled_request_does_not_harm_the_others() -> None:
         return await stays
 
     assert asyncio.run(asyncio.wait_for(ask(), 10)) == 4
+
+
+def test_a_caller_that_comes_back_at_once_is_served() -> None:
+    """It asks in the very moment in which the worker, finding nobody waiting, ends."""
+
+    async def twice(items: list[int]) -> list[int]:
+        return [2 * item for item in items]
+
+    async def caller() -> list[int]:
+        batcher = MicroBatcher(twice, max_batch=4, window_s=0, concurrency=1)
+        return [await batcher(i) for i in range(5)]
+
+    assert asyncio.run(asyncio.wait_for(caller(), timeout=5)) == [0, 2, 4, 6, 8]

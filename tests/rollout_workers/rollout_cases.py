@@ -90,9 +90,7 @@ def logprob_gaps(
     percepts = collate_percepts([p for prompt in prompts for p in prompt.percepts], AUDIO_DIM, VIDEO_DIM)
     expected = policy(TokenBatch(ids, mask, percepts), temperature).logprobs.numpy()
     ends = np.cumsum([len(answer.token_ids) for answer in answers])
-    return [
-        np.abs(part - answer.logprobs) for part, answer in zip(np.split(expected, ends[:-1]), answers, strict=True)
-    ]
+    return [np.abs(part - answer.logprobs) for part, answer in zip(np.split(expected, ends[:-1]), answers, strict=True)]
 
 
 async def answer_all(

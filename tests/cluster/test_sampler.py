@@ -1,0 +1,30 @@
+"""The sampler is a function of seed and step, and deals every sample once an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.sampler import StepSampler, episode_seed
+
+
+@given(st.integers(1, 20), st.integers(1, 15), st.integers(0, 5))
+def test_every_sample_is_dealt_once_an_epoch(samples: int, per_step: int, seed: int) -> None:
+    sampler = StepSampler(range(samples), per_step, seed)  # type: ignore[arg-type]
+    dealt = [s for step in range(3 * samples) for s in sampler.batch(step)]
+    for epoch in range(3):
+        assert set(Counter(dealt[epoch * samples : (epoch + 1) * samples]).values()) == {1}
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for() -> None:
+    one, other = (StepSampler(range(50), 8, seed=3) for _ in range(2))  # type: ignore[arg-type]
+    forwards = [one.batch(step) for step in range(20)]
+    assert [other.batch(step) for step in reversed(range(20))] == forwards[::-1]
+    assert StepSampler(range(50), 8, seed=4).batch(0) != forwards[0]  # type: ignore[arg-type]
+
+
+def test_seeds_of_episodes_differ() -> None:
+    seeds = {episode_seed(seed, "train", step, place) for seed in range(3) for step in range(20) for place in range(20)}
+    assert len(seeds) == 3 * 20 * 20

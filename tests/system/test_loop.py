@@ -1,0 +1,216 @@
+"""The whole loop on real engines: it repeats itself, survives the loss of actors, and goes on after its driver died."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from affect_rl.config import Config, load_config
+from affect_rl.data.dataset import Dataset, write_dataset
+from affect_rl.data.synth import SynthSettings, synthesise
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy
+from affect_rl.trajectory import ROLES
+from affect_rl.trajectory_store import read_trajectories
+from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
+from cluster.sampler import StepSampler
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+TIMES = re.compile(r"time|.*_s$")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic dataset."""
+    settings = SynthSettings(train=48, dev=8, test=16, expressions=30)
+    return write_dataset(tmp_path_factory.mktemp("world") / "synth", synthesise(settings), name="synth")
+
+
+@pytest.fixture(scope="module")
+def settings(world: Path) -> list[str]:
+    """Overrides of all jobs here."""
+    return [
+        f"data.dir={world}", "model.context=320", "model.tiny.layers=2", "model.tiny.dim=64", "model.tiny.heads=2",
+        "model.tiny.vocabulary=600", "model.fusion.dim=32", "retrieval.k=2", "retrieval.shards=2",
+        "sft.steps=60", "sft.batch_samples=16", "sft.lr=4e-3", "sft.prompt_weight=1", "sft.threads=1",
+        "learner.lr=1e-3", "learner.threads=1", "rollout.threads=1", "rollout.kv_cache_gib=0.1",
+        "train.steps=3", "train.samples_per_step=16", "train.eval_every=2", "train.checkpoint_every=1",
+        "train.verify_sync=true", "evaluate.resamples=100",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sft(cluster: None, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy after a short warm start."""
+    with open_job(load_config(None, [*settings, f"runs_dir={tmp_path_factory.mktemp('sft')}"])) as job:
+        return run_warm_start(job)
+
+
+def _config(settings: list[str], sft: Path, runs: Path, name: str, *more: str) -> Config:
+    return load_config(None, [*settings, f"policy={sft}", f"runs_dir={runs}", f"name={name}", *more])
+
+
+def _train(config: Config, *, resume: bool = False) -> list[dict[str, Any]]:
+    with open_job(config) as job:
+        run_training(job, resume=resume)
+    return _metrics(config.run_dir)
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _numbers(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics that do not depend on the clock."""
+    return [{k: v for k, v in line.items() if not TIMES.match(k) and k != "learner/tokens_per_s"} for line in metrics]
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    """Ray processes of this user that run an actor of class `name`."""
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(f"ray::{name}")]
+
+
+@pytest.fixture(scope="module")
+def reference(sft: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that nothing disturbed."""
+    config = _config(settings, sft, tmp_path_factory.mktemp("runs"), "reference")
+    _train(config)
+    return config
+
+
+def test_engine_and_learner_agree_before_and_after_every_sync(reference: Config) -> None:
+    metrics = _metrics(reference.run_dir)
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    assert all(line["logprob_gap/max"] < 1e-4 for line in metrics)
+    assert all(abs(line["ratio/first"] - 1) < 1e-4 for line in metrics)
+    assert metrics[0]["kl/planner"] == pytest.approx(0, abs=1e-6)
+    assert any(abs(metrics[2][f"kl/{role}"]) > 1e-6 for role in ROLES)
+
+
+def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(reference: Config) -> None:
+    explained = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), flags=re.MULTILINE))
+    explained = {name.replace("<role>", role) for name in explained for role in ROLES}
+    logged = {name for line in _metrics(reference.run_dir) for name in line} - {"step", "time"}
+    assert logged == explained
+
+
+def test_the_run_directory_holds_what_a_user_needs(reference: Config, sft: Path) -> None:
+    run = reference.run_dir
+    assert load_config(run / "config.yaml") == reference
+    assert AffectPolicy.load(run / "policy").config.fusion == AffectPolicy.load(sft).config.fusion
+    dataset = Dataset.load(reference.data.dir)
+    sampler = StepSampler(dataset.samples("train"), reference.train.samples_per_step, reference.seed)
+    for step in range(3):
+        rows = read_trajectories(run / "trajectories" / f"step-{step + 1:05d}.parquet")
+        assert [row["sample_id"] for row in rows] == [s.id for s in sampler.batch(step)]
+        assert all([turn["role"] for turn in row["turns"]] == list(ROLES) for row in rows)
+        assert all({"full", "label", "rank"} == set(row["scores"]) for row in rows)
+
+
+def test_the_same_seed_gives_the_same_numbers(reference: Config, sft: Path, settings: list[str], tmp_path: Path) -> None:
+    again = _train(_config(settings, sft, tmp_path, "again"))
+    assert _numbers(again) == _numbers(_metrics(reference.run_dir))
+    weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_learning_rate_of_zero_moves_nothing(sft: Path, settings: list[str], tmp_path: Path) -> None:
+    metrics = _train(_config(settings, sft, tmp_path, "still", "learner.lr=0", "train.steps=2"))
+    for line in metrics:
+        assert abs(line["ratio/first"] - 1) < 1e-4
+        assert all(line[f"kl/{role}"] == pytest.approx(0, abs=1e-6) for role in ROLES)
+
+
+def test_overlapped_training_bounds_staleness(sft: Path, settings: list[str], tmp_path: Path) -> None:
+    metrics = _train(
+        _config(settings, sft, tmp_path, "overlapped", "train.max_staleness=1", "rollout.deterministic=false", "train.steps=4")
+    )
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert metrics[-1]["counts/episodes"] == 4 * 16
+    assert all(0 <= line["episode/staleness"] <= 1 for line in metrics)
+    assert any(line["episode/staleness"] > 0 for line in metrics)
+
+
+def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], tmp_path: Path) -> None:
+    config = _config(settings, sft, tmp_path, "wounded", "train.steps=4", "rollout.workers=2", "train.samples_per_step=32")
+    killed: list[str] = []
+
+    def kill() -> None:
+        metrics = config.run_dir / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+            time.sleep(0.05)
+        for name in ("RolloutWorker", "IndexShard"):
+            victim = _processes(name)[0]
+            victim.send_signal(signal.SIGKILL)
+            killed.append(name)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    metrics = _train(config)
+    thread.join(timeout=1)
+    assert killed == ["RolloutWorker", "IndexShard"]
+    assert metrics[-1]["counts/episodes"] == 4 * 32
+    dataset = Dataset.load(config.data.dir)
+    sampler = StepSampler(dataset.samples("train"), 32, config.seed)
+    for step in range(4):
+        rows = read_trajectories(config.run_dir / "trajectories" / f"step-{step + 1:05d}.parquet")
+        assert Counter(row["sample_id"] for row in rows) == Counter(s.id for s in sampler.batch(step))
+
+
+def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
+    reference: Config, sft: Path, settings: list[str], tmp_path: Path
+) -> None:
+    file, run = tmp_path / "job.yaml", tmp_path / "runs" / "killed"
+    file.write_text("")
+    config = _config(settings, sft, tmp_path / "runs", "killed", "cluster.dashboard=false")
+    overrides = [*settings, f"policy={sft}", f"runs_dir={tmp_path / 'runs'}", "name=killed", "cluster.dashboard=false"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", str(file), *overrides], env=environment)
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "step-00002" / "progress.json").exists():
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    resumed = _train(config, resume=True)
+    assert [line["step"] for line in resumed] == [1, 2, 3]
+    assert _numbers(resumed) == _numbers(_metrics(reference.run_dir))
+    weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, run)]
+    assert weights[0] == weights[1]
+
+
+def test_evaluation_writes_tables_and_compares_paired(reference: Config, sft: Path, tmp_path: Path) -> None:
+    with open_job(reference) as job:
+        result = run_evaluation(job, {"SFT": sft, "again": sft, "MAPPO": job.run.policy}, tmp_path)
+    assert result.results[0].predicted == result.results[1].predicted
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["samples"] == 16 and set(report["policies"]) == {"SFT", "again", "MAPPO"}
+    assert "weighted_f1" in report["differences"]
+    assert (tmp_path / "evaluation.md").read_text().startswith("| test, n = 16 | SFT | again | MAPPO | MAPPO - SFT |")
+
+
+def test_mistakes_are_named_before_anything_starts(
+    cluster: None, sft: Path, settings: list[str], reference: Config, tmp_path: Path
+) -> None:
+    with open_job(reference) as job:
+        with pytest.raises(AffectError, match="has been trained already; pass --resume"):
+            run_training(job)
+        with pytest.raises(AffectError, match="no manifest.json, so this is not a policy directory"):
+            run_evaluation(job, {"nothing": tmp_path}, tmp_path / "out")
+    missing = _config(settings, tmp_path / "absent", tmp_path, "lost")
+    with open_job(missing) as job, pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"):
+        run_training(job)
+    with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", "data.dir=absent")):
+        pass
