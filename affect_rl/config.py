@@ -57,7 +57,9 @@ class TinyModelConfig(Section):
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.dim % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim")
+            raise ValueError(
+                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
+            )
         return self
 
 
@@ -93,7 +95,9 @@ class FusionConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.dim % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim")
+            raise ValueError(
+                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
+            )
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}; lower top_k or raise experts")
         return self
@@ -182,7 +186,7 @@ class RewardConfig(Section):
     """Rewards of the three agents, equations 1 to 3."""
 
     kind: Literal["auto", "exact", "wheel"] = "auto"
-    """Score of an answer: exact for closed sets, F1 over emotion-wheel clusters for open labels; auto: by label kind."""
+    """Score of an answer: ``exact`` labels, or F1 over emotion-wheel clusters; auto: the wheel for open labels."""
     planner_weight: NonNegative = 0.5
     """lambda_P of equation 2."""
     filter_weight: NonNegative = 0.5
@@ -415,8 +419,8 @@ class Config(Section):
             )
         if self.samples_per_minibatch < self.learner.workers:
             raise ValueError(
-                f"a minibatch of {self.samples_per_minibatch} samples cannot feed learner.workers={self.learner.workers}; "
-                "raise train.samples_per_step or lower learner.minibatches"
+                f"a minibatch of {self.samples_per_minibatch} samples cannot feed "
+                f"learner.workers={self.learner.workers}; raise train.samples_per_step or lower learner.minibatches"
             )
         if self.learner.tokens_per_microbatch < self.model.context:
             raise ValueError(

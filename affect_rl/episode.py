@@ -21,7 +21,7 @@ from affect_rl.sample import AffectSample
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory, Turn
 
 Purpose = Literal["full", "label", "rank"]
-NOTHING: Mapping[Group, tuple[Evidence, ...]] = {group: () for group in GROUPS}
+NOTHING: Mapping[Group, tuple[Evidence, ...]] = dict.fromkeys(GROUPS, ())
 
 
 async def play_episode(
@@ -89,7 +89,13 @@ class _Episode:
         if self.config.counterfactuals:
             answers |= dict(zip(("label", "rank"), counterfactuals, strict=True))
         return self._trajectory(
-            (planner_turn, filter_turn, generator_turn), answers, answer, plan.queries, candidates, selection.kept, support
+            (planner_turn, filter_turn, generator_turn),
+            answers,
+            answer,
+            plan.queries,
+            candidates,
+            selection.kept,
+            support,
         )
 
     async def _play_alone(self) -> Trajectory:

@@ -93,8 +93,6 @@ class Retrieve(Protocol):
         """Search the text index with one query a group."""
         ...
 
-    async def perceptual(
-        self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion
-    ) -> Support:
+    async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """Search the feature index with a sample's own features ``[T, d]``."""
         ...

@@ -115,9 +115,7 @@ class Prompts:
         view = (*self._encode_cached("With support:"), *self._percept, *self._encode_cached("\n")) if fused else ()
         return (*view, *self._encode_cached(TASKS[role]), *self._closing)
 
-    def _evidence(
-        self, evidence: Mapping[Group, tuple[Evidence, ...]], numbered: bool, room: int
-    ) -> tuple[int, ...]:
+    def _evidence(self, evidence: Mapping[Group, tuple[Evidence, ...]], numbered: bool, room: int) -> tuple[int, ...]:
         tokens: list[int] = []
         number = 0
         for group in GROUPS:

@@ -15,7 +15,13 @@ from affect_rl.trajectory import Trajectory, Turn
 
 _EVIDENCE = pa.list_(
     pa.struct(
-        [("group", pa.string()), ("id", pa.string()), ("text", pa.string()), ("labels", pa.list_(pa.string())), ("score", pa.float32())]
+        [
+            ("group", pa.string()),
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("labels", pa.list_(pa.string())),
+            ("score", pa.float32()),
+        ]
     )
 )
 _TURN = pa.struct(

@@ -51,12 +51,17 @@ def f1(predicted: Predictions, true: Predictions, candidates: Sequence[str]) -> 
     return 100 * evaluate(predicted, true, candidates, resamples=1).weighted_f1.value
 
 
-def difference(a: Sequence[Predictions], b: Sequence[Predictions], true: Predictions, candidates: Sequence[str]) -> dict:
+def difference(
+    a: Sequence[Predictions], b: Sequence[Predictions], true: Predictions, candidates: Sequence[str]
+) -> dict:
     """Mean over seeds of F1(b) - F1(a), with its paired bootstrap interval."""
 
     def mean_gain(rows: np.ndarray) -> float:
         truth = [true[i] for i in rows]
-        gains = [f1([y[i] for i in rows], truth, candidates) - f1([x[i] for i in rows], truth, candidates) for x, y in zip(a, b, strict=True)]
+        gains = [
+            f1([y[i] for i in rows], truth, candidates) - f1([x[i] for i in rows], truth, candidates)
+            for x, y in zip(a, b, strict=True)
+        ]
         return float(np.mean(gains))
 
     everyone, chance = np.arange(len(true)), np.random.default_rng(0)

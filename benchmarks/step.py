@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -30,7 +31,7 @@ def main() -> None:
         with open_job(config) as job:
             run_training(job)
         lines = [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
-    steps = list(zip(lines[:-1], lines[1:-1], strict=False))  # the last step also evaluates and saves
+    steps = list(pairwise(lines[:-1]))  # the last step also evaluates and saves
     seconds = {k: mean(now[f"time/{k}_s"] for _, now in steps) for k in ("rollout", "retrieval", "learning", "sync")}
     whole = mean(now["time"] - before["time"] for before, now in steps)
     tokens = mean(now["episode/generated_tokens"] for _, now in steps) * config.train.samples_per_step

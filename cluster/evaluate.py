@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,11 @@ class Evaluation:
     def markdown(self) -> str:
         """The results as a Markdown table, in percent with intervals."""
         names = [result.name for result in self.results]
-        header = [f"{self.split}, n = {len(self.sample_ids)}", *names, *([f"{names[-1]} - {names[0]}"] if self.differences else [])]
+        header = [
+            f"{self.split}, n = {len(self.sample_ids)}",
+            *names,
+            *([f"{names[-1]} - {names[0]}"] if self.differences else []),
+        ]
         rows = [header, ["---"] * len(header)]
         for metric in METRICS:
             row = [metric.replace("_", " "), *(_percent(getattr(r.scores, metric)) for r in self.results)]
@@ -134,17 +139,24 @@ def _play(config: Config, samples: Sequence[AffectSample], pool: RolloutPool, na
 
 def _result(name: str, episodes: Sequence[Trajectory], samples: Sequence[AffectSample], config: Config) -> PolicyResult:
     settings = config.evaluate
-    options = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": config.seed}
+    interval = partial(mean_interval, resamples=settings.resamples, confidence=settings.confidence, seed=config.seed)
     predicted = tuple(t.predicted for t in episodes)
-    scores = evaluate(predicted, [s.labels for s in samples], samples[0].candidates, **options)
-    invalid = {}
+    scores = evaluate(
+        predicted,
+        [s.labels for s in samples],
+        samples[0].candidates,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=config.seed,
+    )
+    invalid: dict[str, Estimate] = {}
     for role in ROLES:
         flags = [float(turn.problem is not None) for t in episodes for turn in t.turns if turn.role == role]
         if flags:
-            invalid[role] = mean_interval(flags, **options)
+            invalid[role] = interval(flags)
     tokens = {
-        "generated": mean_interval([float(t.generated_tokens) for t in episodes], **options),
-        "prompt": mean_interval([float(t.prompt_tokens) for t in episodes], **options),
+        "generated": interval([float(t.generated_tokens) for t in episodes]),
+        "prompt": interval([float(t.prompt_tokens) for t in episodes]),
     }
     return PolicyResult(name, scores, invalid, tokens, predicted)
 

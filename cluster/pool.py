@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,9 @@ class RolloutPool:
         for call in [call for call in self._calls.values() if call.deadline < now]:
             if self._manager.is_actor_healthy(call.actor):
                 ray.kill(self._actors[call.actor], no_restart=False)
-                self._fault(call.actor, TimeoutError(f"no answer within rollout.deadline_s={self._settings.deadline_s:g}"))
+                self._fault(
+                    call.actor, TimeoutError(f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
+                )
 
     def _fault(self, actor: int, error: Exception) -> None:
         """Take an actor out of service and queue its episodes again, ahead of the others."""
@@ -162,7 +164,9 @@ class RolloutPool:
         self._faults[actor] += 1
         message = f"rollout: actor {actor} at weight version {self.version}: {type(cause).__name__}: {cause}"
         if self._faults[actor] > self._settings.max_restarts:
-            raise RolloutError(f"{message}; it failed more than rollout.max_restarts={self._settings.max_restarts} times") from error
+            raise RolloutError(
+                f"{message}; it failed more than rollout.max_restarts={self._settings.max_restarts} times"
+            ) from error
         logger.warning("%s; its episodes are played again", message)
         self._manager.set_actor_state(actor, healthy=False)
         self._probed.pop(actor, None)
@@ -219,9 +223,9 @@ class RolloutPool:
                         f"checksum {checksum:#x}, expected {handle.checksum:#x}"
                     )
 
-    def stats(self) -> list[dict[str, float]]:
-        """Counters of each healthy engine."""
-        return [stats for _, stats in self._ask("stats")]
+    def stats(self) -> Counter[str]:
+        """Counters of the healthy engines since their start, added up."""
+        return sum((Counter(stats) for _, stats in self._ask("stats")), Counter())
 
     def _ask(self, method: str, **kwargs: Any) -> list[tuple[int, Any]]:
         """Call all healthy actors and wait; an actor that fails or is late is taken out of service."""

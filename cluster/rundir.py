@@ -101,7 +101,9 @@ class RunDirectory:
             AffectError: the run has been trained already.
         """
         if (self.path / "metrics.jsonl").exists():
-            raise AffectError(f"{self.path}: has been trained already; pass --resume to go on, or choose another `name`")
+            raise AffectError(
+                f"{self.path}: has been trained already; pass --resume to go on, or choose another `name`"
+            )
         for child in (self.best.parent, self.trajectories, self.path / "checkpoints"):
             child.mkdir(exist_ok=True)
 
@@ -120,7 +122,9 @@ class RunDirectory:
         try:
             return Progress(**json.loads(path.read_text())), checkpoints[-1]
         except (ValueError, TypeError) as error:
-            raise AffectError(f"{path}: damaged ({error}); delete {path.parent} to go on from the checkpoint before") from error
+            raise AffectError(
+                f"{path}: damaged ({error}); delete {path.parent} to go on from the checkpoint before"
+            ) from error
 
     @staticmethod
     def replace(fresh: Path, target: Path) -> None:

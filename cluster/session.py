@@ -19,7 +19,9 @@ def logical_cpus(config: Config) -> int:
     them where there is room.
     """
     retrieval = config.retrieval.shards + 1
-    return config.rollout.workers + config.learner.workers + retrieval * config.retrieval.threads + config.sft.workers + 1
+    return (
+        config.rollout.workers + config.learner.workers + retrieval * config.retrieval.threads + config.sft.workers + 1
+    )
 
 
 @contextmanager

@@ -28,8 +28,12 @@ def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tupl
     for file in files:
         if rows := read_trajectories(file, sample_id):
             return file, rows[0]
-    wanted = " ".join(filter(None, [f"of sample {sample_id}" if sample_id else "", f"in step {step}" if step is not None else ""]))
-    raise AffectError(f"{run_dir / 'trajectories'}: no episode {wanted}".rstrip() + "; look there for what has been played")
+    wanted = " ".join(
+        filter(None, [f"of sample {sample_id}" if sample_id else "", f"in step {step}" if step is not None else ""])
+    )
+    raise AffectError(
+        f"{run_dir / 'trajectories'}: no episode {wanted}".rstrip() + "; look there for what has been played"
+    )
 
 
 def print_episode(episode: Mapping[str, Any], title: str, console: Console) -> None:

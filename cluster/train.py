@@ -8,7 +8,7 @@ works; an episode whose oldest token lags more than n versions behind is dropped
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +65,9 @@ def train(
                 pool.submit(_jobs(config, submitted, sampler.batch(submitted)))
                 submitted += 1
             with watch("rollout"):
+                engines = pool.stats()
                 episodes, stale = _collect(pool, config, sampler, state.step)
+                counted = {name: value - engines[name] for name, value in pool.stats().items()}
             with watch("learning"):
                 metrics = learner.update(episodes, state.step)
             with watch("sync"):
@@ -79,6 +81,7 @@ def train(
                 stale=state.stale + stale,
             )
             metrics |= _episode_metrics(episodes, state.step - 1) | {f"time/{k}_s": v for k, v in watch.seconds.items()}
+            metrics |= _engine_metrics(counted, config.rollout.workers)
             metrics |= {"sync/bytes": float(handle.bytes), "counts/episodes": float(state.episodes)}
             metrics |= {"counts/replayed": float(state.replayed), "counts/stale": float(state.stale)}
 
@@ -129,7 +132,9 @@ def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int)
 def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], step: int) -> float:
     """Weighted F1 of greedy answers on `samples` under the current weights."""
     jobs = [
-        EpisodeJob(("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), temperature=0.0, counterfactuals=False)
+        EpisodeJob(
+            ("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), temperature=0.0, counterfactuals=False
+        )
         for s in samples
     ]
     predicted = [t.predicted for t in pool.play(jobs)]
@@ -155,6 +160,15 @@ def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, 
             metrics[f"{role}/invalid"] = sum(turn.problem is not None for turn in turns) / len(turns)
             metrics[f"{role}/tokens"] = sum(len(turn.generation.token_ids) for turn in turns) / len(turns)
     return metrics
+
+
+def _engine_metrics(gained: Mapping[str, float], engines: int) -> dict[str, float]:
+    """What the engines counted during the rollout. A restarted one starts again at 0, hence the bounds."""
+    return {
+        "engine/steps": max(0.0, gained.get("steps", 0)),
+        "engine/cached_share": max(0.0, gained.get("cached_tokens", 0)) / max(1.0, gained.get("prompt_tokens", 0)),
+        "time/retrieval_s": max(0.0, gained.get("retrieval_s", 0)) / engines,
+    }
 
 
 def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:

@@ -34,8 +34,11 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
         texts = chain(template_texts(), _texts(train), _texts(dataset.samples("library")))
         tokenizer = train_tokenizer(texts, model.tiny.vocabulary)
         language_model = tiny_language_model(
-            tokenizer, layers=model.tiny.layers, dim=model.tiny.dim, heads=model.tiny.heads, context=model.context, seed=config.seed
-        )  # fmt: skip
+            tokenizer,
+            **model.tiny.model_dump(exclude={"vocabulary"}),
+            context=model.context,
+            seed=config.seed,
+        )
     else:
         language_model, tokenizer = pretrained_language_model(model.base, getattr(torch, model.dtype))
     torch.manual_seed(config.seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -65,12 +66,14 @@ class EngineStats:
         generated_tokens: tokens sampled, of finished requests.
         prompt_tokens: prompt tokens of finished requests.
         cached_tokens: prompt tokens that the prefix cache served.
+        retrieval_s: seconds in which at least one episode waited for retrieval.
     """
 
     steps: int = 0
     generated_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    retrieval_s: float = 0.0
 
 
 class RolloutEngine:
@@ -101,7 +104,7 @@ class RolloutEngine:
         self._arrived: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._pump: asyncio.Task[None] | None = None
-        self._outside = 0
+        self._outside, self._outside_since = 0, 0.0
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
         self._stats = EngineStats()
@@ -148,13 +151,17 @@ class RolloutEngine:
         With ``deterministic`` the engine rests while any such wait lasts, so that the batches it forms
         do not depend on when answers arrive.
         """
+        if not self._outside:
+            self._outside_since = time.perf_counter()
         self._outside += 1
         try:
             yield
         finally:
             self._outside -= 1
-            if not self._outside and self._back and not self._back.done():
-                self._back.set_result(None)
+            if not self._outside:
+                self._stats.retrieval_s += time.perf_counter() - self._outside_since
+                if self._back and not self._back.done():
+                    self._back.set_result(None)
 
     async def _pump_steps(self) -> None:
         try:
@@ -253,7 +260,7 @@ class RolloutEngine:
 
     # -- the rest --------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """The counters of `EngineStats` by name, and how many requests are `running` and `waiting`."""
         return {**asdict(self._stats), "running": len(self._running), "waiting": len(self._arrived)}
 

@@ -79,7 +79,7 @@ class RolloutWorker:
         Raises:
             AffectError: a sample or a setting is at fault.
             EngineError: the engine died or was late.
-            RetrievalUnavailable: the retrieval service was late.
+            RetrievalError: the retrieval service was late.
         """
         async with self._turn:
             if self._deterministic:
@@ -132,7 +132,7 @@ class RolloutWorker:
         """Checksum of the engine's tensors, comparable with `WeightsHandle.checksum`."""
         return self.engine.checksum()
 
-    async def stats(self) -> dict[str, int]:
+    async def stats(self) -> dict[str, float]:
         """See `RolloutEngine.stats`."""
         return self.engine.stats()
 

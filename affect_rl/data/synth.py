@@ -99,7 +99,9 @@ class _World:
         self.rng = np.random.default_rng(settings.seed)
         pairs = [" ".join(pair) for pair in product(ADJECTIVES, NOUNS)]
         if not 10 <= settings.expressions <= len(pairs):
-            raise AffectError(f"expressions={settings.expressions} is not between 10 and {len(pairs)}; choose a number in between")
+            raise AffectError(
+                f"expressions={settings.expressions} is not between 10 and {len(pairs)}; choose a number in between"
+            )
         self.rng.shuffle(pairs)
         expressions = pairs[: settings.expressions]
         # Meanings are dealt, not drawn, so that no emotion is rare.

@@ -28,7 +28,10 @@ WRONG = [
     ("learner.minibatches=5", "train.samples_per_step=64 is not a multiple of learner.minibatches=5"),
     ("learner.workers=40", "a minibatch of 32 samples cannot feed learner.workers=40"),
     ("learner.tokens_per_microbatch=100", "learner.tokens_per_microbatch=100 is below model.context=512"),
-    ("rollout.transfer=nccl", "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0"),
+    (
+        "rollout.transfer=nccl",
+        "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0",
+    ),
     ("rollout.transfer=carrier-pigeon", "rollout.transfer: Input should be 'shared_memory' or 'nccl'"),
     ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
     ("sft.careful=2", "sft.careful: Input should be less than or equal to 1"),

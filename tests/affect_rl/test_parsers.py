@@ -70,7 +70,11 @@ def test_a_broken_plan_falls_back_to_the_text(text: str, message: str) -> None:
 def test_a_broken_selection_falls_back_to_retrieval_order(text: str, message: str) -> None:
     selection = parse_selection(text, CANDIDATES, keep=1)  # type: ignore[arg-type]
     assert selection.problem and message in selection.problem
-    assert {g: [e.id for e in selection.kept[g]] for g in GROUPS} == {"supportive": ["s1"], "confusing": ["c3"], "countering": []}
+    assert {g: [e.id for e in selection.kept[g]] for g in GROUPS} == {
+        "supportive": ["s1"],
+        "confusing": ["c3"],
+        "countering": [],
+    }
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_ANSWERS)
@@ -95,7 +99,7 @@ def test_open_answers_take_several_labels_up_to_a_limit() -> None:
 WORDS = st.from_regex(r"[a-z]+( [a-z]+){0,4}", fullmatch=True)
 
 
-@given(st.fixed_dictionaries({group: WORDS for group in GROUPS}))
+@given(st.fixed_dictionaries(dict.fromkeys(GROUPS, WORDS)))
 def test_a_rendered_plan_reads_back(queries: dict) -> None:
     plan = parse_plan(render_plan(queries), SAMPLE)
     assert plan.problem is None and plan.queries == queries
@@ -126,7 +130,9 @@ def test_a_rendered_answer_reads_back(reason: str, label: str) -> None:
     ],
 )
 def test_no_answer_raises(parse: Callable[[str], object]) -> None:
-    fragments = st.sampled_from(["supportive:", "confusing:", "countering:", "reason:", "label:", "\n", "1", ",", "none", " "])
+    fragments = st.sampled_from(
+        ["supportive:", "confusing:", "countering:", "reason:", "label:", "\n", "1", ",", "none", " "]
+    )
     texts = st.one_of(st.text(max_size=200), st.lists(fragments, max_size=30).map("".join))
 
     @given(texts)

@@ -110,7 +110,10 @@ def test_modalities_differ_in_reliability_and_sometimes_contradict(world: dict) 
         assert 0.2 < (values > 0.7).mean() < 0.8
     agree = np.corrcoef(strength["audio"] > 0.7, strength["video"] > 0.7)[0, 1]
     assert abs(agree) < 0.5
-    library = np.stack([s.audio.mean(0) for s in world["library"]]), np.stack([s.video.mean(0) for s in world["library"]])
+    library = (
+        np.stack([s.audio.mean(0) for s in world["library"]]),
+        np.stack([s.video.mean(0) for s in world["library"]]),
+    )
     labels = np.array([s.labels[0] for s in world["library"]])
     nearest = [
         labels[(lib @ np.stack([getattr(s, m).mean(0) for s in samples]).T).argmax(0)]

@@ -52,6 +52,8 @@ def test_a_mistake_is_one_message(args: tuple[str, ...], message: str) -> None:
 
 def test_data_synth_writes_a_dataset(tmp_path: Path) -> None:
     out = tmp_path / "world"
-    result = _run("data", "synth", "--out", str(out), "--train", "10", "--dev", "5", "--test", "5", "--expressions", "20")
+    result = _run(
+        "data", "synth", "--out", str(out), "--train", "10", "--dev", "5", "--test", "5", "--expressions", "20"
+    )
     assert result.returncode == 0
     assert (out / "dataset.json").exists()

@@ -119,7 +119,9 @@ def test_the_run_directory_holds_what_a_user_needs(reference: Config, sft: Path)
         assert all({"full", "label", "rank"} == set(row["scores"]) for row in rows)
 
 
-def test_the_same_seed_gives_the_same_numbers(reference: Config, sft: Path, settings: list[str], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_numbers(
+    reference: Config, sft: Path, settings: list[str], tmp_path: Path
+) -> None:
     again = _train(_config(settings, sft, tmp_path, "again"))
     assert _numbers(again) == _numbers(_metrics(reference.run_dir))
     weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, tmp_path / "again")]
@@ -135,7 +137,15 @@ def test_a_learning_rate_of_zero_moves_nothing(sft: Path, settings: list[str], t
 
 def test_overlapped_training_bounds_staleness(sft: Path, settings: list[str], tmp_path: Path) -> None:
     metrics = _train(
-        _config(settings, sft, tmp_path, "overlapped", "train.max_staleness=1", "rollout.deterministic=false", "train.steps=4")
+        _config(
+            settings,
+            sft,
+            tmp_path,
+            "overlapped",
+            "train.max_staleness=1",
+            "rollout.deterministic=false",
+            "train.steps=4",
+        )
     )
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert metrics[-1]["counts/episodes"] == 4 * 16
@@ -144,7 +154,9 @@ def test_overlapped_training_bounds_staleness(sft: Path, settings: list[str], tm
 
 
 def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], tmp_path: Path) -> None:
-    config = _config(settings, sft, tmp_path, "wounded", "train.steps=4", "rollout.workers=2", "train.samples_per_step=32")
+    config = _config(
+        settings, sft, tmp_path, "wounded", "train.steps=4", "rollout.workers=2", "train.samples_per_step=32"
+    )
     killed: list[str] = []
 
     def kill() -> None:
@@ -207,10 +219,13 @@ def test_mistakes_are_named_before_anything_starts(
     with open_job(reference) as job:
         with pytest.raises(AffectError, match="has been trained already; pass --resume"):
             run_training(job)
-        with pytest.raises(AffectError, match="no manifest.json, so this is not a policy directory"):
+        with pytest.raises(AffectError, match=r"no manifest\.json, so this is not a policy directory"):
             run_evaluation(job, {"nothing": tmp_path}, tmp_path / "out")
     missing = _config(settings, tmp_path / "absent", tmp_path, "lost")
-    with open_job(missing) as job, pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"):
+    with (
+        open_job(missing) as job,
+        pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"),
+    ):
         run_training(job)
     with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", "data.dir=absent")):
         pass
