@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from affect_rl.config import Config
 from affect_rl.metrics import METRICS, Difference, Estimate, Scores, compare, evaluate, mean_interval
-from affect_rl.policy import WEIGHTS, check_manifest
+from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import WeightsHandle
@@ -102,14 +102,10 @@ def evaluate_policies(
         samples: what to play.
         policies: directories by the names that tables call them.
         pool: engines of the policies' shape; they end with the last policy's weights.
-
-    Raises:
-        AffectError: a directory is not a policy.
     """
     settings = config.evaluate
     results = []
     for name, directory in policies.items():
-        check_manifest(directory)
         weights = directory / WEIGHTS
         pool.sync(WeightsHandle(pool.version + 1, str(weights.resolve()), weights.stat().st_size, 0))
         results.append(_result(name, _play(config, samples, pool, name), samples, config))

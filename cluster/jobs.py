@@ -12,6 +12,7 @@ from pathlib import Path
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
+from affect_rl.policy import check_manifest
 from cluster.evaluate import Evaluation, evaluate_policies
 from cluster.pool import RolloutPool
 from cluster.rundir import Progress, RunDirectory
@@ -83,6 +84,7 @@ def run_training(job: Job, *, resume: bool = False) -> Progress:
     initial = Path(config.policy) if config.policy else run.sft
     if not initial.exists():
         raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
+    check_manifest(initial)
     run.open(config)
     start: tuple[Progress, Path | None] = (Progress(), None)
     if resume:
@@ -102,6 +104,8 @@ def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluat
     """Evaluate policies on ``evaluate.split``, write the results to `out`."""
     split = job.config.evaluate.split
     limit = job.config.data.max_test if split == "test" else job.config.data.max_dev
+    for directory in policies.values():
+        check_manifest(directory)
     first = next(iter(policies.values()))
     with closing(RolloutPool(job.config, first, job.retrieval)) as pool:
         evaluation = evaluate_policies(job.config, job.dataset.samples(split, limit), policies, pool)

@@ -9,6 +9,7 @@ current weight version.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
 from affect_rl.config import Config
@@ -30,6 +31,7 @@ from rollout_workers.worker import EpisodeJob, RolloutWorker
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
+PROBE_S = 1.0
 EPISODES_PER_CALL = 16
 """Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
 
@@ -47,6 +49,14 @@ class _Call:
     jobs: list[EpisodeJob]
     actor: int
     deadline: float
+
+
+@dataclass(slots=True)
+class _Outage:
+    """An actor out of service: until when it must be back, and when to ask it again (inf: an answer is due)."""
+
+    deadline: float
+    next_probe: float
 
 
 class RolloutPool:
@@ -75,7 +85,7 @@ class RolloutPool:
         self._calls: dict[str, _Call] = {}
         self._done: dict[object, Trajectory] = {}
         self._faults = dict.fromkeys(self._actors, 0)
-        self._probed: dict[int, float] = {}
+        self._outages: dict[int, _Outage] = {}
         self._next_call = 0
         self._handle: WeightsHandle | None = None
         self.replayed = 0
@@ -137,13 +147,19 @@ class RolloutPool:
 
     def _take(self, result: CallResult) -> None:
         if not result.ok:
-            self._fault(result.actor_id, result.get())
+            self._take_error(result.actor_id, result.tag, result.get())
         elif result.tag == _PROBE:
             self._resync(result.actor_id)
         elif result.tag == _RESYNC:
             self._readmit(result.actor_id, result.get())
         elif call := self._calls.pop(result.tag, None):
             self._done.update(zip((job.key for job in call.jobs), result.get(), strict=True))
+
+    def _take_error(self, actor: int, tag: str, error: Exception) -> None:
+        if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
+            self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
+        elif actor not in self._outages or tag in (_PROBE, _RESYNC):
+            self._fault(actor, error)
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -169,22 +185,21 @@ class RolloutPool:
             ) from error
         logger.warning("%s; its episodes are played again", message)
         self._manager.set_actor_state(actor, healthy=False)
-        self._probed.pop(actor, None)
+        now = time.monotonic()
+        self._outages[actor] = _Outage(now + self._settings.deadline_s, now)
         for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
             jobs = self._calls.pop(tag).jobs
             self.replayed += len(jobs)
             self._waiting.extendleft(reversed(jobs))
 
     def _revive(self) -> None:
-        """Ask actors that are out of service whether Ray has brought them back; each once, with a deadline."""
+        """Ask actors that are out of service whether Ray has brought them back, until a deadline."""
         now = time.monotonic()
-        for actor in self._actors:
-            if self._manager.is_actor_healthy(actor):
-                continue
-            if actor not in self._probed:
-                self._probed[actor] = now + self._settings.deadline_s
+        for actor, outage in list(self._outages.items()):
+            if outage.next_probe <= now:
+                outage.next_probe = math.inf
                 self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
-            elif self._probed[actor] < now:
+            elif outage.deadline < now:
                 self._fault(actor, TimeoutError(f"not back within rollout.deadline_s={self._settings.deadline_s:g}"))
 
     def _resync(self, actor: int) -> None:
@@ -199,7 +214,7 @@ class RolloutPool:
         if version != self.version:  # the learner has moved on in the meantime
             self._resync(actor)
             return
-        self._probed.pop(actor, None)
+        del self._outages[actor]
         self._manager.set_actor_state(actor, healthy=True)
         logger.warning("rollout: actor %d is back, at weight version %d", actor, version)
 

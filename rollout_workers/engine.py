@@ -176,14 +176,11 @@ class RolloutEngine:
             self._die(error)
 
     async def _settle(self) -> None:
-        """Let the coroutines run that the last step has woken."""
-        if not self.config.deterministic:
-            await asyncio.sleep(0)
-            return
+        """Let the coroutines run that the last step has woken, so that they share the next one."""
         while True:
             for _ in range(_SETTLING_TURNS):
                 await asyncio.sleep(0)
-            if not self._outside:
+            if not (self._outside and self.config.deterministic):
                 break
             self._back = asyncio.get_running_loop().create_future()
             await self._back

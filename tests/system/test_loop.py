@@ -219,7 +219,7 @@ def test_mistakes_are_named_before_anything_starts(
     with open_job(reference) as job:
         with pytest.raises(AffectError, match="has been trained already; pass --resume"):
             run_training(job)
-        with pytest.raises(AffectError, match=r"no manifest\.json, so this is not a policy directory"):
+        with pytest.raises(AffectError, match=r"no manifest\.json, so this is no policy directory"):
             run_evaluation(job, {"nothing": tmp_path}, tmp_path / "out")
     missing = _config(settings, tmp_path / "absent", tmp_path, "lost")
     with (
