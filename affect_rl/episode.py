@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from affect_rl.config import EpisodeConfig, RewardConfig
@@ -47,26 +48,22 @@ async def play_episode(
         rewards: weights of the counterfactuals and the format penalty.
         seed: seed of all generations of this episode.
     """
-    return await _Episode(sample, generate, retrieve, prompts, config, rewards, seed).play()
+    retriever = retrieve if config.retrieval else None
+    return await _Episode(sample, generate, retriever, prompts, config, rewards, seed).play()
 
 
+@dataclass(slots=True)
 class _Episode:
-    def __init__(
-        self,
-        sample: AffectSample,
-        generate: Generate,
-        retrieve: Retrieve | None,
-        prompts: Prompts,
-        config: EpisodeConfig,
-        rewards: RewardConfig,
-        seed: int,
-    ) -> None:
-        self.sample, self.generate, self.prompts = sample, generate, prompts
-        self.retrieve = retrieve if config.retrieval else None
-        self.config, self.rewards, self.seed = config, rewards, seed
-        self.exclusion = Exclusion.of(sample)
-        self.generated_tokens = self.prompt_tokens = 0
-        self.degraded = False
+    sample: AffectSample
+    generate: Generate
+    retrieve: Retrieve | None
+    prompts: Prompts
+    config: EpisodeConfig
+    rewards: RewardConfig
+    seed: int
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    degraded: bool = False
 
     async def play(self) -> Trajectory:
         if self.retrieve is None:
@@ -144,12 +141,12 @@ class _Episode:
     # -- evidence --------------------------------------------------------------------------------
 
     async def _search(self, retrieve: Retrieve, queries: Mapping[Group, str]) -> Mapping[Group, tuple[Evidence, ...]]:
-        found: Cognitive = await retrieve.cognitive(queries, self.exclusion)
+        found: Cognitive = await retrieve.cognitive(queries, Exclusion.of(self.sample))
         self.degraded |= found.degraded
         return found.groups
 
     async def _perceive(self, retrieve: Retrieve) -> Support:
-        support = await retrieve.perceptual(self.sample.audio, self.sample.video, self.exclusion)
+        support = await retrieve.perceptual(self.sample.audio, self.sample.video, Exclusion.of(self.sample))
         self.degraded |= support.degraded
         return support
 

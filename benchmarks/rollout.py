@@ -40,7 +40,7 @@ from retrieval_service.service import launch_retrieval
 from rollout_workers.engine import RolloutEngine
 from rollout_workers.worker import EpisodeJob, RolloutWorker
 
-REPEATS = 5
+REPEATS = 3
 
 
 class Recording:

@@ -1,0 +1,174 @@
+"""Episodes on a real index, played by rule: what is asked of whom, and what a malformed answer costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from affect_rl.config import EpisodeConfig, RetrievalConfig, RewardConfig
+from affect_rl.data.synth import SynthSettings, synthesise
+from affect_rl.demonstrations import Annotator, demonstrate
+from affect_rl.episode import play_episode, simple_label
+from affect_rl.errors import AffectError
+from affect_rl.evidence import GROUPS, Support, render_evidence
+from affect_rl.prompts import Prompts, template_texts
+from affect_rl.sample import AffectSample
+from affect_rl.tokens import PERCEPT_TOKEN, train_tokenizer
+from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory
+from retrieval_service.index import build_index
+from retrieval_service.retriever import LocalRetriever
+
+WORLD = synthesise(SynthSettings(train=12, dev=1, test=1, expressions=40, absent=0))
+RETRIEVAL = RetrievalConfig(k=2, library_splits=("library",))
+EPISODE = EpisodeConfig()
+REWARDS = RewardConfig()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[AffectSample]:
+    return [s for s in WORLD if s.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> LocalRetriever:
+    library = [s for s in WORLD if s.split == "library"]
+    return LocalRetriever(build_index(library, tmp_path_factory.mktemp("library") / "index", RETRIEVAL), RETRIEVAL)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    texts = [text for s in WORLD for text in (s.text, render_evidence(s))]
+    return Prompts(train_tokenizer([*texts, *template_texts()], 800), soft_tokens=2, context=512, evidence_tokens=32)
+
+
+@dataclass
+class Recorder:
+    """Passes requests on and remembers them; `spoken` replaces what a role says."""
+
+    generate: Generate
+    spoken: dict[Role, str] = field(default_factory=dict)
+    calls: list[tuple[Prompt, Request]] = field(default_factory=list)
+
+    async def __call__(self, prompt: Prompt, request: Request) -> Generation:
+        self.calls.append((prompt, request))
+        answer = await self.generate(prompt, request)
+        if request.role in self.spoken and request.purpose == "full":
+            return replace(answer, text=self.spoken[request.role])
+        return answer
+
+
+def _play(
+    sample: AffectSample, generate: Generate, retriever: LocalRetriever | None, prompts: Prompts, **changes: object
+) -> Trajectory:
+    config = EPISODE.model_copy(update=changes)
+    return asyncio.run(play_episode(sample, generate, retriever, prompts, config, REWARDS, seed=1))
+
+
+def test_six_generations_share_one_front(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    recorder = Recorder(Annotator(prompts, keep=1, careful=1.0))
+    trajectory = _play(samples[0], recorder, retriever, prompts)
+    roles = Counter((request.role, request.purpose) for _, request in recorder.calls)
+    assert roles == Counter(
+        [
+            ("planner", "full"), ("filter", "full"), ("generator", "full"),
+            ("filter", "label"), ("generator", "label"), ("generator", "rank"),
+        ]
+    )  # fmt: skip
+    front = prompts.front(samples[0])
+    assert all(prompt.token_ids[: len(front)] == front for prompt, _ in recorder.calls)
+    assert [turn.role for turn in trajectory.turns] == ["planner", "filter", "generator"]
+    assert len({request.seed for _, request in recorder.calls}) == 6
+    assert trajectory.generated_tokens > sum(len(t.generation.token_ids) for t in trajectory.turns)
+
+
+def test_each_percept_has_its_run_of_placeholders(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0), retriever, prompts)
+    placeholder = prompts.tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
+    for turn in trajectory.turns:
+        assert turn.prompt.token_ids.count(placeholder) == 4 * len(turn.prompt.percepts)
+    raw, fused = trajectory.turns[2].prompt.percepts
+    assert not raw.fused and raw.audio_support is None
+    assert fused.fused and fused.audio_support is not None and len(fused.audio_support) > 1
+
+
+def test_the_label_counterfactual_owes_nothing_to_the_planner(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    plans = ["supportive: joy\nconfusing: joy\ncountering: joy", "supportive: x\nconfusing: y\ncountering: z", "?"]
+    seen = []
+    for plan in plans:
+        recorder = Recorder(Annotator(prompts, 1, 1.0), {"planner": plan})
+        _play(samples[0], recorder, retriever, prompts)
+        seen.append([prompt.token_ids for prompt, request in recorder.calls if request.purpose == "label"])
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_the_rank_counterfactual_keeps_retrieval_order(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    recorder = Recorder(Annotator(prompts, 1, 1.0), {"filter": "supportive: none\nconfusing: none\ncountering: none"})
+    trajectory = _play(samples[0], recorder, retriever, prompts)
+    (request,) = [request for _, request in recorder.calls if request.purpose == "rank"]
+    assert request.candidates == {g: trajectory.candidates[g][:1] for g in GROUPS}
+    assert all(not kept for kept in trajectory.kept.values())
+
+
+ROLES_AND_WORDS = st.dictionaries(st.sampled_from(["planner", "filter", "generator"]), st.text(max_size=60), min_size=1)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spoken=ROLES_AND_WORDS)
+def test_a_malformed_answer_never_ends_an_episode_and_pays(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts, spoken: dict[Role, str]
+) -> None:
+    trajectory = _play(samples[0], Recorder(Annotator(prompts, 1, 1.0), spoken), retriever, prompts)
+    full, label, rank = (trajectory.scores[name] for name in ("full", "label", "rank"))
+    expected = {"planner": full + 0.5 * (full - label), "filter": full + 0.5 * (full - rank), "generator": full}
+    for turn in trajectory.turns:
+        penalty = REWARDS.format_penalty if turn.problem else 0
+        assert turn.reward == pytest.approx(expected[turn.role] - penalty)
+        assert (turn.problem is not None) == (turn.role in spoken)
+
+
+def test_without_retrieval_the_generator_answers_alone(samples: list[AffectSample], prompts: Prompts) -> None:
+    recorder = Recorder(Annotator(prompts, 1, 1.0))
+    trajectory = _play(samples[0], recorder, None, prompts, retrieval=False)
+    assert [request.role for _, request in recorder.calls] == ["generator"]
+    assert trajectory.scores == {"full": 1.0} and len(trajectory.turns) == 1
+
+
+def test_a_careful_annotator_finds_what_an_expression_means(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    figurative = [s for s in samples if len(s.description.split()) == 2]
+    for careful, share in ((1.0, 0.6), (0.0, 0.0)):
+        annotator = Annotator(prompts, 1, careful)
+        found = 0
+        for s in figurative:
+            turns = asyncio.run(demonstrate(s, retriever, annotator, EPISODE, seed=0))
+            found += "as in the supportive evidence" in turns[2].generation.text
+        assert found / len(figurative) >= share
+
+
+def test_evidence_is_dropped_before_the_sample_is_cut(samples: list[AffectSample], prompts: Prompts) -> None:
+    room = len(prompts.planner(samples[0], 8).token_ids)
+    tight = Prompts(prompts.tokenizer, soft_tokens=2, context=room + 8, evidence_tokens=32)
+    assert tight.planner(samples[0], 8).token_ids == prompts.planner(samples[0], 8).token_ids
+    with pytest.raises(AffectError, match=r"sample train-00000: its prompt takes .* raise model\.context"):
+        tight.planner(samples[0], 9)
+
+
+def test_the_simple_label_is_the_neighbours_plurality() -> None:
+    sample = WORLD[0]
+    assert simple_label(sample, Support(("a", "b", "c"), (("joy",), ("anger",), ("anger",)))) == "anger"
+    assert simple_label(sample, Support(("a", "b"), (("joy",), ("anger",)))) == "joy"
+    assert simple_label(sample, Support()) == sample.candidates[0]
