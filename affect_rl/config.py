@@ -308,8 +308,9 @@ class RolloutConfig(Section):
     """The engine rests while episodes wait for retrieval, so that the same seed gives the same numbers."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; right for tiny models."""
-    threads: Natural = 0
-    """CPU threads of each actor; 0: the cores divided by the actors."""
+    threads: Natural = 1
+    """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
+    than one pays for wide models on cores of their own, and costs much where others use the cores."""
     transfer: Literal["shared_memory", "nccl"] = "shared_memory"
     """How weights reach the engines: shared memory on one node, nccl on GPUs."""
     deadline_s: PositiveFloat = 300.0

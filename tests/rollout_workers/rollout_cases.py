@@ -17,7 +17,7 @@ from affect_rl.trajectory import Generation, Percept, Prompt
 from rollout_workers.engine import RolloutEngine
 
 AUDIO_DIM, VIDEO_DIM, SOFT_TOKENS, CONTEXT = 7, 5, 2, 256
-SETTINGS = RolloutConfig(max_num_seqs=32, max_batched_tokens=1024, kv_cache_gib=0.1, threads=2, deadline_s=60)
+SETTINGS = RolloutConfig(max_num_seqs=32, max_batched_tokens=1024, kv_cache_gib=0.1, threads=1, deadline_s=60)
 
 
 def make_policy(*, tied: bool = True) -> AffectPolicy:

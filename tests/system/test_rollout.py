@@ -33,7 +33,7 @@ DEADLINE_S = 120
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config(None, ["rollout.kv_cache_gib=0.1", "rollout.threads=2", "rollout.max_num_seqs=32"])
+    return load_config(None, ["rollout.kv_cache_gib=0.1", "rollout.max_num_seqs=32"])
 
 
 @pytest.fixture(scope="module")
