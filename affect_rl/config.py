@@ -312,7 +312,7 @@ class RolloutConfig(Section):
     """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
     transfer: Literal["shared_memory", "nccl"] = "shared_memory"
-    """How weights reach the engines: shared memory on one node, nccl on GPUs."""
+    """How weights reach the engines: a memory file system that all nodes see; ``nccl`` is not wired up yet."""
     deadline_s: PositiveFloat = 300.0
     """A call to an actor that takes longer marks the actor unhealthy."""
     max_restarts: Natural = 3
@@ -434,10 +434,10 @@ class Config(Section):
                     f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
                     f"set {name}.zero_stage to 1, 2 or 3"
                 )
-        if self.rollout.transfer == "nccl" and not (self.rollout.gpus_per_worker and self.learner.gpus_per_worker):
+        if self.rollout.transfer == "nccl":
             raise ValueError(
-                "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0; "
-                "use rollout.transfer=shared_memory on CPU"
+                "rollout.transfer=nccl is not available: the engines can receive, but the learners cannot send yet; "
+                "use rollout.transfer=shared_memory"
             )
         return self
 

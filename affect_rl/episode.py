@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from affect_rl.config import EpisodeConfig, RewardConfig
 from affect_rl.evidence import GROUPS, Cognitive, Evidence, Exclusion, Group, Retrieve, Support
@@ -70,18 +70,19 @@ class _Episode:
             return await self._play_alone()
         support_task = asyncio.ensure_future(self._perceive(self.retrieve))
         label_task = asyncio.ensure_future(self._label_counterfactual(self.retrieve, support_task))
+        tasks: list[asyncio.Future[Any]] = [support_task, label_task]
         try:
             planner_turn, plan = await self._plan()
             candidates = await self._search(self.retrieve, plan.queries)
             support = await support_task
             rank_task = asyncio.ensure_future(self._rank_counterfactual(candidates, support))
+            tasks.append(rank_task)
             filter_turn, selection = await self._filter(candidates, "full")
             generator_turn, answer = await self._answer(selection.kept, support, "full")
             counterfactuals = await asyncio.gather(label_task, rank_task)
-        except BaseException:
-            support_task.cancel()
-            label_task.cancel()
-            raise
+        finally:  # after a failure nothing of the episode goes on
+            for task in tasks:
+                task.cancel()
         answers = {"full": answer.labels}
         if self.config.counterfactuals:
             answers |= dict(zip(("label", "rank"), counterfactuals, strict=True))

@@ -185,6 +185,8 @@ class RolloutPool:
             ) from error
         logger.warning("%s; its episodes are played again", message)
         self._manager.set_actor_state(actor, healthy=False)
+        if isinstance(error, RayTaskError):  # the process lives, but its engine may not: begin anew
+            ray.kill(self._actors[actor], no_restart=False)
         now = time.monotonic()
         self._outages[actor] = _Outage(now + self._settings.deadline_s, now)
         for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:

@@ -30,7 +30,7 @@ WRONG = [
     ("learner.tokens_per_microbatch=100", "learner.tokens_per_microbatch=100 is below model.context=512"),
     (
         "rollout.transfer=nccl",
-        "rollout.transfer=nccl needs rollout.gpus_per_worker and learner.gpus_per_worker above 0",
+        "rollout.transfer=nccl is not available: the engines can receive, but the learners cannot send yet",
     ),
     ("rollout.transfer=carrier-pigeon", "rollout.transfer: Input should be 'shared_memory' or 'nccl'"),
     ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
