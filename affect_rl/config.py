@@ -211,8 +211,8 @@ class SftConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
     careful: Fraction = 0.5
-    """Share of demonstrations by a careful annotator; the others follow the simple habits that
-    silver data have (the whole utterance as query, evidence in retrieval order)."""
+    """Share of the planner's and the filter's demonstrations that are careful; the others follow the simple
+    habits that silver data have (the whole utterance as query, evidence in retrieval order)."""
     prompt_weight: NonNegative = 0.0
     """Weight of a language-modelling loss on the prompts. Evidence repeats the words of the sample, which
     teaches a model that starts from nothing to look things up; a pretrained one needs none."""

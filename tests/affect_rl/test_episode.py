@@ -146,17 +146,23 @@ def test_without_retrieval_the_generator_answers_alone(samples: list[AffectSampl
     assert trajectory.scores == {"full": 1.0} and len(trajectory.turns) == 1
 
 
-def test_a_careful_annotator_finds_what_an_expression_means(
+def test_demonstrations_record_care_or_habit_on_the_same_evidence(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
     figurative = [s for s in samples if len(s.description.split()) == 2]
-    for careful, share in ((1.0, 0.6), (0.0, 0.0)):
-        annotator = Annotator(prompts, 1, careful)
-        found = 0
-        for s in figurative:
-            turns = asyncio.run(demonstrate(s, retriever, annotator, EPISODE, seed=0))
-            found += "as in the supportive evidence" in turns[2].generation.text
-        assert found / len(figurative) >= share
+    found = 0
+    for s in figurative:
+        careful, habit = (
+            asyncio.run(demonstrate(s, retriever, Annotator(prompts, 1, share), EPISODE, seed=0))
+            for share in (1.0, 0.0)
+        )
+        assert [t.prompt.token_ids for t in careful] == [t.prompt.token_ids for t in habit]
+        assert careful[0].generation.text.startswith(f"supportive: {s.description}\n")
+        assert habit[0].generation.text.startswith(f"supportive: {s.text}\n")
+        assert habit[1].generation.text == "supportive: 1\nconfusing: 3\ncountering: 5"
+        assert careful[2].generation == habit[2].generation
+        found += "as in the supportive evidence" in careful[2].generation.text
+    assert found / len(figurative) >= 0.6
 
 
 def test_evidence_is_dropped_before_the_sample_is_cut(samples: list[AffectSample], prompts: Prompts) -> None:
