@@ -1,9 +1,8 @@
 """Demonstrations for the SFT warm start: episodes played by an annotator instead of an engine.
 
 The annotator implements the `Generate` interface, so a demonstration has exactly the prompts that RL
-and evaluation have. It knows the truth, as an annotator does, and plays with care. What is written down
-is of mixed quality, as silver data are: a planner's or a filter's turn is recorded as it was played
-with probability `careful`, otherwise as habit has it:
+and evaluation have. It knows the truth, as an annotator does. Like real silver data, demonstrations
+are of mixed quality: with probability `careful` a turn is played with care, otherwise by habit:
 
 =========  ==========================================  =====================================
 turn       with care                                   by habit
@@ -13,15 +12,13 @@ filter     per group the best candidate that serves    retrieval order
            it: shares the truth (supportive) or not
 generator  the annotator's note or the evidence that shares the truth as reason, the truth as label
 =========  ==========================================  =====================================
-
-So each agent learns its own task on sound inputs, and reinforcement learning has habits to overcome.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from affect_rl.config import EpisodeConfig, RewardConfig
 from affect_rl.episode import play_episode
@@ -29,44 +26,30 @@ from affect_rl.evidence import GROUPS, Evidence, Group, Retrieve
 from affect_rl.parsers import render_answer, render_plan, render_selection
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
-from affect_rl.trajectory import Generation, Prompt, Request, Trajectory, Turn
+from affect_rl.trajectory import Generation, Prompt, Request, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """Plays the three agents by rule, with care. Answers are tokenised once, here, and never again.
-
-    Attributes:
-        prompts: the templates.
-        keep: evidence kept per group.
-        careful: share of the planner's and the filter's turns that are recorded as played.
-    """
+    """Plays the three agents by rule. Answers are tokenised once, here, and never again."""
 
     prompts: Prompts
     keep: int
     careful: float
 
     async def __call__(self, prompt: Prompt, request: Request) -> Generation:
-        sample = request.sample
-        if request.role == "planner":
-            return self._generation(render_plan(careful_plan(sample)))
-        if request.role == "filter":
-            return self._generation(render_selection(select(sample, request.candidates, self.keep, careful=True)))
-        return self._generation(render_answer(rationale(sample, request.candidates), _answer_labels(sample)))
-
-    def record(self, turn: Turn, sample: AffectSample, trajectory: Trajectory, seed: int) -> Turn:
-        """The turn as it is written down: as played, or as habit has it."""
-        if turn.role == "generator" or random.Random(f"{seed}/{turn.role}").random() < self.careful:
-            return turn
-        if turn.role == "planner":
-            habit = render_plan(dict.fromkeys(GROUPS, sample.text))
-        else:
-            habit = render_selection(select(sample, trajectory.candidates, self.keep, careful=False))
-        return replace(turn, generation=self._generation(habit))
-
-    def _generation(self, text: str) -> Generation:
+        careful = random.Random(request.seed).random() < self.careful
+        text = self._write(request, careful)
         tokens = self.prompts.answer(text)
         return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), text, finished=True)
+
+    def _write(self, request: Request, careful: bool) -> str:
+        sample = request.sample
+        if request.role == "planner":
+            return render_plan(careful_plan(sample) if careful else dict.fromkeys(GROUPS, sample.text))
+        if request.role == "filter":
+            return render_selection(select(sample, request.candidates, self.keep, careful))
+        return render_answer(rationale(sample, request.candidates), _answer_labels(sample))
 
 
 def careful_plan(sample: AffectSample) -> dict[Group, str]:
@@ -120,4 +103,4 @@ async def demonstrate(
     """The turns of one demonstrated episode (three, or the generator's alone without retrieval)."""
     settings = config.model_copy(update={"counterfactuals": False})
     trajectory = await play_episode(sample, annotator, retrieve, annotator.prompts, settings, RewardConfig(), seed)
-    return [annotator.record(turn, sample, trajectory, seed) for turn in trajectory.turns]
+    return trajectory.turns

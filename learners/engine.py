@@ -73,7 +73,8 @@ class Engine:
         self.policy, self.device, self._stage = policy.to(device).eval(), device, zero_stage
         self._norm = torch.zeros(())
         trained = [p for p in policy.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, fused=True)
+        # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
+        self._optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
         if zero_stage == 0:
             # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
             def clip(*_: Any) -> None:
