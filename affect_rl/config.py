@@ -210,9 +210,13 @@ class SftConfig(Section):
     """AdamW weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
-    careful: Fraction = 0.5
-    """Share of the planner's and the filter's demonstrations that are careful; the others follow the simple
-    habits that silver data have (the whole utterance as query, evidence in retrieval order)."""
+    careful_planner: Fraction = 0.5
+    """Share of the planner's demonstrations that are careful; the others follow the habit that silver data have: the
+    whole utterance as query."""
+    careful_filter: Fraction = 0.5
+    """Share of the filter's demonstrations that keep what serves each group; the others keep retrieval order. The
+    annotator knows the truth: where nothing in the evidence tells it, a careful filter teaches the generator to trust
+    evidence more than it deserves."""
     prompt_weight: NonNegative = 0.0
     """Weight of a language-modelling loss on the prompts. Evidence repeats the words of the sample, which
     teaches a model that starts from nothing to look things up; a pretrained one needs none."""
@@ -267,8 +271,9 @@ class LearnerConfig(Section):
     """Weight of the entropy bonus."""
     gamma: Fraction = 1.0
     """Discount; 1 for terminal rewards."""
-    lam: Fraction = 0.95
-    """lambda of GAE."""
+    lam: Fraction = 1.0
+    """lambda of GAE. The reward comes with the last token: below 1 its credit fades towards the first ones (0.95^40 is
+    0.13), which decide a query."""
     critic: Literal["shared", "separate"] = "shared"
     """Value head on the policy's trunk, or a model of its own."""
     critic_lr: PositiveFloat = 3e-4

@@ -2,7 +2,8 @@
 
 The annotator implements the `Generate` interface, so a demonstration has exactly the prompts that RL
 and evaluation have. It knows the truth, as an annotator does. Like real silver data, demonstrations
-are of mixed quality: with probability `careful` a turn is played with care, otherwise by habit:
+are of mixed quality: a turn is played with care with a set probability, otherwise by habit, and the turns
+after it see what came of it:
 
 =========  ==========================================  =====================================
 turn       with care                                   by habit
@@ -31,15 +32,23 @@ from affect_rl.trajectory import Generation, Prompt, Request, Turn
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """Plays the three agents by rule. Answers are tokenised once, here, and never again."""
+    """Plays the three agents by rule. Answers are tokenised once, here, and never again.
+
+    Attributes:
+        prompts: the templates.
+        keep: evidence kept per group.
+        careful_planner: chance of each planner's turn to be careful.
+        careful_filter: likewise the filter's.
+    """
 
     prompts: Prompts
     keep: int
-    careful: float
+    careful_planner: float
+    careful_filter: float
 
     async def __call__(self, prompt: Prompt, request: Request) -> Generation:
-        careful = random.Random(request.seed).random() < self.careful
-        text = self._write(request, careful)
+        chance = {"planner": self.careful_planner, "filter": self.careful_filter, "generator": 1.0}[request.role]
+        text = self._write(request, careful=random.Random(request.seed).random() < chance)
         tokens = self.prompts.answer(text)
         return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), text, finished=True)
 

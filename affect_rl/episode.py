@@ -127,7 +127,7 @@ class _Episode:
     async def _generate(
         self, prompt: Prompt, role: Role, evidence: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
     ) -> Generation:
-        request = Request(role, self.sample, evidence, _seed(self.seed, role, purpose), purpose)
+        request = Request(role, self.sample, evidence, _seed(self.seed, role), purpose)
         generation = await self.generate(prompt, request)
         self.prompt_tokens += len(prompt.token_ids)
         self.generated_tokens += len(generation.token_ids)
@@ -226,6 +226,10 @@ def simple_label(sample: AffectSample, support: Support) -> str:
     return sample.candidates[0] if sample.candidates else "emotion"
 
 
-def _seed(seed: int, role: Role, purpose: Purpose) -> int:
-    digest = hashlib.blake2b(f"{seed}/{role}/{purpose}".encode(), digest_size=4).digest()
+def _seed(seed: int, role: Role) -> int:
+    """A counterfactual draws the same random numbers as what it is compared with: the gain is then due to the agent.
+
+    Where filter and ranking keep the same evidence it is exactly 0, not the difference of two draws.
+    """
+    digest = hashlib.blake2b(f"{seed}/{role}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")

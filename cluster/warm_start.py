@@ -90,7 +90,7 @@ def make_prompts(policy: AffectPolicy, config: Config) -> Prompts:
 async def _demonstrate_all(
     samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
 ) -> list[Sequence[Turn]]:
-    annotator = Annotator(prompts, config.episode.keep, config.sft.careful)
+    annotator = Annotator(prompts, config.episode.keep, config.sft.careful_planner, config.sft.careful_filter)
     gate = asyncio.Semaphore(_IN_FLIGHT)
 
     async def one(sample: AffectSample) -> Sequence[Turn]:

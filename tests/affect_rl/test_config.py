@@ -34,7 +34,7 @@ WRONG = [
     ),
     ("rollout.transfer=carrier-pigeon", "rollout.transfer: Input should be 'shared_memory' or 'nccl'"),
     ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
-    ("sft.careful=2", "sft.careful: Input should be less than or equal to 1"),
+    ("sft.careful_filter=2", "sft.careful_filter: Input should be less than or equal to 1"),
     ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),
     ("evaluate.split=train", "evaluate.split: Input should be 'dev' or 'test'"),
     ("rewards.kind=hit", "rewards.kind: Input should be 'auto', 'exact' or 'wheel'"),

@@ -72,7 +72,7 @@ def _play(
 def test_six_generations_share_one_front(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    recorder = Recorder(Annotator(prompts, keep=1, careful=1.0))
+    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
     trajectory = _play(samples[0], recorder, retriever, prompts)
     roles = Counter((request.role, request.purpose) for _, request in recorder.calls)
     assert roles == Counter(
@@ -84,14 +84,13 @@ def test_six_generations_share_one_front(
     front = prompts.front(samples[0])
     assert all(prompt.token_ids[: len(front)] == front for prompt, _ in recorder.calls)
     assert [turn.role for turn in trajectory.turns] == ["planner", "filter", "generator"]
-    assert len({request.seed for _, request in recorder.calls}) == 6
     assert trajectory.generated_tokens > sum(len(t.generation.token_ids) for t in trajectory.turns)
 
 
 def test_each_percept_has_its_run_of_placeholders(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0), retriever, prompts)
+    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts)
     placeholder = prompts.tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
     for turn in trajectory.turns:
         assert turn.prompt.token_ids.count(placeholder) == 4 * len(turn.prompt.percepts)
@@ -106,7 +105,7 @@ def test_the_label_counterfactual_owes_nothing_to_the_planner(
     plans = ["supportive: joy\nconfusing: joy\ncountering: joy", "supportive: x\nconfusing: y\ncountering: z", "?"]
     seen = []
     for plan in plans:
-        recorder = Recorder(Annotator(prompts, 1, 1.0), {"planner": plan})
+        recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0), {"planner": plan})
         _play(samples[0], recorder, retriever, prompts)
         seen.append([prompt.token_ids for prompt, request in recorder.calls if request.purpose == "label"])
     assert seen[0] == seen[1] == seen[2]
@@ -115,11 +114,23 @@ def test_the_label_counterfactual_owes_nothing_to_the_planner(
 def test_the_rank_counterfactual_keeps_retrieval_order(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0), {"filter": "supportive: none\nconfusing: none\ncountering: none"})
+    recorder = Recorder(
+        Annotator(prompts, 1, 1.0, 1.0), {"filter": "supportive: none\nconfusing: none\ncountering: none"}
+    )
     trajectory = _play(samples[0], recorder, retriever, prompts)
     (request,) = [request for _, request in recorder.calls if request.purpose == "rank"]
     assert request.candidates == {g: trajectory.candidates[g][:1] for g in GROUPS}
     assert all(not kept for kept in trajectory.kept.values())
+
+
+def test_counterfactuals_draw_the_random_numbers_of_what_they_are_compared_with(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
+    _play(samples[0], recorder, retriever, prompts)
+    seeds = {role: {r.seed for _, r in recorder.calls if r.role == role} for role in ("planner", "filter", "generator")}
+    assert all(len(found) == 1 for found in seeds.values())
+    assert len(set.union(*seeds.values())) == 3
 
 
 ROLES_AND_WORDS = st.dictionaries(st.sampled_from(["planner", "filter", "generator"]), st.text(max_size=60), min_size=1)
@@ -130,7 +141,7 @@ ROLES_AND_WORDS = st.dictionaries(st.sampled_from(["planner", "filter", "generat
 def test_a_malformed_answer_never_ends_an_episode_and_pays(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts, spoken: dict[Role, str]
 ) -> None:
-    trajectory = _play(samples[0], Recorder(Annotator(prompts, 1, 1.0), spoken), retriever, prompts)
+    trajectory = _play(samples[0], Recorder(Annotator(prompts, 1, 1.0, 1.0), spoken), retriever, prompts)
     full, label, rank = (trajectory.scores[name] for name in ("full", "label", "rank"))
     expected = {"planner": full + 0.5 * (full - label), "filter": full + 0.5 * (full - rank), "generator": full}
     for turn in trajectory.turns:
@@ -140,29 +151,23 @@ def test_a_malformed_answer_never_ends_an_episode_and_pays(
 
 
 def test_without_retrieval_the_generator_answers_alone(samples: list[AffectSample], prompts: Prompts) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0))
+    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
     trajectory = _play(samples[0], recorder, None, prompts, retrieval=False)
     assert [request.role for _, request in recorder.calls] == ["generator"]
     assert trajectory.scores == {"full": 1.0} and len(trajectory.turns) == 1
 
 
-def test_demonstrations_record_care_or_habit_on_the_same_evidence(
+def test_a_careful_annotator_finds_what_an_expression_means(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
     figurative = [s for s in samples if len(s.description.split()) == 2]
-    found = 0
-    for s in figurative:
-        careful, habit = (
-            asyncio.run(demonstrate(s, retriever, Annotator(prompts, 1, share), EPISODE, seed=0))
-            for share in (1.0, 0.0)
-        )
-        assert [t.prompt.token_ids for t in careful] == [t.prompt.token_ids for t in habit]
-        assert careful[0].generation.text.startswith(f"supportive: {s.description}\n")
-        assert habit[0].generation.text.startswith(f"supportive: {s.text}\n")
-        assert habit[1].generation.text == "supportive: 1\nconfusing: 3\ncountering: 5"
-        assert careful[2].generation == habit[2].generation
-        found += "as in the supportive evidence" in careful[2].generation.text
-    assert found / len(figurative) >= 0.6
+    for careful, share in ((1.0, 0.6), (0.0, 0.0)):
+        annotator = Annotator(prompts, 1, careful, careful)
+        found = 0
+        for s in figurative:
+            turns = asyncio.run(demonstrate(s, retriever, annotator, EPISODE, seed=0))
+            found += "as in the supportive evidence" in turns[2].generation.text
+        assert found / len(figurative) >= share
 
 
 def test_evidence_is_dropped_before_the_sample_is_cut(samples: list[AffectSample], prompts: Prompts) -> None:
