@@ -38,7 +38,7 @@ def bare_seconds(config: Config, policy: AffectPolicy, episodes: Sequence[Trajec
     settings = config.learner
     device = choose_device(settings.gpus_per_worker > 0, settings.threads, 1)
     policy = policy.to(device).eval()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
     sequences = turns_to_sequences(e.turns for e in episodes)
     flat, lengths = flatten(sequences), list(map(len, sequences))
     begun = time.perf_counter()

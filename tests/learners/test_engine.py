@@ -70,7 +70,7 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def bare(policy: AffectPolicy, batches: list[MicroBatch], steps: int) -> list[float]:
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     norms = []
     for _ in range(steps):
         for batch in batches:
