@@ -317,7 +317,10 @@ class RolloutConfig(Section):
     """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
     transfer: Literal["shared_memory", "nccl"] = "shared_memory"
-    """How weights reach the engines: a memory file system that all nodes see; ``nccl`` is not wired up yet."""
+    """How weights reach the engines: through a file in `weights_dir`; ``nccl`` is not wired up yet."""
+    weights_dir: str = ""
+    """Where weights are published; empty: the memory file system of one node. Learners and engines on several nodes
+    need a directory that all of them see."""
     deadline_s: PositiveFloat = 300.0
     """A call to an actor that takes longer marks the actor unhealthy."""
     max_restarts: Natural = 3

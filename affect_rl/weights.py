@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from affect_rl.errors import AffectError
+
 VALUE_HEAD = "value_head."
 """Name prefix of the tensors that engines have no use for."""
 
@@ -37,13 +39,18 @@ class WeightsHandle:
     checksum: int
 
 
-def default_weights_dir() -> Path:
-    """A new directory to publish to: in memory where the system offers it, on disk elsewhere.
+def new_weights_dir(parent: str = "") -> Path:
+    """A new directory to publish to, under `parent`; empty: in memory where the system offers it, else on disk.
 
     The caller owns it and removes it.
+
+    Raises:
+        AffectError: `parent` is not a directory.
     """
-    parent = _MEMORY_FILE_SYSTEM if _MEMORY_FILE_SYSTEM.is_dir() else None
-    return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent))
+    if parent and not Path(parent).is_dir():
+        raise AffectError(f"rollout.weights_dir={parent}: no such directory; make it, where all nodes see it")
+    memory = str(_MEMORY_FILE_SYSTEM) if _MEMORY_FILE_SYSTEM.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent or memory)).resolve()
 
 
 def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory: Path) -> WeightsHandle:
@@ -54,7 +61,7 @@ def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory
     Args:
         named: names and tensors as `AffectPolicy.export` yields them, without or with the value head.
         version: version that generated tokens will carry; grows from call to call.
-        directory: where to write, see `default_weights_dir`.
+        directory: where to write, see `new_weights_dir`.
     """
     kept = {name: tensor.detach() for name, tensor in named if not name.startswith(VALUE_HEAD)}
     path = directory / f"{version}.safetensors"

@@ -33,7 +33,7 @@ from affect_rl.config import RolloutConfig
 from affect_rl.policy import AffectPolicy
 from affect_rl.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Prompt
-from affect_rl.weights import default_weights_dir, publish_weights
+from affect_rl.weights import new_weights_dir, publish_weights
 from rollout_workers.engine import RolloutEngine
 
 REPEATS = 5
@@ -90,7 +90,7 @@ def main() -> None:
     results = {}
     for size in sys.argv[1:] or ["128x4", "512x8"]:
         width, layers = map(int, size.split("x"))
-        policy, directory = make_policy(width, layers), default_weights_dir()
+        policy, directory = make_policy(width, layers), new_weights_dir()
         with tempfile.TemporaryDirectory() as folder:
             policy_dir = policy.save(Path(folder) / "policy")
             engine = RolloutEngine(policy_dir, RolloutConfig(kv_cache_gib=0.2), context=CONTEXT, seed=0)

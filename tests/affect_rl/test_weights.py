@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from affect_rl.weights import default_weights_dir, multiset_checksum, publish_weights
+from affect_rl.errors import AffectError
+from affect_rl.weights import multiset_checksum, new_weights_dir, publish_weights
 
 numbers = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40)
 
@@ -58,9 +59,15 @@ def test_only_the_last_two_publications_stay(tmp_path: Path) -> None:
 
 
 def test_each_publisher_has_a_directory_of_its_own() -> None:
-    one, other = default_weights_dir(), default_weights_dir()
+    one, other = new_weights_dir(), new_weights_dir()
     try:
         assert one != other and one.is_dir() and other.is_dir()
     finally:
         one.rmdir()
         other.rmdir()
+
+
+def test_weights_go_where_all_nodes_see_them(tmp_path: Path) -> None:
+    assert new_weights_dir(str(tmp_path)).parent == tmp_path.resolve()
+    with pytest.raises(AffectError, match=r"rollout.weights_dir=.*no such directory; make it"):
+        new_weights_dir(str(tmp_path / "absent"))
