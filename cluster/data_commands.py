@@ -18,7 +18,25 @@ Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
 Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write the sound samples even if there are bad rows.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at --out.")]
-Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall into which split.")]
+Seed = Annotated[int, typer.Option(help="Decides which speakers, videos or clips fall into which split.")]
+Language = Annotated[str | None, typer.Option(help="en or zh; default: the transcripts that AffectGPT reads.")]
+Silence = Annotated[str, typer.Option(help="Stands for an empty transcript, which is a bad row otherwise.")]
+DevShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of train clips that become dev where no dev split is published.")
+]
+
+_AFFECTGPT = {
+    "mer2023": "MER2023: six emotions.",
+    "mer2024": "MER2024: six emotions.",
+    "iemocap": "IEMOCAP: four emotions; session 5 is test, session 4 dev.",
+    "cmumosi": "CMU-MOSI: sentiment values.",
+    "cmumosei": "CMU-MOSEI: sentiment values.",
+    "sims": "CH-SIMS: sentiment values.",
+    "simsv2": "CH-SIMS v2: sentiment values.",
+    "ovmerdplus": "OV-MERD+: open emotion labels.",
+    "mercaptionplus": "MER-Caption+: open emotion labels and descriptions, as an evidence library.",
+}
+"""Datasets that come only in AffectGPT's layout."""
 
 
 @data_app.command("synth")
@@ -69,11 +87,28 @@ def crema_d(
 
 
 @import_app.command("meld")
-def meld(root: Root, out: Out, skip_bad: SkipBad = False, overwrite: Overwrite = False) -> None:
-    """MELD: utterances of dialogues, as text, with seven emotions."""
+def meld(
+    root: Root,
+    out: Out,
+    language: Language = None,
+    silence: Silence = "",
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """MELD: utterances of dialogues with seven emotions, as text; in AffectGPT's layout (meld-process), with media."""
+    from affect_rl.data.affectgpt import import_affectgpt
     from affect_rl.data.meld import import_meld
+    from affect_rl.errors import AffectError
 
-    _show(import_meld(root, out, skip_bad=skip_bad, overwrite=overwrite))
+    if (root / "meld-process").is_dir():
+        report = import_affectgpt(
+            root, out, "meld", language=language, silence=silence, skip_bad=skip_bad, overwrite=overwrite
+        )
+    elif language or silence:
+        raise AffectError(f"{root}: has no meld-process, which --language and --silence are for; leave them out")
+    else:
+        report = import_meld(root, out, skip_bad=skip_bad, overwrite=overwrite)
+    _show(report)
 
 
 @import_app.command("mosi")
@@ -106,6 +141,41 @@ def mosi(
             overwrite=overwrite,
         )
     )
+
+
+def _add_affectgpt(name: str, summary: str) -> None:
+    """Add the command of a dataset that comes only in AffectGPT's layout."""
+
+    @import_app.command(name, help=f"{summary} From AffectGPT's layout.")
+    def command(
+        root: Root,
+        out: Out,
+        language: Language = None,
+        silence: Silence = "",
+        skip_bad: SkipBad = False,
+        overwrite: Overwrite = False,
+        seed: Seed = 0,
+        dev_share: DevShare = 0.1,
+    ) -> None:
+        from affect_rl.data.affectgpt import import_affectgpt
+
+        _show(
+            import_affectgpt(
+                root,
+                out,
+                name,
+                language=language,
+                silence=silence,
+                skip_bad=skip_bad,
+                seed=seed,
+                dev_share=dev_share,
+                overwrite=overwrite,
+            )
+        )
+
+
+for _name, _summary in _AFFECTGPT.items():
+    _add_affectgpt(_name, _summary)
 
 
 @data_app.command()

@@ -28,7 +28,7 @@ from retrieval_service.service import launch_retrieval
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """What every job stands on: its configuration, the dataset and the evidence service (None: switched off)."""
 
@@ -36,6 +36,22 @@ class Job:
     dataset: Dataset
     retrieval: RetrievalClient | None
     run: RunDirectory
+    _pool: RolloutPool | None = None
+
+    def pool(self, policy: Path) -> RolloutPool:
+        """The job's engines, started with `policy` when they are first asked for; later jobs give them other weights.
+
+        Starting an engine takes half a minute, so training and evaluation share them.
+        """
+        if self._pool is None:
+            self._pool = RolloutPool(self.config, policy, self.retrieval)
+        return self._pool
+
+    def close(self) -> None:
+        """End the engines and the evidence service."""
+        for part in (self._pool, self.retrieval):
+            if part is not None:
+                part.close()
 
 
 @contextmanager
@@ -44,13 +60,16 @@ def open_job(config: Config) -> Iterator[Job]:
     dataset = Dataset.load(config.data.dir)
     run = RunDirectory(config.run_dir)
     with ray_session(config):
-        if not config.episode.retrieval:
-            yield Job(config, dataset, None, run)
-            return
-        library = [s for split in config.retrieval.library_splits for s in dataset.samples(split)]
-        index_dir = Path(config.retrieval.index_dir or f"{config.data.dir}-index")
-        with closing(launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)) as client:
-            yield Job(config, dataset, client, run)
+        with closing(Job(config, dataset, _launch_retrieval(config, dataset), run)) as job:
+            yield job
+
+
+def _launch_retrieval(config: Config, dataset: Dataset) -> RetrievalClient | None:
+    if not config.episode.retrieval:
+        return None
+    library = [s for split in config.retrieval.library_splits for s in dataset.samples(split)]
+    index_dir = Path(config.retrieval.index_dir or f"{config.data.dir}-index")
+    return launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)
 
 
 def run_warm_start(job: Job) -> Path:
@@ -92,12 +111,8 @@ def run_training(job: Job, *, resume: bool = False) -> Progress:
     else:
         run.begin_training()
     logger.info("%s", config.batch_arithmetic())
-    with (
-        _stop_on_signal() as stop_requested,
-        closing(RolloutPool(config, initial, job.retrieval)) as pool,
-        closing(LearnerGroup(config, initial, seed=config.seed)) as learner,
-    ):
-        return train(config, job.dataset, run, pool, learner, start, stop_requested)
+    with _stop_on_signal() as stop_requested, closing(LearnerGroup(config, initial, seed=config.seed)) as learner:
+        return train(config, job.dataset, run, job.pool(initial), learner, start, stop_requested)
 
 
 def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
@@ -106,9 +121,8 @@ def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluat
     limit = job.config.data.max_test if split == "test" else job.config.data.max_dev
     for directory in policies.values():
         check_manifest(directory)
-    first = next(iter(policies.values()))
-    with closing(RolloutPool(job.config, first, job.retrieval)) as pool:
-        evaluation = evaluate_policies(job.config, job.dataset.samples(split, limit), policies, pool)
+    pool = job.pool(next(iter(policies.values())))
+    evaluation = evaluate_policies(job.config, job.dataset.samples(split, limit), policies, pool)
     evaluation.write(out)
     return evaluation
 

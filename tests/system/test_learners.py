@@ -61,7 +61,7 @@ def run(
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_ranks_stages_and_budgets_do_not_change_the_update(
-    start: Start, episodes: list[Trajectory], critic: str
+    start: Start, episodes: list[Trajectory], policy_dir: Path, critic: str
 ) -> None:
     layouts = {
         "shared": [(1, 1, 1024), (2, 2, 512), (3, 3, 512)],
@@ -76,10 +76,13 @@ def test_ranks_stages_and_budgets_do_not_change_the_update(
         results.append(run(group, episodes))
         group.close()
     metrics, weights = results[0]
+    start_weights = load_file(policy_dir / "model.safetensors")
+    change = torch.cat([(weights[name] - x).flatten() for name, x in start_weights.items()])
     for other_metrics, other_weights in results[1:]:
         assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
-        for name, tensor in weights.items():
-            torch.testing.assert_close(other_weights[name], tensor, atol=5e-5, rtol=0)
+        other_change = torch.cat([(other_weights[name] - x).flatten() for name, x in start_weights.items()])
+        # As a whole: Adam divides by the gradient's size, so rounding may move a single weight whose gradient is near 0.
+        assert torch.dist(other_change, change) < 1e-3 * change.norm()
 
 
 def test_lr_zero_is_a_self_test(start: Start, episodes: list[Trajectory], policy_dir: Path) -> None:
