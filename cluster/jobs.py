@@ -59,9 +59,8 @@ def open_job(config: Config) -> Iterator[Job]:
     """Load the dataset, meet Ray and start the evidence service."""
     dataset = Dataset.load(config.data.dir)
     run = RunDirectory(config.run_dir)
-    with ray_session(config):
-        with closing(Job(config, dataset, _launch_retrieval(config, dataset), run)) as job:
-            yield job
+    with ray_session(config), closing(Job(config, dataset, _launch_retrieval(config, dataset), run)) as job:
+        yield job
 
 
 def _launch_retrieval(config: Config, dataset: Dataset) -> RetrievalClient | None:

@@ -24,6 +24,8 @@ from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, LabelKind, Split
 
 MANIFEST = "dataset.json"
+MEDIA = "media.parquet"
+"""Where the media of the samples are, for ``affect-rl data extract``; may lie in the directory, is no part of it."""
 _FEATURES = pa.list_(pa.list_(pa.float32()))
 _LABELS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -95,8 +97,8 @@ class Dataset:
         manifest = _read_manifest(directory)
         for split, expected in manifest.splits.items():
             _check_file(directory / f"{split}.parquet", expected)
-        strays = {path.name for path in directory.glob("*.parquet")} - {f"{split}.parquet" for split in manifest.splits}
-        if strays:
+        known = {MEDIA, *(f"{split}.parquet" for split in manifest.splits)}
+        if strays := {path.name for path in directory.glob("*.parquet")} - known:
             raise AffectError(
                 f"{directory / min(strays)}: is not in {MANIFEST}; remove the file, or write the dataset again"
             )

@@ -81,7 +81,7 @@ def test_ranks_stages_and_budgets_do_not_change_the_update(
     for other_metrics, other_weights in results[1:]:
         assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
         other_change = torch.cat([(other_weights[name] - x).flatten() for name, x in start_weights.items()])
-        # As a whole: Adam divides by the gradient's size, so rounding may move a single weight whose gradient is near 0.
+        # As a whole, for Adam divides by the gradient's size: rounding may move a weight whose gradient is near 0.
         assert torch.dist(other_change, change) < 1e-3 * change.norm()
 
 
