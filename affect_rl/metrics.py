@@ -11,35 +11,17 @@ recall like any other error and no precision.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate, resampled
 from affect_rl.emotions import normalise
 
-Labels = Collection[str]
+Labels = Sequence[str]
 METRICS = ("accuracy", "weighted_f1", "uar", "macro_f1", "invalid_rate")
 """Names of the scalar metrics; all in [0, 1]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """B minus A on the same samples, its bootstrap interval, and the two-sided p-value of no difference."""
-
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +71,13 @@ def evaluate(
     """
     cells = _cells(predicted, true, candidates)
     outcomes, counts = np.unique(cells, return_counts=True)
-    draws = _resampled(counts, resamples, seed)
+    draws = resampled(counts, resamples, seed)
     classes = len(candidates)
     point = _metrics(_confusions(outcomes, counts[None], classes))
     drawn = _metrics(_confusions(outcomes, draws, classes))
-    estimates = {name: _estimate(point[name][0], drawn[name], confidence) for name in METRICS}
+    estimates = {name: estimate(point[name][0], drawn[name], confidence) for name in METRICS}
     recall = {
-        label: _estimate(point["recall"][0, i], drawn["recall"][:, i], confidence)
+        label: estimate(point["recall"][0, i], drawn["recall"][:, i], confidence)
         for i, label in enumerate(candidates)
         if not np.isnan(point["recall"][0, i])
     }
@@ -119,44 +101,61 @@ def compare(
     a, b = (_cells(predicted, true, candidates) for predicted in (predicted_a, predicted_b))
     classes = len(candidates)
     pairs, counts = np.unique(np.stack([a, b]), axis=1, return_counts=True)
-    draws = _resampled(counts, resamples, seed)
+    draws = resampled(counts, resamples, seed)
     sides = [[_metrics(_confusions(side, c, classes)) for c in (counts[None], draws)] for side in pairs]
     (point_a, drawn_a), (point_b, drawn_b) = sides
     return {
-        name: _difference(point_b[name][0] - point_a[name][0], drawn_b[name] - drawn_a[name], confidence)
+        name: difference(point_b[name][0] - point_a[name][0], drawn_b[name] - drawn_a[name], confidence)
         for name in METRICS
     }
 
 
-def mean_interval(
-    values: Sequence[float] | np.ndarray, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Estimate:
-    """Mean of per-sample values ``[n]`` (a score, tokens) with its bootstrap interval.
-
-    Raises:
-        ValueError: no values.
-    """
-    values = _some(values)
-    return _estimate(values.mean(), _resampled_means(values, resamples, seed), confidence)
-
-
-def mean_difference(
-    values_a: Sequence[float] | np.ndarray,
-    values_b: Sequence[float] | np.ndarray,
+def evaluate_seeds(
+    predicted: Sequence[Sequence[Labels]],
+    true: Sequence[Labels],
+    candidates: Sequence[str],
     *,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Difference:
-    """Mean of B minus mean of A for values of the same samples ``[n]``, paired.
+) -> tuple[dict[str, Estimate], list[dict[str, float]]]:
+    """Metrics of several runs on the same samples: their mean with its interval, and those of each run.
 
-    Raises:
-        ValueError: no values, or unequal lengths.
+    The interval is over samples, the same ones drawn for all runs; it does not say how runs vary.
+
+    Args:
+        predicted: answers of each run.
+
+    The other arguments and errors are those of `evaluate`; the keys are `METRICS`.
     """
-    a, b = _some(values_a), _some(values_b)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}; a paired comparison needs the same samples")
-    return _difference((b - a).mean(), _resampled_means(b - a, resamples, seed), confidence)
+    draws = drawn_samples(len(true), resamples, seed)
+    runs = [_run_metrics(_cells(answers, true, candidates), draws, len(candidates)) for answers in predicted]
+    mean = {name: np.mean([run[name] for run in runs], axis=0) for name in METRICS}
+    estimates = {name: estimate(values[0], values[1:], confidence) for name, values in mean.items()}
+    return estimates, [{name: float(run[name][0]) for name in METRICS} for run in runs]
+
+
+def compare_seeds(
+    predicted_a: Sequence[Sequence[Labels]],
+    predicted_b: Sequence[Sequence[Labels]],
+    true: Sequence[Labels],
+    candidates: Sequence[str],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Metrics of B minus those of A, each the mean over its runs; paired: a resample takes the same samples for all.
+
+    Arguments and errors as in `evaluate_seeds`.
+    """
+    draws = drawn_samples(len(true), resamples, seed)
+    sides = []
+    for side in (predicted_a, predicted_b):
+        runs = [_run_metrics(_cells(answers, true, candidates), draws, len(candidates)) for answers in side]
+        sides.append({name: np.mean([run[name] for run in runs], axis=0) for name in METRICS})
+    gains = {name: sides[1][name] - sides[0][name] for name in METRICS}
+    return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
 
 
 def _cells(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]], candidates: Sequence[str]) -> np.ndarray:
@@ -179,16 +178,11 @@ def _cells(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]], ca
     return cells
 
 
-def _resampled(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each distinct outcome ``[K]`` occurs in each bootstrap resample ``[R, K]``."""
-    total = int(counts.sum())
-    return np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
-
-
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means of bootstrap resamples ``[R]``; one at a time, because most values are distinct."""
-    rng, n = np.random.default_rng(seed), len(values)
-    return np.array([values[rng.integers(n, size=n)].mean() for _ in range(resamples)])
+def _run_metrics(cells: np.ndarray, draws: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """Metrics ``[1 + R]`` of one run's cells ``[n]`` under each of the draws ``[1 + R, n]``."""
+    outcomes, place = np.unique(cells, return_inverse=True)
+    counts = draws @ (place[:, None] == np.arange(len(outcomes)))
+    return _metrics(_confusions(outcomes, counts, classes))
 
 
 def _confusions(outcomes: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
@@ -215,24 +209,3 @@ def _metrics(confusions: np.ndarray) -> dict[str, np.ndarray]:
         "invalid_rate": confusions[:, :, -1].sum(axis=1) / total,
         "recall": recall,
     }
-
-
-def _estimate(value: float, drawn: np.ndarray, confidence: float) -> Estimate:
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))
-
-
-def _difference(value: float, drawn: np.ndarray, confidence: float) -> Difference:
-    """The p-value is twice the smaller share of resamples on either side of 0, one added to each count."""
-    interval = _estimate(value, drawn, confidence)
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * (float(beyond) + 1) / (len(drawn) + 1))
-    return Difference(interval.value, interval.low, interval.high, p)
-
-
-def _some(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"values have shape {array.shape}; expected [n] with n at least 1")
-    return array

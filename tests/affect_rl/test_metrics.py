@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from affect_rl.metrics import METRICS, compare, evaluate, mean_difference, mean_interval
+from affect_rl.bootstrap import mean_difference, mean_interval
+from affect_rl.metrics import METRICS, compare, evaluate
 
 CANDIDATES = ("anger", "fear", "joy", "neutral", "sadness")
 

@@ -1,0 +1,198 @@
+"""True labels and predictions of any system, read from files and matched by name.
+
+A file has one record a sample; `affect_rl.data.records` lists the kinds of file. The sample's name stands under
+``name``, ``id`` or ``sample_id``. True labels stand in one column. Predictions stand in an object ``predictions`` with
+one entry a system, or each column that is neither name nor label is a system. An entry is text such as
+``[happy, excited]`` or a list of texts; a true label may also be a number, a sentiment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from affect_rl.data.records import Record, read_records
+from affect_rl.data.validation import SENTIMENT_RANGE, near
+from affect_rl.errors import AffectError
+from affect_rl.wheels import parse_labels
+
+NAME_COLUMNS = ("name", "id", "sample_id")
+SINGLE_COLUMNS = ("prediction", "fileitems")
+"""A lone column of predictions called so is a system that goes by the file's name."""
+
+_VALUE_OF_SIGN = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
+_LISTED = 3
+"""Names that an error message lists before it only counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The truth and the answers of systems, in the same order.
+
+    Attributes:
+        names: of the samples.
+        labels: true labels of each sample; None if the file holds numbers.
+        values: true sentiment of each sample; None if the file holds words other than negative, neutral and positive.
+        systems: labels of each answer, by system.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...] | None
+    values: tuple[float, ...] | None
+    systems: Mapping[str, tuple[tuple[str, ...], ...]]
+
+
+def read_predictions(labels: Path, predictions: Iterable[Path], label_column: str = "label") -> Predictions:
+    """Read the truth and the answers; one file may hold both.
+
+    Args:
+        labels: file of the true labels.
+        predictions: files of answers; each has an answer to every sample.
+        label_column: the column of the true labels.
+
+    Raises:
+        AffectError: a file cannot be read, a column is missing, a name is missing, unknown or stands twice, a system
+            stands twice, or an entry is neither text nor a list of texts.
+    """
+    truth = _by_name(read_records(labels))
+    for record in truth.values():
+        if label_column not in record.values:
+            raise AffectError(
+                f"{record.place}: column {label_column!r} is missing; {near(label_column, record.values)} "
+                "(--label-column names the column of the true labels)"
+            )
+    entries = [(record.place, record.values[label_column]) for record in truth.values()]
+    words, values = None, _numbers(entries)
+    if values is None:
+        words = tuple(_true_labels(*entry) for entry in entries)
+        values = _signs(words)
+    systems: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for path in predictions:
+        for system, answers in _systems(path, label_column, truth).items():
+            if system in systems:
+                raise AffectError(f"{path}: system {system!r} is also in another file; rename one")
+            systems[system] = answers
+    return Predictions(tuple(truth), words, values, systems)
+
+
+def _by_name(records: Iterable[Record]) -> dict[str, Record]:
+    """The records by the name of their sample."""
+    found: dict[str, Record] = {}
+    for record in records:
+        column = next((column for column in NAME_COLUMNS if column in record.values), None)
+        if column is None:
+            raise AffectError(f"{record.place}: column 'name' is missing; {near('name', record.values)}")
+        name = str(record.values[column] or "").strip()
+        if not name:
+            raise AffectError(f"{record.place}: {column} is empty; give every sample a name")
+        if name in found:
+            raise AffectError(f"{record.place}: {column} {name!r} is also in {found[name].place}; keep one of the two")
+        found[name] = record
+    return found
+
+
+def _systems(path: Path, label_column: str, truth: Mapping[str, Record]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The answers of each system in a file, in the order of the truth."""
+    records = _by_name(read_records(path))
+    _check_names(path, records, truth)
+    rows = {name: _row(record, label_column) for name, record in records.items()}
+    systems = next(iter(rows.values())).keys()
+    for name, row in rows.items():
+        if not systems:
+            raise AffectError(f"{path}: has no column of predictions; add one beside 'name'")
+        if lacking := sorted(systems - row.keys()):
+            raise AffectError(f"{records[name].place}: has no prediction of {lacking[0]!r}; {near(lacking[0], row)}")
+        if unknown := sorted(row.keys() - systems):
+            raise AffectError(f"{records[name].place}: {unknown[0]!r} is new here; {near(unknown[0], systems)}")
+    answers = {
+        system: tuple(_answer(records[name].place, system, rows[name][system]) for name in truth) for system in systems
+    }
+    lone = next(iter(answers))
+    return {path.stem: answers[lone]} if len(answers) == 1 and lone in SINGLE_COLUMNS else answers
+
+
+def _row(record: Record, label_column: str) -> Mapping[str, Any]:
+    """The entries of a record by system."""
+    if "predictions" in record.values:
+        entries = record.values["predictions"]
+        if not isinstance(entries, Mapping):
+            raise AffectError(f"{record.place}: predictions is {entries!r}; expected an object with one entry a system")
+        return entries
+    known = {*NAME_COLUMNS, "label", "labels", label_column}
+    entries = {column: entry for column, entry in record.values.items() if column not in known}
+    for column, entry in entries.items():
+        if isinstance(entry, Mapping):
+            raise AffectError(f"{record.place}: {column} is an object; {near(column, ('predictions',))}")
+    return entries
+
+
+def _check_names(path: Path, records: Mapping[str, Record], truth: Mapping[str, Record]) -> None:
+    missing = [name for name in truth if name not in records]
+    unknown = [name for name in records if name not in truth]
+    if not missing and not unknown:
+        return
+    found = []
+    if missing:
+        found.append(f"{len(missing)} of {len(truth)} samples have no prediction ({_listing(missing)})")
+    if unknown:
+        hint = near(unknown[0], missing) if missing else "leave them out, or add their labels"
+        found.append(f"{len(unknown)} predictions have no label ({_listing(unknown)}; {hint})")
+    raise AffectError(f"{path}: names do not match the labels: {' and '.join(found)}")
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
+
+
+def _answer(place: str, system: str, entry: Any) -> tuple[str, ...]:
+    if not _is_text(entry) and entry is not None:
+        raise AffectError(f"{place}: the prediction of {system!r} is {entry!r}; expected text or a list of texts")
+    return parse_labels(entry)
+
+
+def _true_labels(place: str, entry: Any) -> tuple[str, ...]:
+    if not _is_text(entry):
+        raise AffectError(f"{place}: the label is {entry!r}; expected text, a list of texts, or a number everywhere")
+    labels = tuple(dict.fromkeys(parse_labels(entry)))
+    if not labels:
+        raise AffectError(f"{place}: the label is empty; give every sample one, or leave the sample out")
+    return labels
+
+
+def _is_text(entry: Any) -> bool:
+    return isinstance(entry, str) or (isinstance(entry, list | tuple) and all(isinstance(text, str) for text in entry))
+
+
+def _numbers(entries: Sequence[tuple[str, Any]]) -> tuple[float, ...] | None:
+    """The labels as sentiments, or None if none of them is a number."""
+    numbers = [(place, entry, _number(entry)) for place, entry in entries]
+    if all(number is None for _, _, number in numbers):
+        return None
+    for place, entry, number in numbers:
+        if number is None:
+            raise AffectError(f"{place}: the label is {entry!r} but others are numbers; make them all of one kind")
+        if not abs(number) <= SENTIMENT_RANGE:
+            raise AffectError(
+                f"{place}: the label is {entry!r}; a sentiment lies in [-{SENTIMENT_RANGE:g}, {SENTIMENT_RANGE:g}]"
+            )
+    return tuple(number for _, _, number in numbers if number is not None)
+
+
+def _number(entry: Any) -> float | None:
+    """The entry as a number; not finite for what is one only by type."""
+    if isinstance(entry, int | float) and not isinstance(entry, bool):
+        return float(entry)
+    try:
+        number = float(entry) if isinstance(entry, str) else math.nan
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _signs(labels: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
+    """Words of sentiment as values; None if any label is another word."""
+    signs = [_VALUE_OF_SIGN.get(truth[0]) if len(truth) == 1 else None for truth in labels]
+    return None if None in signs else tuple(sign for sign in signs if sign is not None)
