@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.extract_command import extract
+
 if TYPE_CHECKING:
     from affect_rl.data.importing import ImportReport
 
 data_app = typer.Typer(help="Make datasets and look at them.", no_args_is_help=True)
 import_app = typer.Typer(help="Import a published dataset.", no_args_is_help=True)
 data_app.add_typer(import_app, name="import")
+data_app.command()(extract)
 
 Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
 Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]

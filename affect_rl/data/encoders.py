@@ -1,0 +1,247 @@
+"""Frozen encoders: sound to speech features (HuBERT and its kin), pictures to image features (CLIP's vision tower).
+
+Any checkpoint in safetensors with the model code of transformers serves, by local path or hub name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
+from transformers.utils.logging import disable_progress_bar
+
+from affect_rl.errors import AffectError
+
+_SECONDS = 320
+"""Padded sound in one forward pass; a longer one goes alone."""
+_PICTURES = 64
+"""Pictures in one forward pass."""
+_ONLY_FOR_TRAINING = {"masked_spec_embed"}
+"""Weights that checkpoints lack without harm."""
+_PADDABLE = ("hubert", "wav2vec2", "wavlm")
+"""Model types that mask padding everywhere, if they also normalise each frame by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An encoder's checkpoint: its absolute path or hub name, and its content.
+
+    Attributes:
+        name: directory or hub name.
+        content: SHA-256 over the files of a directory, or the commit of a hub name.
+        revision: the commit, for a hub name; all workers load that one.
+    """
+
+    name: str
+    content: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.content})"
+
+    @classmethod
+    def find(cls, name: str) -> Checkpoint:
+        """Look up a checkpoint; of a hub name only the configuration is fetched.
+
+        Raises:
+            AffectError: there is none, or its weights are not safetensors.
+        """
+        directory = Path(name).expanduser().resolve()
+        if directory.is_dir():
+            files = sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")])
+            if not any(file.suffix == ".safetensors" for file in files):
+                raise AffectError(f"{directory}: holds no *.safetensors; write it again with save_pretrained")
+            return cls(str(directory), _sha256(files))
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+            raise AffectError(f"{name}: there is no such directory; give the path of a checkpoint, or its hub name")
+        commit = Path(
+            _load(hf_hub_download, name, filename="config.json")
+        ).parent.name  # snapshots/<commit>/config.json
+        return cls(name, commit, commit)
+
+
+class SpeechEncoder:
+    """A HuBERT-like encoder; its last hidden states are averaged over equal windows of time.
+
+    Sounds of unlike length share a pass only where padding cannot change a feature. Models with
+    ``feat_extract_norm: group`` (HuBERT base, wav2vec 2.0 base) normalise over the whole of what they are
+    given, so there only sounds of one length do.
+
+    Args:
+        checkpoint: the encoder.
+        segments: windows of time, rows of the result.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        AffectError: it cannot be loaded, or is no speech encoder that reads raw sound.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, segments: int, device: str = "cpu") -> None:
+        self._extractor = _load(AutoFeatureExtractor.from_pretrained, checkpoint.name, revision=checkpoint.revision)
+        self._model = _load_model(checkpoint, device)
+        config = self._model.config
+        if not hasattr(config, "conv_kernel"):
+            raise AffectError(
+                f"{checkpoint.name}: is a {config.model_type}; name an encoder that reads raw sound, such as HuBERT"
+            )
+        self.sampling_rate = int(self._extractor.sampling_rate)
+        self._segments, self._device = segments, device
+        self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        adapter = getattr(config, "add_adapter", False)  # its frames do not follow from the convolutions
+        self._pads = config.model_type in _PADDABLE and config.feat_extract_norm == "layer" and not adapter
+
+    @property
+    def shortest(self) -> int:
+        """Samples that give one frame, the least that can be encoded."""
+        samples = 1
+        for kernel, stride in reversed(self._convolutions):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def encode(self, sounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Encode sounds ``[samples]`` float32 at `sampling_rate`, each of at least `shortest` samples.
+
+        Returns:
+            For each sound ``[segments, d]`` float32: means over equal windows of the frames; neighbouring
+            windows share a frame where their border falls into it.
+        """
+        features: list[np.ndarray] = [np.empty(0)] * len(sounds)
+        for rows in self._passes([len(sound) for sound in sounds]):
+            for row, frames in zip(rows, self._frames([sounds[row] for row in rows]), strict=True):
+                features[row] = F.adaptive_avg_pool1d(frames.T, self._segments).T.cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def _frames(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+        """Last hidden states ``[T_i, d]`` of one pass."""
+        inputs = self._extractor(
+            list(sounds),
+            sampling_rate=self.sampling_rate,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self._device)
+        mask = inputs["attention_mask"] if self._pads else None
+        hidden = self._model(inputs["input_values"], attention_mask=mask).last_hidden_state
+        if not self._pads:
+            return list(hidden)
+        return [row[: self._frame_count(len(sound))] for row, sound in zip(hidden, sounds, strict=True)]
+
+    def _frame_count(self, samples: int) -> int:
+        for kernel, stride in self._convolutions:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def _passes(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which sounds go through the model together: shortest first, as many as fit and get along."""
+        passes: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            latest = passes[-1] if passes else []
+            fits = (len(latest) + 1) * lengths[row] <= _SECONDS * self.sampling_rate
+            if latest and fits and (self._pads or lengths[latest[0]] == lengths[row]):
+                latest.append(row)
+            else:
+                passes.append([row])
+        return passes
+
+
+class ImageEncoder:
+    """A vision encoder with one vector a picture.
+
+    A checkpoint with a text tower (CLIP, SigLIP) gives its image embedding, the vector that is compared
+    with texts; a vision tower alone gives its pooled output.
+
+    Args:
+        checkpoint: the encoder.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        AffectError: it cannot be loaded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        # Pillow's resizing everywhere: torchvision's differs from it, and is not installed on every machine.
+        self._processor = _load(
+            AutoImageProcessor.from_pretrained, checkpoint.name, revision=checkpoint.revision, backend="pil"
+        )
+        self._model = _load_model(checkpoint, device)
+        self._embed = getattr(self._model, "get_image_features", self._model)
+        self._name, self._device = checkpoint.name, device
+
+    def prepare(self, pictures: np.ndarray) -> Tensor:
+        """Resize and normalise pictures ``[n, H, W, 3]`` uint8 to what the model reads, ``[n, 3, h, w]``."""
+        return self._processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")[
+            "pixel_values"
+        ]
+
+    @torch.inference_mode()
+    def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
+        """Encode clips of prepared pictures ``[n_i, 3, h, w]``.
+
+        Returns:
+            For each clip ``[n_i, d]`` float32.
+
+        Raises:
+            AffectError: the model pools nothing.
+        """
+        if not clips:
+            return []
+        vectors = []
+        for pixels in torch.cat(list(clips)).split(_PICTURES):
+            output = self._embed(pixel_values=pixels.to(self._device))
+            if getattr(output, "pooler_output", None) is None:
+                raise AffectError(
+                    f"{self._name}: gives no vector for a picture; name an encoder that pools, such as CLIP"
+                )
+            vectors.append(output.pooler_output.float().cpu())
+        return [part.numpy() for part in torch.cat(vectors).split([len(clip) for clip in clips])]
+
+
+def _load_model(checkpoint: Checkpoint, device: str) -> Any:
+    """The model in float32, ready to encode; a checkpoint that leaves weights to chance is refused."""
+    disable_progress_bar()
+    model, report = _load(
+        AutoModel.from_pretrained,
+        checkpoint.name,
+        revision=checkpoint.revision,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(set(report["missing_keys"]) - _ONLY_FOR_TRAINING):
+        raise AffectError(
+            f"{checkpoint.name}: lacks {len(missing)} weights of a {type(model).__name__} such as {missing[0]}; "
+            "name a checkpoint of that architecture"
+        )
+    return model.eval().to(device)
+
+
+def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
+    try:
+        return load(name, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise AffectError(
+            f"{name}: is no encoder that can be loaded here ({str(error).strip().splitlines()[0]}); "
+            "give the path or hub name of a checkpoint with safetensors weights and its preprocessor"
+        ) from error
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """One hash over names and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

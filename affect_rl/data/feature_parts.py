@@ -1,0 +1,143 @@
+"""Features on their way into a dataset: parts, Parquet files that an extraction leaves as it goes.
+
+A part's file is named by a hash of everything that its content depends on (samples, their files, encoders,
+settings), so whoever wants the same features finds them, and nobody else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from affect_rl.data.encoders import Checkpoint
+from affect_rl.errors import AffectError
+
+Source = Literal["face", "video"]
+
+_NUMBERS = pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("audio", _NUMBERS),  # [segments, d], row after row; null where absent
+        ("video", _NUMBERS),  # [frames, d]
+        ("problems", pa.list_(pa.string())),
+    ]
+)
+"""Columns of a part's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What features are made of.
+
+    Attributes:
+        speech: encoder of the sound; None: audio features stay as they are.
+        image: encoder of the pictures; None: video features stay as they are.
+        source: pictures come from the ``face`` or the ``video`` column.
+        frames: pictures per sample, rows of its video features.
+        segments: windows of time, rows of its audio features.
+    """
+
+    speech: Checkpoint | None
+    image: Checkpoint | None
+    source: Source = "video"
+    frames: int = 8
+    segments: int = 8
+
+    def __str__(self) -> str:
+        """The settings in words, for the dataset's manifest."""
+        made = []
+        if self.speech:
+            made.append(f"audio: {self.segments} windows of {self.speech}")
+        if self.image:
+            made.append(f"video: {self.frames} pictures of {self.source}, {self.image}")
+        return f"Features by affect-rl data extract; {'; '.join(made)}."
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFiles:
+    """A sample's files; None where it has none, or none is wanted."""
+
+    sample_id: str
+    audio: Path | None
+    video: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a sample's files gave.
+
+    Attributes:
+        sample_id: the sample.
+        audio: ``[segments, d]`` float32; None if there is no file, or it cannot be used.
+        video: ``[frames, d]`` float32; likewise.
+        problems: files that cannot be used, each as ``path: stream: reason; fix``.
+    """
+
+    sample_id: str
+    audio: np.ndarray | None
+    video: np.ndarray | None
+    problems: tuple[str, ...]
+
+
+def part_name(extraction: Extraction, media: Sequence[MediaFiles]) -> str:
+    """The file name of the part with the features of `media`."""
+    files = [[item.sample_id, _identity(item.audio), _identity(item.video)] for item in media]
+    content = json.dumps([asdict(extraction), files], sort_keys=True)
+    return f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
+
+
+def _identity(path: Path | None) -> list[str | int]:
+    """A file's path, size and time: one that was mended is another file."""
+    if path is None:
+        return []
+    try:
+        status = path.stat()
+    except OSError:  # the worker will say what is wrong with it
+        return [str(path)]
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def write_part(path: Path, features: Sequence[Features]) -> None:
+    """Write one file, whole or not at all, even if another process writes the same one."""
+    columns = {
+        "sample_id": [f.sample_id for f in features],
+        "audio": [None if f.audio is None else f.audio.ravel() for f in features],
+        "video": [None if f.video is None else f.video.ravel() for f in features],
+        "problems": [f.problems for f in features],
+    }
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
+    partial.rename(path)
+
+
+def read_part(path: Path, extraction: Extraction) -> Iterator[Features]:
+    """Read the file that `write_part` wrote for `extraction`.
+
+    Raises:
+        AffectError: it is damaged.
+    """
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise AffectError(f"{path}: is damaged ({error}); delete it and run the extraction again") from None
+    audio, video = _unpack(table["audio"], extraction.segments), _unpack(table["video"], extraction.frames)
+    problems = map(tuple, table["problems"].to_pylist())
+    return map(Features, table["sample_id"].to_pylist(), audio, video, problems)
+
+
+def _unpack(column: pa.ChunkedArray, rows: int) -> list[np.ndarray | None]:
+    """The column as ``[rows, d]`` arrays, views on one writable buffer."""
+    lists = column.combine_chunks()
+    present = lists.is_valid().to_pylist()
+    arrays = iter(np.array(lists.flatten()).reshape(sum(present), rows, -1) if any(present) else ())
+    return [next(arrays) if there else None for there in present]

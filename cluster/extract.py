@@ -1,0 +1,297 @@
+"""From media to features: a Ray Data job that goes on where an earlier run was left.
+
+A dataset's samples are cut into parts. One call to one of a pool of actors decodes, encodes and writes a
+part, so only paths and counts travel through Ray's object store. Parts that are there already are not made
+again; when all are, they become a dataset.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+
+from affect_rl.config import Config
+from affect_rl.data.dataset import MEDIA, Dataset, check_free, write_dataset
+from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
+from affect_rl.data.feature_parts import Extraction, Features, MediaFiles, part_name, read_part, write_part
+from affect_rl.data.media import MediaError, read_audio, read_frames
+from affect_rl.data.validation import near
+from affect_rl.errors import AffectError
+from affect_rl.sample import AffectSample
+from affect_rl.settings import ClusterConfig
+from cluster.session import ray_session
+from cluster.tracking import progress
+
+logger = logging.getLogger(__name__)
+
+_Input = TypeVar("_Input")
+
+_LISTED = 20
+"""Bad files that a message lists before it only counts."""
+_DEADLINE_S = 1800.0
+"""Longest time without a finished part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who does the work.
+
+    Attributes:
+        count: actors, each with the encoders loaded.
+        gpus: GPUs of each; a fraction shares one, 0 means CPU.
+        batch_size: samples of a part, what an actor takes at a time.
+    """
+
+    count: int = 1
+    gpus: float = 0.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """What an extraction wrote.
+
+    Attributes:
+        directory: the dataset directory.
+        samples: samples in it.
+        audio: those with audio features.
+        video: those with video features.
+        parts: parts it was made of.
+        found: those of them that earlier runs had left.
+        problems: files that cannot be used, each as ``path: stream: reason; fix``.
+    """
+
+    directory: Path
+    samples: int
+    audio: int
+    video: int
+    parts: int
+    found: int
+    problems: tuple[str, ...]
+
+
+def extract(
+    data: Path,
+    out: Path,
+    extraction: Extraction,
+    workers: Workers,
+    *,
+    media_root: Path | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> ExtractReport:
+    """Write a copy of a dataset whose features come from its media.
+
+    Parts are kept in ``<out>.parts`` for later runs; once the dataset is as wanted they may be deleted.
+
+    Args:
+        data: dataset directory with a ``media.parquet``.
+        out: dataset directory to write.
+        extraction: encoders and settings.
+        workers: actors, and how much each takes at a time.
+        media_root: directory of the files; default: the one that ``media.parquet`` names.
+        skip_bad: write the dataset even if files cannot be used; their modality is then absent.
+        overwrite: replace a dataset at `out`.
+
+    Raises:
+        AffectError: there is nothing to extract, `out` is taken, an encoder cannot be loaded, or files
+            cannot be used and are not to be skipped; no dataset is written.
+        TimeoutError: no part was finished for half an hour.
+    """
+    if out.resolve() == data.resolve():
+        raise AffectError(f"{out}: is where the dataset is read from; choose another directory to write")
+    check_free(out, overwrite=overwrite)
+    dataset = Dataset.load(data)
+    samples = [sample for split in dataset.counts for sample in dataset.samples(split)]
+    media = _read_media(data / MEDIA, samples, extraction, media_root)
+    chunks = [media[start : start + workers.batch_size] for start in range(0, len(media), workers.batch_size)]
+    folder = out.resolve().with_name(f"{out.resolve().name}.parts")
+    parts = {folder / part_name(extraction, chunk): chunk for chunk in chunks}
+    missing = {path: chunk for path, chunk in parts.items() if not path.is_file()}
+    logger.info("extract: %d samples in %d parts, %d found", len(samples), len(parts), len(parts) - len(missing))
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_parts(missing, extraction, workers)
+    features = {found.sample_id: found for path in parts for found in read_part(path, extraction)}
+    problems = tuple(problem for found in features.values() for problem in found.problems)
+    if problems and not skip_bad:
+        raise AffectError(
+            f"{data / MEDIA}: {len(problems)} file(s) cannot be used, so no dataset was written; mend them, or go on "
+            f"without them (--skip-bad)\n{listing(problems)}"
+        )
+    done = [_with_features(sample, features[sample.id], extraction) for sample in samples]
+    left_out = f"{len(problems)} file(s) could not be used; their modality is absent." if problems else ""
+    note = "\n".join(filter(None, [dataset.manifest.note, str(extraction), left_out]))
+    write_dataset(out, done, name=dataset.name, note=note, overwrite=overwrite)
+    audio, video = (sum(getattr(sample, name) is not None for sample in done) for name in ("audio", "video"))
+    return ExtractReport(out, len(done), audio, video, len(parts), len(parts) - len(missing), problems)
+
+
+def listing(problems: Sequence[str]) -> str:
+    """The first problems, one a line, and how many more there are."""
+    lines = [f"  {problem}" for problem in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        lines.append(f"  and {len(problems) - _LISTED} more")
+    return "\n".join(lines)
+
+
+def _with_features(sample: AffectSample, found: Features, extraction: Extraction) -> AffectSample:
+    """The sample with new features of the modalities that were extracted."""
+    audio = found.audio if extraction.speech else sample.audio
+    video = found.video if extraction.image else sample.video
+    return replace(sample, audio=audio, video=video)
+
+
+def _read_media(
+    path: Path, samples: Sequence[AffectSample], extraction: Extraction, media_root: Path | None
+) -> list[MediaFiles]:
+    """The files that are wanted of each sample, in the order of `samples`."""
+    columns = (["audio"] if extraction.speech else []) + ([extraction.source] if extraction.image else [])
+    if not columns:
+        raise AffectError("extract: no encoder is named; give --speech-encoder, --image-encoder or both")
+    if not path.is_file():
+        raise AffectError(f"{path}: is missing; import the dataset with an importer that knows its media")
+    table = pq.read_table(path)
+    for column in ("sample_id", *columns):
+        if column not in table.column_names:
+            raise AffectError(f"{path}: column {column!r} is missing; {near(column, table.column_names)}")
+    root = media_root or Path((table.schema.metadata or {}).get(b"root", b"").decode())
+    if not root.is_dir():
+        raise AffectError(f"{root}: is not a directory; give the one that holds the media as --media-root")
+    rows = {row["sample_id"]: row for row in table.to_pylist()}
+    if len(rows) < table.num_rows:
+        raise AffectError(f"{path}: names a sample twice; import the dataset again")
+    for sample in samples:
+        if sample.id not in rows:
+            raise AffectError(f"{path}: has no row for sample {sample.id!r}; import the dataset again")
+    for column in columns:
+        if not any(rows[sample.id][column] for sample in samples):
+            raise AffectError(f"{path}: column {column!r} names no file; choose another --source, or omit its encoder")
+
+    def locate(row: Mapping[str, str], column: str, wanted: object) -> Path | None:
+        return root.resolve() / row[column] if wanted and row[column] else None
+
+    return [
+        MediaFiles(
+            sample.id,
+            locate(rows[sample.id], "audio", extraction.speech),
+            locate(rows[sample.id], extraction.source, extraction.image),
+        )
+        for sample in samples
+    ]
+
+
+def _make_parts(parts: Mapping[Path, Sequence[MediaFiles]], extraction: Extraction, workers: Workers) -> None:
+    """Write the files of `parts`, in any order."""
+    items = [
+        {
+            "path": str(path),
+            "sample_id": [files.sample_id for files in chunk],
+            "audio": [str(files.audio or "") for files in chunk],
+            "video": [str(files.video or "") for files in chunk],
+        }
+        for path, chunk in parts.items()
+    ]
+    actors = min(workers.count, len(items))
+    config = Config(cluster=ClusterConfig(num_cpus=max(actors + 1, os.cpu_count() or 1)))
+    with ray_session(config), progress("extract", len(items)) as show:
+        _warn_if_short(actors, workers.gpus)
+        made = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _PartWriter,
+            fn_constructor_args=(extraction, "cuda" if workers.gpus else "cpu"),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=workers.gpus or None,
+        )
+        made.context.enable_progress_bars = made.context.print_on_execution_start = False
+        made.context.execution_no_progress_timeout_s = _DEADLINE_S
+        done = bad = 0
+        try:
+            for done, row in enumerate(made.iter_rows(), 1):
+                bad += row["problems"]
+                show(done, f"{bad} bad files" if bad else "")
+        except ray.exceptions.UserCodeException as error:
+            raise _actionable(error) from error
+        except ray.data.exceptions.ExecutionTimeoutError as error:
+            raise TimeoutError(
+                f"extract: stuck for {_DEADLINE_S:g} s after {done} of {len(items)} parts; run it again to go on"
+            ) from error
+
+
+def _warn_if_short(actors: int, gpus: float) -> None:
+    """Ray waits without a word for nodes that may never come."""
+    there = ray.cluster_resources()
+    for kind, wanted in (("CPU", actors), ("GPU", actors * gpus)):
+        if wanted > there.get(kind, 0):
+            logger.warning("extract: %g %ss wanted, %g there; waiting for more", wanted, kind, there.get(kind, 0))
+
+
+def _actionable(error: BaseException) -> BaseException:
+    """The `AffectError` among an error's causes, if there is one, else the error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, AffectError):
+        cause = cause.__cause__
+    return cause or error
+
+
+class _PartWriter:
+    """An actor that makes parts. It loads an encoder when it first needs one, so that a failure is a plain error."""
+
+    def __init__(self, extraction: Extraction, device: str) -> None:
+        self._extraction, self._device = extraction, device
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, int]:
+        """Make one part; returns how many files could not be used."""
+        problems: list[list[str]] = [[] for _ in item["sample_id"]]
+        audio = _features(item["audio"], self._read_sound, lambda sounds: self._speech.encode(sounds), problems)
+        video = _features(item["video"], self._read_pictures, lambda clips: self._images.encode(clips), problems)
+        columns = (item["sample_id"], audio, video, map(tuple, problems))
+        write_part(Path(item["path"]), list(map(Features, *columns)))
+        return {"problems": sum(map(len, problems))}
+
+    @cached_property
+    def _speech(self) -> SpeechEncoder:
+        assert self._extraction.speech
+        return SpeechEncoder(self._extraction.speech, self._extraction.segments, self._device)
+
+    @cached_property
+    def _images(self) -> ImageEncoder:
+        assert self._extraction.image
+        return ImageEncoder(self._extraction.image, self._device)
+
+    def _read_sound(self, path: Path) -> np.ndarray:
+        sound = read_audio(path, self._speech.sampling_rate)
+        if len(sound) < self._speech.shortest:
+            raise MediaError(f"{path}: audio: {len(sound)} samples are too few to encode; leave the path empty")
+        return sound
+
+    def _read_pictures(self, path: Path) -> Any:
+        # Scaled down at once: the whole pictures of a part could fill the memory.
+        return self._images.prepare(read_frames(path, self._extraction.frames))
+
+
+def _features(
+    paths: Sequence[str],
+    read: Callable[[Path], _Input],
+    encode: Callable[[list[_Input]], list[np.ndarray]],
+    problems: list[list[str]],
+) -> list[np.ndarray | None]:
+    """Each file's features, None where there are none; why a file gave none is added to `problems`."""
+    inputs: dict[int, _Input] = {}
+    for place, path in enumerate(paths):
+        try:
+            if path:
+                inputs[place] = read(Path(path))
+        except MediaError as error:
+            problems[place].append(str(error))
+    features = dict(zip(inputs, encode(list(inputs.values())) if inputs else [], strict=True))
+    return [features.get(place) for place in range(len(paths))]
