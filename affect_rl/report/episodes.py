@@ -1,0 +1,152 @@
+"""Episodes as a reader goes through them: what was searched, found, kept, answered and rewarded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from affect_rl.evidence import GROUPS
+
+_ANSWERS = {"full": "the agents' answer", "label": "with a simple label as query", "rank": "without the filter"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the generator answered.
+
+    Attributes:
+        to: under which evidence.
+        labels: predicted; none: no valid answer.
+        score: of the labels, in [0, 1]; None if it was not recorded.
+    """
+
+    to: str
+    labels: Sequence[str]
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A candidate and whether the filter kept it."""
+
+    id: str
+    text: str
+    score: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A group's query and what it found, best first."""
+
+    group: str
+    query: str
+    candidates: Sequence[Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One agent's turn; `problem` tells how it broke the format, if it did."""
+
+    role: str
+    reward: float
+    tokens: int
+    text: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One episode.
+
+    Attributes:
+        arm, seed: of the policy.
+        answers: the agents' answer, then the counterfactual ones that were played.
+        searches: one a group; none without a planner.
+        rationale: the generator's reason.
+        agents: their turns, in order.
+        neighbours: ids of the perceptual neighbours.
+        degraded: a retrieval shard did not answer.
+    """
+
+    arm: str
+    seed: int
+    answers: Sequence[Answer]
+    searches: Sequence[Search]
+    rationale: str
+    agents: Sequence[Agent]
+    neighbours: Sequence[str]
+    degraded: bool
+
+    @property
+    def verdict(self) -> str:
+        """What became of it: ``right``, ``partly right``, ``wrong``, ``invalid`` or ``not scored``."""
+        answer = self.answers[0]
+        if not answer.labels:
+            return "invalid"
+        if answer.score is None:
+            return "not scored"
+        return "right" if answer.score >= 1 else "partly right" if answer.score > 0 else "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A sample and its episodes.
+
+    Attributes:
+        sample: its id.
+        text: what was said; empty if the file does not tell.
+        labels: the true ones.
+        episodes: under one arm after the other.
+    """
+
+    sample: str
+    text: str
+    labels: Sequence[str]
+    episodes: Sequence[Episode]
+
+
+def episodes_by_sample(table: pa.Table, most: int) -> list[Played]:
+    """The first `most` episodes, those of one sample together, so that a reader can compare arms."""
+    samples: dict[str, list[int]] = {}
+    for row, sample in enumerate(table["sample_id"].to_pylist()):
+        samples.setdefault(sample, []).append(row)
+    order = [row for rows in samples.values() for row in rows][:most]
+    rows = table.take(order).to_pylist(maps_as_pydicts="strict")
+    return [_played(sample, list(found)) for sample, found in groupby(rows, key=lambda row: row["sample_id"])]
+
+
+def _played(sample: str, rows: Sequence[Mapping[str, Any]]) -> Played:
+    return Played(sample, rows[0].get("text") or "", rows[0]["labels"], [_episode(row) for row in rows])
+
+
+def _episode(row: Mapping[str, Any]) -> Episode:
+    labels = {"full": row["predicted"], **row["counterfactuals"]}
+    return Episode(
+        arm=row["arm"],
+        seed=row["seed"],
+        answers=[Answer(to, labels[name], row["scores"].get(name)) for name, to in _ANSWERS.items() if name in labels],
+        searches=_searches(row),
+        rationale=row["rationale"],
+        agents=[
+            Agent(turn["role"], turn["reward"], len(turn["response_ids"]), turn["text"], turn["problem"])
+            for turn in row["turns"]
+        ],
+        neighbours=row["support_ids"],
+        degraded=row["degraded"],
+    )
+
+
+def _searches(row: Mapping[str, Any]) -> list[Search]:
+    kept = {(item["group"], item["id"]) for item in row["kept"]}
+    found: dict[str, list[Found]] = {}
+    for item in row["candidates"]:
+        group = item["group"]
+        candidate = Found(item["id"], item["text"], item["score"], (group, item["id"]) in kept)
+        found.setdefault(group, []).append(candidate)
+    groups = [group for group in GROUPS if group in row["queries"] or group in found]
+    return [Search(group, row["queries"].get(group, ""), found.get(group, [])) for group in groups]

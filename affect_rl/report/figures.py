@@ -1,0 +1,168 @@
+"""Which plots an experiment has, each with a caption and its content in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from affect_rl.report import plots
+from affect_rl.report.summaries import Curve, Measure, curves
+from affect_rl.report.wording import header, number, scale, signed, unit, verdict
+from affect_rl.results import Comparison, Interval, Results
+from affect_rl.trajectory import ROLES
+
+LABELS_PER_ANSWER, MALFORMED = "Labels per answer", "Share of malformed answers"
+"""Groups of learning curves that show a policy hacking its reward: it lists labels, or breaks the format."""
+
+_AGENT_CURVES = {
+    "{role}/reward": "Reward",
+    "kl/{role}": "KL to the SFT policy, nats per token",
+    "{role}/tokens": "Tokens per answer",
+    "{role}/labels": LABELS_PER_ANSWER,
+    "{role}/invalid": MALFORMED,
+}
+_TEAM_CURVES = {"dev/weighted_f1": "weighted F1 on dev", "episode/score": "score of the training episodes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot and what stands above it."""
+
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class FigureGroup:
+    """Plots that belong together, for example one an agent."""
+
+    title: str
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """All comparisons of one reference by one metric, as rows and as a plot."""
+
+    metric: str
+    reference: str
+    rows: Sequence[Comparison]
+    figure: Figure
+
+
+def overview(results: Results, metric: str, series: Mapping[str, int], key: str) -> Figure:
+    """A metric of the arms (filled marks) and the baselines (hollow marks).
+
+    Args:
+        results: the experiment.
+        metric: which one.
+        series: number of each arm, which decides its colour and dashes.
+        key: starts the plot's ids; every experiment on a page has its own.
+    """
+    arms = {name: arm.metrics[metric] for name, arm in results.arms.items() if metric in arm.metrics}
+    baselines = {name: found[metric] for name, found in results.baselines.items() if metric in found}
+    rows = [_row(metric, name, of, series[name]) for name, of in arms.items()]
+    rows += [_row(metric, f"{name} (baseline)", of, sure=False) for name, of in baselines.items()]
+    caption = f"{header(metric)}, with 95 % intervals"
+    said = ", ".join(f"{name} {number(metric, of.value)}" for name, of in (arms | baselines).items())
+    return Figure(caption, plots.intervals(rows, key=f"{key}-overview", alt=f"{caption}: {said}", unit=unit(metric)))
+
+
+def compared(results: Results, metrics: Sequence[str], key: str) -> list[Compared]:
+    """The comparisons by metric, in the order of `metrics`, and reference; a hollow mark is one that includes 0."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in sorted(results.comparisons, key=lambda c: metrics.index(c.metric)):
+        groups.setdefault((comparison.metric, comparison.reference), []).append(comparison)
+    return [
+        Compared(metric, reference, rows, _forest(metric, reference, rows, f"{key}-compared-{n}"))
+        for n, ((metric, reference), rows) in enumerate(groups.items())
+    ]
+
+
+def _forest(metric: str, reference: str, rows: Sequence[Comparison], key: str) -> Figure:
+    caption = f"{header(metric)}: {reference} minus the other"
+    said = [f"{c.other} {number(metric, c.difference.value, sign=True)}, {verdict(c.difference)}" for c in rows]
+    bars = [_row(metric, c.other, c.difference, 0, verdict(c.difference) != "includes 0") for c in rows]
+    svg = plots.intervals(bars, key=key, alt=f"{caption}: {'; '.join(said)}", zero=True, unit=unit(metric))
+    return Figure(caption, svg)
+
+
+def _row(metric: str, label: str, of: Interval, series: int | None = None, sure: bool = True) -> plots.Row:
+    value, low, high = (scale(metric) * x for x in (of.value, of.low, of.high))
+    return plots.Row(label, value, low, high, series, sure)
+
+
+def learning(table: pa.Table, series: Mapping[str, int], key: str) -> list[FigureGroup]:
+    """Learning curves: of the team, then each quantity of the agents."""
+    groups: dict[str, Mapping[str, str]] = {"The team": _TEAM_CURVES}
+    groups |= {title: {m.format(role=role): role for role in ROLES} for m, title in _AGENT_CURVES.items()}
+    found = [_curve_group(table, title, metrics, series, key) for title, metrics in groups.items()]
+    return [group for group in found if group.figures]
+
+
+def _curve_group(
+    table: pa.Table, title: str, metrics: Mapping[str, str], series: Mapping[str, int], key: str
+) -> FigureGroup:
+    figures = []
+    for metric, caption in metrics.items():
+        if lines := curves(table, metric, list(series)):
+            svg = plots.learning_curves(lines, series, key=f"{key}-{metric}", alt=_said(f"{title}, {caption}", lines))
+            figures.append(Figure(caption, svg))
+    return FigureGroup(title, figures)
+
+
+def _said(what: str, lines: Sequence[Curve]) -> str:
+    ends = []
+    for line in lines:
+        mean = line.mean[np.isfinite(line.mean)]
+        ends += [f"{line.arm} from {mean[0]:.3g} to {mean[-1]:.3g}"] if len(mean) else []
+    return f"{what} over training, mean over seeds: {', '.join(ends)}"
+
+
+def fusion(found: Sequence[Measure], experts: Sequence[str], series: Mapping[str, int], key: str) -> list[FigureGroup]:
+    """Of measures ``routing/<state>/<expert>`` and ``gain/<relation>``: the weights by state, the gain by relation."""
+    groups = [
+        FigureGroup("Routing weights by state", _routing(found, experts, key)),
+        FigureGroup("Gain of RAAF over direct use, by the labels of the support", _gains(found, series, key)),
+    ]
+    return [group for group in groups if group.figures]
+
+
+def expert_of(measure: Measure) -> str | None:
+    """The expert of a measure ``routing/<state>/<expert>``; None if it is another one."""
+    parts = measure.name.split("/")
+    return parts[2] if parts[0] == "routing" and len(parts) == 3 else None
+
+
+def _routing(found: Sequence[Measure], experts: Sequence[str], key: str) -> list[Figure]:
+    arms: dict[str, dict[str, list[plots.Row]]] = {}
+    for m in found:
+        if expert := expert_of(m):
+            row = plots.Row(expert, m.estimate.value, m.estimate.low, m.estimate.high, experts.index(expert))
+            arms.setdefault(m.arm, {}).setdefault(m.name.split("/")[1], []).append(row)
+    figures = []
+    for arm, states in arms.items():
+        states = {state: sorted(rows, key=lambda row: experts.index(row.label)) for state, rows in states.items()}
+        said = "; ".join(f"{s}: {', '.join(f'{r.label} {r.value:.2f}' for r in rows)}" for s, rows in states.items())
+        svg = plots.grouped_bars(states, key=f"{key}-routing-{arm}", alt=f"routing weights of {arm} by state: {said}")
+        figures.append(Figure(arm, svg))
+    return figures
+
+
+def _gains(found: Sequence[Measure], series: Mapping[str, int], key: str) -> list[Figure]:
+    arms: dict[str, list[plots.Row]] = {}
+    for m in found:
+        if m.name.startswith("gain/"):
+            e, sure = m.estimate, verdict(m.estimate) != "includes 0"
+            row = plots.Row(m.name.removeprefix("gain/"), e.value, e.low, e.high, series[m.arm], sure)
+            arms.setdefault(m.arm, []).append(row)
+    figures = []
+    for arm, rows in arms.items():
+        said = ", ".join(f"{row.label} {signed(row.value, 3, sign=True)}" for row in rows)
+        svg = plots.intervals(rows, key=f"{key}-gain-{arm}", alt=f"gain of RAAF, {arm}: {said}", zero=True)
+        figures.append(Figure(arm, svg))
+    return figures

@@ -1,0 +1,193 @@
+"""What an experiment leaves behind: one directory that a report, a person or a script can read.
+
+``results.json``  what was run, every arm's metrics per seed, and the comparisons (`Results`)
+``results.md``  the same as tables
+``predictions.parquet``  each sample's answer under each arm and seed (`PREDICTIONS`)
+``episodes.parquet``  some episodes in full (`affect_rl.trajectory_store.SCHEMA`, with arm and seed)
+``curves.parquet``  the metrics of every training step (long form: arm, seed, step, metric, value)
+``details.parquet``  what an experiment measures beyond the metrics (arm, seed, sample, name, value)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from affect_rl.errors import AffectError
+
+RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
+EPISODES_FILE, CURVES_FILE, DETAILS_FILE = "episodes.parquet", "curves.parquet", "details.parquet"
+
+_KEY = [("arm", pa.string()), ("seed", pa.int32())]
+PREDICTIONS = pa.schema(
+    [
+        *_KEY,
+        ("sample_id", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("predicted", pa.list_(pa.string())),
+    ]
+)
+CURVES = pa.schema([*_KEY, ("step", pa.int32()), ("metric", pa.string()), ("value", pa.float64())])
+DETAILS = pa.schema([*_KEY, ("sample_id", pa.string()), ("name", pa.string()), ("value", pa.float64())])
+
+
+class Record(BaseModel):
+    """A part of ``results.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(Record):
+    """A value with its bootstrap interval; metrics in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(Record):
+    """The reference minus another arm on the same samples and seeds: mean over seeds, paired bootstrap over samples.
+
+    Attributes:
+        reference: the arm that is compared.
+        other: what it is compared with.
+        metric: of the tables, for example ``weighted_f1``.
+        difference: reference minus other.
+        p: two-sided p-value of no difference.
+    """
+
+    reference: str
+    other: str
+    metric: str
+    difference: Interval
+    p: float
+
+
+class Arm(Record):
+    """One setting of an experiment.
+
+    Attributes:
+        train: overrides that held for training and evaluation.
+        evaluate: overrides that held for evaluation alone.
+        policy: the policy that was evaluated.
+        metrics: mean over seeds by metric.
+        per_seed: the same for each seed.
+        tokens_per_sample: generated tokens of an evaluated episode.
+        seconds_per_sample: seconds of evaluation over samples, all engines together.
+    """
+
+    train: dict[str, object] = {}
+    evaluate: dict[str, object] = {}
+    policy: Literal["none", "sft", "trained"] = "trained"
+    metrics: dict[str, Interval]
+    per_seed: list[dict[str, float]]
+    tokens_per_sample: float
+    seconds_per_sample: float
+
+
+class Results(Record):
+    """The whole experiment.
+
+    Attributes:
+        experiment: its name.
+        title: what it asks, in a sentence.
+        dataset: what it was run on.
+        split: what was evaluated.
+        samples: how many samples.
+        seeds: of the runs.
+        selection: which of a run's policies was evaluated: ``dev`` chose it, or the last step, or (``test_oracle``)
+            the test set itself, which is no honest result.
+        command: what was run.
+        labels: the classes, if the set is closed.
+        arms: by name, in the order of the tables.
+        comparisons: the reference against the other arms.
+        baselines: metrics of systems that are none of ours on the same samples (``logistic regression``).
+        notes: what a reader must know.
+    """
+
+    experiment: str
+    title: str
+    dataset: str
+    split: str
+    samples: int
+    seeds: list[int]
+    selection: Literal["dev", "last", "test_oracle"]
+    command: str
+    labels: list[str]
+    arms: dict[str, Arm]
+    comparisons: list[Comparison]
+    baselines: dict[str, dict[str, Interval]] = {}
+    notes: list[str] = []
+
+    @classmethod
+    def read(cls, directory: Path) -> Results:
+        """Read ``results.json``.
+
+        Raises:
+            AffectError: it is absent or not one.
+        """
+        path = directory / RESULTS
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf8"))
+        except OSError as error:
+            raise AffectError(
+                f"{path}: cannot be read ({error.strerror}); give the directory of an experiment"
+            ) from None
+        except (ValidationError, json.JSONDecodeError) as error:
+            raise AffectError(f"{path}: is not an experiment's results: {' '.join(str(error).split())[:300]}") from None
+
+    def markdown(self) -> str:
+        """The arms as a table, in percent with intervals, and the comparisons below it."""
+        metrics = [name for name in next(iter(self.arms.values())).metrics if name != "invalid_rate"]
+        header = [f"{self.dataset} {self.split}, n = {self.samples}", *(m.replace("_", " ") for m in metrics)]
+        rows = [[*header, "invalid", "tokens", "ms"]]
+        for name, arm in self.arms.items():
+            cost = [_percent(arm.metrics["invalid_rate"]), f"{arm.tokens_per_sample:.0f}"]
+            rows.append(
+                [name, *(_percent(arm.metrics[m]) for m in metrics), *cost, f"{1000 * arm.seconds_per_sample:.0f}"]
+            )
+        for name, baseline in self.baselines.items():
+            rows.append([f"*{name}*", *(_percent(baseline[m]) for m in metrics), "", "", ""])
+        compared = [["weighted F1", "difference", "p"]]
+        for c in self.comparisons:
+            if c.metric == "weighted_f1":
+                compared.append([f"{c.reference} - {c.other}", _percent(c.difference, sign=True), f"{c.p:.3f}"])
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {self.selection}. `{self.command}`\n"
+        return f"# {self.experiment}\n\n{self.title}\n\n{_table(rows)}\n{_table(compared)}\n{about}{notes}"
+
+
+def write_results(directory: Path, results: Results, tables: Mapping[str, pa.Table]) -> None:
+    """Write a result directory, whole or not at all; one that was there is replaced.
+
+    Args:
+        directory: where.
+        results: what ``results.json`` and ``results.md`` say.
+        tables: Parquet files by name.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / RESULTS).write_text(results.model_dump_json(indent=1) + "\n", encoding="utf8")
+    (partial / TABLES).write_text(results.markdown(), encoding="utf8")
+    for name, table in tables.items():
+        pq.write_table(table, partial / name)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _percent(value: Interval, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    return f"{100 * value.value:{form}} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
