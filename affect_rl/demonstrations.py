@@ -21,12 +21,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from affect_rl.config import EpisodeConfig, RewardConfig
 from affect_rl.episode import play_episode
 from affect_rl.evidence import GROUPS, Evidence, Group, Retrieve
 from affect_rl.parsers import render_answer, render_plan, render_selection
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
+from affect_rl.settings import EpisodeConfig, RewardConfig
 from affect_rl.trajectory import Generation, Prompt, Request, Turn
 
 

@@ -10,18 +10,20 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from affect_rl.config import EpisodeConfig, RewardConfig
+import numpy as np
+
 from affect_rl.evidence import GROUPS, Cognitive, Evidence, Exclusion, Group, Retrieve, Support
-from affect_rl.parsers import Answer, Plan, Selection, parse_answer, parse_plan, parse_selection
+from affect_rl.parsers import Answer, parse_answer, parse_plan, parse_selection
 from affect_rl.prompts import Prompts
 from affect_rl.rewards import agent_rewards, score
 from affect_rl.sample import AffectSample
-from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory, Turn
+from affect_rl.settings import EpisodeConfig, RewardConfig
+from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Request, Role, Trajectory, Turn
 
-Purpose = Literal["full", "label", "rank"]
+Purpose = Literal["full", "label", "rank", "silver"]
 NOTHING: Mapping[Group, tuple[Evidence, ...]] = dict.fromkeys(GROUPS, ())
 
 
@@ -36,24 +38,28 @@ async def play_episode(
 ) -> Trajectory:
     """Play one episode and reward its agents.
 
-    Without a retriever (or with ``config.retrieval`` off) the generator answers alone. A malformed
-    answer is replaced by its role's fallback and costs its agent the format penalty.
+    Without a retriever (or with ``config.retrieval`` off) the generator answers alone. Without the planner among
+    ``config.agents`` the utterance is every query, without the filter retrieval order decides. A malformed answer
+    is replaced by its role's fallback and costs its agent the format penalty.
 
     Args:
         sample: what is to be understood.
         generate: the engine.
         retrieve: the retrieval service.
         prompts: the templates.
-        config: token limits, groups kept, counterfactuals.
-        rewards: weights of the counterfactuals and the format penalty.
+        config: token limits, agents and groups in play, counterfactuals.
+        rewards: weights of the counterfactuals and penalties.
         seed: seed of all generations of this episode.
     """
     retriever = retrieve if config.retrieval else None
-    return await _Episode(sample, generate, retriever, prompts, config, rewards, seed).play()
+    seen = sample.without(config.absent, zeros=config.zero_absent)
+    return await Episode(seen, generate, retriever, prompts, config, rewards, seed).play()
 
 
 @dataclass(slots=True)
-class _Episode:
+class Episode:
+    """One episode and what has happened in it so far."""
+
     sample: AffectSample
     generate: Generate
     retrieve: Retrieve | None
@@ -61,6 +67,8 @@ class _Episode:
     config: EpisodeConfig
     rewards: RewardConfig
     seed: int
+    support: Support = field(default_factory=Support)
+    turns: list[Turn] = field(default_factory=list)
     generated_tokens: int = 0
     prompt_tokens: int = 0
     degraded: bool = False
@@ -72,57 +80,52 @@ class _Episode:
         label_task = asyncio.ensure_future(self._label_counterfactual(self.retrieve, support_task))
         tasks: list[asyncio.Future[Any]] = [support_task, label_task]
         try:
-            planner_turn, plan = await self._plan()
-            candidates = await self._search(self.retrieve, plan.queries)
-            support = await support_task
-            rank_task = asyncio.ensure_future(self._rank_counterfactual(candidates, support))
+            queries = await self._plan()
+            candidates = await self._search(self.retrieve, queries)
+            await support_task
+            rank_task = asyncio.ensure_future(self._rank_counterfactual(candidates))
             tasks.append(rank_task)
-            filter_turn, selection = await self._filter(candidates, "full")
-            generator_turn, answer = await self._answer(selection.kept, support, "full")
-            counterfactuals = await asyncio.gather(label_task, rank_task)
+            kept = await self._filter(candidates, "full")
+            answer = await self._answer(kept, "full")
+            counterfactuals = {"label": await label_task, "rank": await rank_task}
         finally:  # after a failure nothing of the episode goes on
             for task in tasks:
                 task.cancel()
-        answers = {"full": answer.labels}
-        if self.config.counterfactuals:
-            answers |= dict(zip(("label", "rank"), counterfactuals, strict=True))
-        return self._trajectory(
-            (planner_turn, filter_turn, generator_turn),
-            answers,
-            answer,
-            plan.queries,
-            candidates,
-            selection.kept,
-            support,
-        )
+        played = {name: labels for name, labels in counterfactuals.items() if labels is not None}
+        return self._trajectory(answer, played, queries, candidates, kept)
 
     async def _play_alone(self) -> Trajectory:
-        turn, answer = await self._answer(NOTHING, Support(), "full")
-        return self._trajectory((turn,), {"full": answer.labels}, answer, {}, NOTHING, NOTHING, Support())
+        answer = await self._answer(NOTHING, "full")
+        return self._trajectory(answer, {}, {}, NOTHING, NOTHING)
 
     # -- the agents ------------------------------------------------------------------------------
 
-    async def _plan(self) -> tuple[Turn, Plan]:
-        prompt = self.prompts.planner(self.sample, self.config.planner_tokens)
+    async def _plan(self) -> Mapping[Group, str]:
+        if "planner" not in self.config.agents:
+            return dict.fromkeys(GROUPS, self.sample.text)
+        prompt = self.prompts.planner(self.sample, self.config.limit("planner"))
         generation = await self._generate(prompt, "planner", NOTHING, "full")
         plan = parse_plan(generation.text, self.sample)
-        return self._turn("planner", prompt, generation, plan.problem), plan
+        self._record("planner", prompt, generation, plan.problem, "full")
+        return plan.queries
 
     async def _filter(
         self, candidates: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
-    ) -> tuple[Turn, Selection]:
-        prompt = self.prompts.filter(self.sample, candidates, self.config.filter_tokens)
+    ) -> Mapping[Group, tuple[Evidence, ...]]:
+        if "filter" not in self.config.agents:
+            return self._first(candidates)
+        prompt = self.prompts.filter(self.sample, candidates, self.config.limit("filter"))
         generation = await self._generate(prompt, "filter", candidates, purpose)
         selection = parse_selection(generation.text, candidates, self.config.keep)
-        return self._turn("filter", prompt, generation, selection.problem), selection
+        self._record("filter", prompt, generation, selection.problem, purpose)
+        return selection.kept
 
-    async def _answer(
-        self, kept: Mapping[Group, tuple[Evidence, ...]], support: Support, purpose: Purpose
-    ) -> tuple[Turn, Answer]:
-        prompt = self.prompts.generator(self.sample, kept, support, self.config.generator_tokens)
+    async def _answer(self, kept: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose) -> Answer:
+        prompt = self.prompts.generator(self.sample, kept, self._view(), self.config.limit("generator"))
         generation = await self._generate(prompt, "generator", kept, purpose)
         answer = parse_answer(generation.text, self.sample)
-        return self._turn("generator", prompt, generation, answer.problem), answer
+        self._record("generator", prompt, generation, answer.problem, purpose)
+        return answer
 
     async def _generate(
         self, prompt: Prompt, role: Role, evidence: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
@@ -133,84 +136,99 @@ class _Episode:
         self.generated_tokens += len(generation.token_ids)
         return generation
 
-    @staticmethod
-    def _turn(role: Role, prompt: Prompt, generation: Generation, problem: str | None) -> Turn:
+    def _record(
+        self, role: Role, prompt: Prompt, generation: Generation, problem: str | None, purpose: Purpose
+    ) -> None:
+        """Keep a turn of the episode itself; those of counterfactuals only serve to score it."""
+        if purpose != "full":
+            return
         if problem is None and not generation.finished:
             problem = "the answer did not end within its token limit"
-        return Turn(role, prompt, generation, problem)
+        self.turns.append(Turn(role, prompt, generation, problem, trained=role in self.config.learning))
 
     # -- evidence --------------------------------------------------------------------------------
 
+    def _first(self, candidates: Mapping[Group, tuple[Evidence, ...]]) -> Mapping[Group, tuple[Evidence, ...]]:
+        """What retrieval order alone would keep."""
+        return {group: items[: self.config.keep] for group, items in candidates.items()}
+
     async def _search(self, retrieve: Retrieve, queries: Mapping[Group, str]) -> Mapping[Group, tuple[Evidence, ...]]:
-        found: Cognitive = await retrieve.cognitive(queries, Exclusion.of(self.sample))
+        asked = {group: queries[group] for group in self.config.groups}
+        found: Cognitive = await retrieve.cognitive(asked, Exclusion.of(self.sample))
         self.degraded |= found.degraded
         return found.groups
 
-    async def _perceive(self, retrieve: Retrieve) -> Support:
-        support = await retrieve.perceptual(self.sample.audio, self.sample.video, Exclusion.of(self.sample))
-        self.degraded |= support.degraded
-        return support
+    async def _perceive(self, retrieve: Retrieve) -> None:
+        known = self.sample.without(self.config.absent)  # zeros are no features to search by
+        self.support = await retrieve.perceptual(known.audio, known.video, Exclusion.of(self.sample))
+        self.degraded |= self.support.degraded
+
+    def _view(self) -> Percept:
+        """The sample's features and their support, as the generator gets them."""
+        audio, video, support = self.sample.audio, self.sample.video, self.support
+        if self.config.support == "raaf":
+            return Percept(audio, video, support.audio, support.video, fused=True)
+        if self.config.support == "direct":
+            audio, video = _joined(audio, support.audio), _joined(video, support.video)
+        return Percept(audio, video, fused=True)
 
     # -- counterfactuals -------------------------------------------------------------------------
 
-    async def _label_counterfactual(self, retrieve: Retrieve, support_task: asyncio.Future[Support]) -> tuple[str, ...]:
-        """Labels predicted when the planner's queries are replaced by one simple label.
+    async def _label_counterfactual(
+        self, retrieve: Retrieve, support_task: asyncio.Future[None]
+    ) -> tuple[str, ...] | None:
+        """Labels predicted when the planner's queries are replaced by one simple label; None if it is not played.
 
         The label is the plurality of the perceptual neighbours' labels. It owes nothing to the
         planner, which therefore cannot raise its reward by spoiling it.
         """
-        if not self.config.counterfactuals:
-            return ()
-        support = await support_task
-        label = simple_label(self.sample, support)
+        if not (self.config.counterfactuals and "planner" in self.config.agents):
+            return None
+        await support_task
+        label = simple_label(self.sample, self.support)
         candidates = await self._search(retrieve, dict.fromkeys(GROUPS, label))
-        _, selection = await self._filter(candidates, "label")
-        _, answer = await self._answer(selection.kept, support, "label")
+        answer = await self._answer(await self._filter(candidates, "label"), "label")
         return answer.labels
 
-    async def _rank_counterfactual(
-        self, candidates: Mapping[Group, tuple[Evidence, ...]], support: Support
-    ) -> tuple[str, ...]:
-        """Labels predicted when the filter is bypassed and retrieval order decides."""
-        if not self.config.counterfactuals:
-            return ()
-        kept = {group: items[: self.config.keep] for group, items in candidates.items()}
-        _, answer = await self._answer(kept, support, "rank")
+    async def _rank_counterfactual(self, candidates: Mapping[Group, tuple[Evidence, ...]]) -> tuple[str, ...] | None:
+        """Labels predicted when the filter is bypassed and retrieval order decides; None if it is not played."""
+        if not (self.config.counterfactuals and "filter" in self.config.agents):
+            return None
+        answer = await self._answer(self._first(candidates), "rank")
         return answer.labels
 
     # -- the result ------------------------------------------------------------------------------
 
     def _trajectory(
         self,
-        turns: tuple[Turn, ...],
-        answers: Mapping[str, tuple[str, ...]],
         answer: Answer,
+        counterfactuals: Mapping[str, tuple[str, ...]],
         queries: Mapping[Group, str],
         candidates: Mapping[Group, tuple[Evidence, ...]],
         kept: Mapping[Group, tuple[Evidence, ...]],
-        support: Support,
     ) -> Trajectory:
+        answers = {"full": answer.labels, **counterfactuals}
         scores = {name: score(labels, self.sample, self.rewards.kind) for name, labels in answers.items()}
         earned = agent_rewards(
             scores,
-            {turn.role: turn.problem is not None for turn in turns},
+            {turn.role: turn.problem is not None for turn in self.turns},
+            {turn.role: len(turn.generation.token_ids) / self.config.limit(turn.role) for turn in self.turns},
             planner_weight=self.rewards.planner_weight,
             filter_weight=self.rewards.filter_weight,
             format_penalty=self.rewards.format_penalty,
+            length_penalty=self.rewards.length_penalty,
         )
         return Trajectory(
             sample_id=self.sample.id,
             labels=self.sample.labels,
-            turns=tuple(
-                Turn(turn.role, turn.prompt, turn.generation, turn.problem, earned[turn.role]) for turn in turns
-            ),
+            turns=tuple(replace(turn, reward=earned[turn.role]) for turn in self.turns),
             queries=dict(queries),
             candidates=dict(candidates),
             kept=dict(kept),
-            support_ids=support.ids,
+            support_ids=self.support.ids,
             predicted=answer.labels,
             rationale=answer.rationale,
-            counterfactuals={name: labels for name, labels in answers.items() if name != "full"},
+            counterfactuals=dict(counterfactuals),
             scores=scores,
             degraded=self.degraded,
             generated_tokens=self.generated_tokens,
@@ -224,6 +242,12 @@ def simple_label(sample: AffectSample, support: Support) -> str:
     if counts:
         return counts.most_common(1)[0][0]
     return sample.candidates[0] if sample.candidates else "emotion"
+
+
+def _joined(own: np.ndarray | None, neighbours: np.ndarray | None) -> np.ndarray | None:
+    """The neighbours' frames behind the sample's own ``[T + S, d]``; None if there are none at all."""
+    frames = [x for x in (own, neighbours) if x is not None]
+    return np.concatenate(frames) if frames else None
 
 
 def _seed(seed: int, role: Role) -> int:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from affect_rl.errors import AffectError
-from affect_rl.evidence import GROUPS, Evidence, Group, Support
+from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.sample import AffectSample
 from affect_rl.tokens import PERCEPT_TOKEN
 from affect_rl.trajectory import Percept, Prompt, Role
@@ -72,11 +72,10 @@ class Prompts:
         self,
         sample: AffectSample,
         kept: Mapping[Group, tuple[Evidence, ...]],
-        support: Support,
+        fused: Percept,
         answer_tokens: int,
     ) -> Prompt:
         """The generator sees the sample, the kept evidence and the features fused with their support."""
-        fused = Percept(sample.audio, sample.video, support.audio, support.video, fused=True)
         return self._build("generator", sample, answer_tokens, evidence=kept, fused=fused)
 
     def _build(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
 LabelKind = Literal["closed", "open", "sentiment"]
 Split = Literal["train", "dev", "test", "library"]
+Modality = Literal["text", "audio", "video"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,3 +50,15 @@ class AffectSample:
     video: np.ndarray | None = None
     description: str = ""
     value: float | None = None
+
+    def without(self, modalities: Collection[Modality], *, zeros: bool = False) -> Self:
+        """The sample as one sees it who lacks some modalities: no words, no features.
+
+        With `zeros` the features of a missing modality are zeros instead, and nothing tells that it is missing.
+        """
+        changes: dict[str, Any] = {"text": ""} if "text" in modalities else {}
+        for name in ("audio", "video"):
+            features = getattr(self, name)
+            if name in modalities and features is not None:
+                changes[name] = np.zeros_like(features) if zeros else None
+        return replace(self, **changes)

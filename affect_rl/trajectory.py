@@ -72,14 +72,15 @@ class Request:
         sample: the sample of the episode.
         candidates: the evidence shown, in the order in which the prompt numbers it.
         seed: seed of this generation.
-        purpose: ``full`` for the three trained turns, ``label`` or ``rank`` for counterfactuals.
+        purpose: ``full`` for the turns of the episode itself, ``label`` or ``rank`` for counterfactuals, ``silver``
+            for the search of silver selections.
     """
 
     role: Role
     sample: AffectSample
     candidates: Mapping[Group, tuple[Evidence, ...]]
     seed: int
-    purpose: Literal["full", "label", "rank"] = "full"
+    purpose: Literal["full", "label", "rank", "silver"] = "full"
 
 
 class Generate(Protocol):
@@ -97,7 +98,8 @@ class Turn:
         prompt: what it saw.
         generation: what it answered.
         problem: why the answer could not be parsed, or None if it could.
-        reward: terminal reward of this agent (equations 1 to 3 and the format penalty).
+        reward: terminal reward of this agent (equations 1 to 3, less penalties).
+        trained: whether the agent learns; a frozen one keeps the policy that the run started with.
     """
 
     role: Role
@@ -105,6 +107,7 @@ class Turn:
     generation: Generation
     problem: str | None
     reward: float = 0.0
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,14 +117,14 @@ class Trajectory:
     Attributes:
         sample_id: the sample it was played on.
         labels: the sample's true labels.
-        turns: the three trained turns, in the order planner, filter, generator.
+        turns: the turns of the agents in play, in the order planner, filter, generator.
         queries: the planner's queries, or the fallback's.
         candidates: what the retriever answered to them.
         kept: what the filter kept.
         support_ids: the perceptual neighbours.
         predicted: the generator's labels (empty: no valid answer).
         rationale: the generator's reason.
-        counterfactuals: labels predicted under ``label`` and ``rank``; empty without them.
+        counterfactuals: labels predicted under ``label`` and ``rank``, of those that were played.
         scores: S_full, S_label and S_rank under the keys ``full``, ``label``, ``rank``.
         degraded: a retrieval shard did not answer in time at some point of the episode.
         generated_tokens: tokens generated in all of the episode's calls.
@@ -146,4 +149,4 @@ class Trajectory:
     @property
     def oldest_version(self) -> int:
         """The oldest weights that any trained token came from."""
-        return min(v for t in self.turns for v in t.generation.weight_versions)
+        return min(v for t in self.turns if t.trained for v in t.generation.weight_versions)

@@ -59,8 +59,13 @@ SCHEMA = pa.schema(
 def write_trajectories(trajectories: Sequence[Trajectory], path: Path) -> None:
     """Write one file, whole or not at all. Features are not repeated: they stand in the dataset."""
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.Table.from_pylist([_row(t) for t in trajectories], schema=SCHEMA), partial)
+    pq.write_table(trajectory_table(trajectories), partial)
     partial.rename(path)
+
+
+def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
+    """Trajectories as a table of `SCHEMA`."""
+    return pa.Table.from_pylist([_row(t) for t in trajectories], schema=SCHEMA)
 
 
 def read_trajectories(path: Path, sample_id: str | None = None) -> list[dict[str, Any]]:

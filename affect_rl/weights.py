@@ -53,6 +53,11 @@ def new_weights_dir(parent: str = "") -> Path:
     return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent or memory)).resolve()
 
 
+def stored_weights(path: Path, version: int) -> WeightsHandle:
+    """The weights of a policy directory's file as version `version`; without a checksum, for nobody computed one."""
+    return WeightsHandle(version, str(path.resolve()), path.stat().st_size, checksum=0)
+
+
 def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory: Path) -> WeightsHandle:
     """Write tensors as version `version` for engines to read, whole or not at all.
 

@@ -13,35 +13,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from affect_rl.baselines import logistic_regression
 from affect_rl.config import load_config
 from affect_rl.data.crema_d import import_crema_d
-from affect_rl.data.dataset import Dataset
 from affect_rl.metrics import evaluate
-from affect_rl.sample import AffectSample
 from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
-
-
-def logistic_regression(dataset: Dataset) -> dict[str, float]:
-    """Weighted F1 of logistic regression on both channels' features, in percent, with its interval."""
-
-    def features(samples: list[AffectSample]) -> np.ndarray:
-        widths = {"audio": dataset.audio_dim, "video": dataset.video_dim}
-        return np.stack(
-            [
-                np.concatenate([np.zeros(d) if getattr(s, m) is None else getattr(s, m)[0] for m, d in widths.items()])
-                for s in samples
-            ]
-        )
-
-    train, test = dataset.samples("train"), dataset.samples("test")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(features(train), [s.labels[0] for s in train])
-    predicted = [(label,) for label in model.predict(features(test))]
-    return _percent(evaluate(predicted, [s.labels for s in test], dataset.candidates).weighted_f1)
 
 
 def _percent(estimate: object) -> dict[str, float]:
@@ -70,10 +47,13 @@ def main() -> None:
                 run_training(job, resume=(job.run.path / "checkpoints").exists())
             if not report.exists():
                 run_evaluation(job, {"SFT": job.run.sft, "MAPPO": job.run.policy}, report.parent)
-            baseline = logistic_regression(job.dataset)
+            test = job.dataset.samples("test")
+            guesses = logistic_regression(job.dataset, test)
+            scores = evaluate(guesses, [s.labels for s in test], job.dataset.candidates)
+            baseline = _percent(scores.weighted_f1)
         policies = json.loads(report.read_text())["policies"]
-        scores = {name: policies[name]["scores"]["weighted_f1"] for name in ("SFT", "MAPPO")}
-        percent = {name: {k: round(100 * v, 2) for k, v in score.items()} for name, score in scores.items()}
+        f1 = {name: policies[name]["scores"]["weighted_f1"] for name in ("SFT", "MAPPO")}
+        percent = {name: {k: round(100 * v, 2) for k, v in score.items()} for name, score in f1.items()}
         seeds.append({"seed": seed, "logistic_regression": baseline, **percent})
     names = ("logistic_regression", "SFT", "MAPPO")
     means = {name: round(float(np.mean([s[name]["value"] for s in seeds])), 2) for name in names}

@@ -110,7 +110,7 @@ def main() -> None:
         library = [s for s in samples if s.split in config.retrieval.library_splits]
         client = launch_retrieval(build_index(library, work / "index", config.retrieval), config.retrieval)
         chosen = dataset.samples("train", config.train.samples_per_step)
-        jobs = [EpisodeJob(i, sample, i, config.episode.temperature) for i, sample in enumerate(chosen)]
+        jobs = [EpisodeJob.of(config, i, sample, i, config.episode.temperature) for i, sample in enumerate(chosen)]
 
         def run(**settings: bool) -> dict[str, float]:
             changed: Config = config.model_copy(update={"rollout": config.rollout.model_copy(update=settings)})

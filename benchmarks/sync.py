@@ -29,8 +29,8 @@ from typing import TypeVar
 
 import torch
 
-from affect_rl.config import RolloutConfig
 from affect_rl.policy import AffectPolicy
+from affect_rl.settings import RolloutConfig
 from affect_rl.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Prompt
 from affect_rl.weights import new_weights_dir, publish_weights

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from affect_rl.bootstrap import Difference, Estimate, mean_interval
 from affect_rl.config import Config
-from affect_rl.metrics import METRICS, Difference, Estimate, Scores, compare, evaluate, mean_interval
+from affect_rl.metrics import METRICS, Scores, compare, evaluate
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
 from affect_rl.trajectory import ROLES, Trajectory
-from affect_rl.weights import WeightsHandle
+from affect_rl.weights import stored_weights
 from cluster.pool import RolloutPool
 from cluster.sampler import episode_seed
 from cluster.tracking import progress
@@ -106,9 +107,7 @@ def evaluate_policies(
     settings = config.evaluate
     results = []
     for name, directory in policies.items():
-        weights = directory / WEIGHTS
-        pool.sync(WeightsHandle(pool.version + 1, str(weights.resolve()), weights.stat().st_size, 0))
-        results.append(_result(name, _play(config, samples, pool, name), samples, config))
+        results.append(_result(name, play_samples(config, samples, pool, directory, name), samples, config))
     differences = None
     if len(results) > 1:
         differences = compare(
@@ -123,13 +122,19 @@ def evaluate_policies(
     return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences)
 
 
-def _play(config: Config, samples: Sequence[AffectSample], pool: RolloutPool, name: str) -> list[Trajectory]:
+def play_samples(
+    config: Config, samples: Sequence[AffectSample], pool: RolloutPool, policy: Path, name: str = ""
+) -> list[Trajectory]:
+    """Play samples once each under a policy, without counterfactuals; `name` is for the progress bar."""
+    pool.sync(stored_weights(policy / WEIGHTS, pool.version + 1))
     temperature = config.evaluate.temperature
     jobs = [
-        EpisodeJob((name, s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature, counterfactuals=False)
+        EpisodeJob.of(
+            config, ("evaluate", name, s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature, evaluate=True
+        )
         for s in samples
     ]
-    with progress(f"evaluate {name}", len(jobs)) as show:
+    with progress(f"evaluate {name}".strip(), len(jobs)) as show:
         return pool.play(jobs, show)
 
 

@@ -16,59 +16,51 @@ from affect_rl.policy import check_manifest
 from cluster.evaluate import Evaluation, evaluate_policies
 from cluster.pool import RolloutPool
 from cluster.rundir import Progress, RunDirectory
+from cluster.services import Services
 from cluster.session import ray_session
 from cluster.tracking import progress
 from cluster.train import train
 from cluster.warm_start import warm_start
 from learners.group import LearnerGroup
 from retrieval_service.client import RetrievalClient
-from retrieval_service.index import ensure_index
-from retrieval_service.service import launch_retrieval
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Job:
-    """What every job stands on: its configuration, the dataset and the evidence service (None: switched off)."""
+    """What every job stands on.
+
+    Attributes:
+        config: of the run.
+        dataset: what it is about.
+        retrieval: the evidence service; None: switched off.
+        run: where its files go.
+        services: the actors it shares with other jobs of the process.
+    """
 
     config: Config
     dataset: Dataset
     retrieval: RetrievalClient | None
     run: RunDirectory
-    _pool: RolloutPool | None = None
+    services: Services
 
     def pool(self, policy: Path) -> RolloutPool:
-        """The job's engines, started with `policy` when they are first asked for; later jobs give them other weights.
-
-        Starting an engine takes half a minute, so training and evaluation share them.
-        """
-        if self._pool is None:
-            self._pool = RolloutPool(self.config, policy, self.retrieval)
-        return self._pool
-
-    def close(self) -> None:
-        """End the engines and the evidence service."""
-        for part in (self._pool, self.retrieval):
-            if part is not None:
-                part.close()
+        """Engines, started with `policy` if there are none yet that fit; training and evaluation share them."""
+        return self.services.pool(self.config, policy, self.retrieval)
 
 
 @contextmanager
 def open_job(config: Config) -> Iterator[Job]:
-    """Load the dataset, meet Ray and start the evidence service."""
+    """Load the dataset, meet Ray and start the evidence service; all actors end with the block."""
     dataset = Dataset.load(config.data.dir)
-    run = RunDirectory(config.run_dir)
-    with ray_session(config), closing(Job(config, dataset, _launch_retrieval(config, dataset), run)) as job:
-        yield job
+    with ray_session(config), closing(Services()) as services:
+        yield make_job(config, dataset, services)
 
 
-def _launch_retrieval(config: Config, dataset: Dataset) -> RetrievalClient | None:
-    if not config.episode.retrieval:
-        return None
-    library = [s for split in config.retrieval.library_splits for s in dataset.samples(split)]
-    index_dir = Path(config.retrieval.index_dir or f"{config.data.dir}-index")
-    return launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)
+def make_job(config: Config, dataset: Dataset, services: Services) -> Job:
+    """A job of a process that meets Ray already."""
+    return Job(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 
 def run_warm_start(job: Job) -> Path:
@@ -99,7 +91,7 @@ def run_training(job: Job, *, resume: bool = False) -> Progress:
         AffectError: there is no policy to start from, or nothing to resume.
     """
     config, run = job.config, job.run
-    initial = Path(config.policy) if config.policy else run.sft
+    initial = config.initial_policy
     if not initial.exists():
         raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
     check_manifest(initial)

@@ -11,15 +11,22 @@ from affect_rl.sample import AffectSample
 
 
 class StepSampler:
-    """Deals the training samples in a new random order each epoch; an epoch's remainder opens the next step."""
+    """Deals the training samples in a new random order each epoch; an epoch's remainder opens the next step.
 
-    def __init__(self, samples: Sequence[AffectSample], per_step: int, seed: int) -> None:
-        self.samples, self.per_step, self.seed = samples, per_step, seed
+    Args:
+        samples: the training split.
+        per_step: episodes in a step.
+        seed: of the orders.
+        copies: episodes of each sample in a step; divides `per_step`.
+    """
+
+    def __init__(self, samples: Sequence[AffectSample], per_step: int, seed: int, copies: int = 1) -> None:
+        self.samples, self.per_step, self.seed, self.copies = samples, per_step // copies, seed, copies
 
     def batch(self, step: int) -> list[AffectSample]:
-        """The samples of a step (from 0)."""
+        """The samples of a step (from 0), copies next to each other."""
         positions = range(step * self.per_step, (step + 1) * self.per_step)
-        return [self.samples[self._index(position)] for position in positions]
+        return [self.samples[self._index(position)] for position in positions for _ in range(self.copies)]
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.samples))

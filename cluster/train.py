@@ -49,7 +49,8 @@ def train(
         stop_requested: asked after each step; True ends the run with a checkpoint.
     """
     settings = config.train
-    sampler = StepSampler(dataset.samples("train", config.data.max_train), settings.samples_per_step, config.seed)
+    samples = dataset.samples("train", config.data.max_train)
+    sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
     dev = dataset.samples("dev", config.data.max_dev)
     state, checkpoint = resume_from
     if checkpoint:
@@ -57,6 +58,10 @@ def train(
     tracker = Tracker(run.path, state.step)
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     submitted, replayed_before = state.step, state.replayed
+    if state.step == 0 and settings.eval_every:  # a run may end with what it began with
+        state = replace(state, best_step=0, best_score=_evaluate(pool, config, dev, step=0))
+        _save_policy(learner, run.best)
+        logger.info("step 0/%d  dev F1 %.3f", settings.steps, state.best_score)
 
     with progress("train", settings.steps, state.step) as show:
         while state.step < settings.steps:
@@ -111,8 +116,9 @@ def train(
 def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: int = 0) -> list[EpisodeJob]:
     """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
     keys = [(step, place, attempt) for place in range(len(samples))]
+    config = config.at_step(step)
     return [
-        EpisodeJob(key, sample, episode_seed(config.seed, "train", *key), config.episode.temperature)
+        EpisodeJob.of(config, key, sample, episode_seed(config.seed, "train", *key), config.episode.temperature)
         for key, sample in zip(keys, samples, strict=True)
     ]
 
@@ -132,9 +138,7 @@ def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int)
 def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], step: int) -> float:
     """Weighted F1 of greedy answers on `samples` under the current weights."""
     jobs = [
-        EpisodeJob(
-            ("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), temperature=0.0, counterfactuals=False
-        )
+        EpisodeJob.of(config, ("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
         for s in samples
     ]
     predicted = [t.predicted for t in pool.play(jobs)]

@@ -35,6 +35,7 @@ from affect_rl.batching import (
     turns_to_sequences,
 )
 from affect_rl.config import Config
+from affect_rl.dpo import best_against_worst, preference_advantages
 from affect_rl.errors import AffectError
 from affect_rl.policy import MANIFEST, AffectPolicy, Lora, Reference
 from affect_rl.trajectory import ROLES, Trajectory
@@ -137,15 +138,14 @@ class LearnerWorker:
         """One training step on episodes; returns metrics, the same on every rank."""
         begun = time.perf_counter()
         settings = self._settings
-        sequences = turns_to_sequences(t.turns for t in trajectories)
+        sequences = turns_to_sequences([turn for turn in t.turns if turn.trained] for t in trajectories)
         flat = FlatTokens(*(part.to(self._device) for part in flatten(sequences)))
         prepared = self._prepare(sequences, flat)
-        rewards = mappo.terminal_rewards(
-            flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, settings.kl_weight
+        targets = (
+            self._preferences(sequences, flat, prepared)
+            if settings.algorithm == "dpo"
+            else self._advantages(flat, prepared)
         )
-        targets = mappo.gae(rewards, prepared.values, flat.lengths, settings.gamma, settings.lam)
-        if settings.normalise_advantages:
-            targets = targets._replace(advantages=mappo.normalise(targets.advantages, flat.roles))
         prepared_at = time.perf_counter()
 
         report, norms = Report.empty(self._device), []
@@ -187,6 +187,24 @@ class LearnerWorker:
         dist.all_reduce(load)
         logprobs, reference, values = seen
         return Prepared(logprobs, reference, values, load / load.sum().clamp(min=1))
+
+    def _advantages(self, flat: FlatTokens, prepared: Prepared) -> mappo.Advantages:
+        s = self._settings
+        rewards = mappo.terminal_rewards(flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, s.kl_weight)
+        targets = mappo.gae(rewards, prepared.values, flat.lengths, s.gamma, s.lam)
+        if s.normalise_advantages:
+            targets = targets._replace(advantages=mappo.normalise(targets.advantages, flat.roles))
+        return targets
+
+    def _preferences(
+        self, sequences: Sequence[TokenSequence], flat: FlatTokens, prepared: Prepared
+    ) -> mappo.Advantages:
+        """DPO has no critic: its values are their own targets."""
+        pairs = best_against_worst([(s.role, s.prompt.token_ids) for s in sequences], [s.reward for s in sequences])
+        advantages = preference_advantages(
+            prepared.logprobs, prepared.reference, flat.roles, flat.lengths, pairs, self._settings.preference_weight
+        )
+        return mappo.Advantages(advantages, prepared.values)
 
     def _optimise(
         self,

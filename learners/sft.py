@@ -24,9 +24,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from affect_rl.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
-from affect_rl.config import Config, SftConfig
+from affect_rl.config import Config
 from affect_rl.fusion import load_balance
 from affect_rl.policy import AffectPolicy, Lora, TokenBatch
+from affect_rl.settings import SftConfig
 from affect_rl.trajectory import ROLES, Turn
 from learners.engine import Engine, choose_device
 

@@ -20,10 +20,10 @@ from typing import Any, Literal, Self
 import faiss
 import numpy as np
 
-from affect_rl.config import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import render_evidence
 from affect_rl.sample import AffectSample
+from affect_rl.settings import RetrievalConfig
 from retrieval_service.library import Library, write_library
 from retrieval_service.perceptual import MODALITIES, Modality, Standardisation, join, time_average
 from retrieval_service.search import VectorIndex

@@ -11,8 +11,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from affect_rl.config import RetrievalConfig
 from affect_rl.errors import AffectError
+from affect_rl.settings import RetrievalConfig
 from retrieval_service.client import RetrievalClient, front_name, shard_name
 from retrieval_service.errors import RetrievalError
 from retrieval_service.front import RetrievalFront

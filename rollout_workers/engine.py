@@ -10,8 +10,8 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from affect_rl.config import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectConfig, check_manifest
+from affect_rl.settings import RolloutConfig
 from affect_rl.trajectory import Generation, Prompt
 from affect_rl.weights import WeightsHandle
 from rollout_workers.plugin import register
@@ -144,8 +144,8 @@ class RolloutEngine:
         finally:
             self._forget(request)
 
-    @asynccontextmanager
-    async def outside(self) -> AsyncIterator[None]:
+    @contextmanager
+    def outside(self) -> Iterator[None]:
         """Marks a wait for something other than this engine, such as a retrieval.
 
         With ``deterministic`` the engine rests while any such wait lasts, so that the batches it forms

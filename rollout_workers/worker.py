@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from affect_rl.config import Config
 from affect_rl.episode import play_episode
 from affect_rl.evidence import Cognitive, Exclusion, Group, Retrieve, Support
+from affect_rl.policy import WEIGHTS
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
-from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory
-from affect_rl.weights import WeightsHandle
+from affect_rl.settings import EpisodeConfig, RewardConfig
+from affect_rl.silver import play_silver
+from affect_rl.trajectory import Generate, Generation, Prompt, Request, Trajectory
+from affect_rl.weights import WeightsHandle, stored_weights
 from rollout_workers.engine import RolloutEngine
 
 
@@ -35,14 +38,29 @@ class EpisodeJob:
         sample: what it is played on.
         seed: seed of its generations.
         temperature: of its generations; 0 is greedy.
-        counterfactuals: whether to play the counterfactuals, if the configuration has them.
+        episode: who plays, and how.
+        rewards: what is paid.
+        frozen_policy: directory of the policy that ``episode.frozen`` agents play with; None if there are none.
+        silver: search for the filter's turn instead of asking the filter, see `affect_rl.silver`.
     """
 
     key: object
     sample: AffectSample
     seed: int
     temperature: float
-    counterfactuals: bool = True
+    episode: EpisodeConfig
+    rewards: RewardConfig
+    frozen_policy: Path | None = None
+    silver: bool = False
+
+    @classmethod
+    def of(
+        cls, config: Config, key: object, sample: AffectSample, seed: int, temperature: float, *, evaluate: bool = False
+    ) -> Self:
+        """An episode of a run; one that is played to `evaluate` has no counterfactuals."""
+        episode = config.episode.model_copy(update={"counterfactuals": False}) if evaluate else config.episode
+        frozen = config.initial_policy.resolve() if episode.frozen else None
+        return cls(key, sample, seed, temperature, episode, config.rewards, frozen)
 
 
 class RolloutWorker:
@@ -53,7 +71,7 @@ class RolloutWorker:
     in one call. In asynchronous training the calls share the engine as they come.
 
     Args:
-        config: sections `rollout`, `episode`, `rewards`, `model` and `train`, and the seed.
+        config: sections `rollout`, `episode` (what a prompt holds), `model` and `train`, and the seed.
         policy_dir: the policy to start with, as weight version 0.
         retrieval: the evidence service; None to play without.
     """
@@ -61,9 +79,10 @@ class RolloutWorker:
     def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
         self._config = config
         self._deterministic = config.rollout.deterministic and config.train.max_staleness == 0
-        rollout = config.rollout.model_copy(update={"deterministic": self._deterministic})
-        self.engine = RolloutEngine(policy_dir, rollout, context=config.model.context, seed=config.seed)
-        self._retrieval = _Outside(retrieval, self.engine) if retrieval else None
+        self.engine = self._start_engine(policy_dir)
+        self._frozen_engine: RolloutEngine | None = None
+        self._frozen_policy: Path | None = None
+        self._retrieval = retrieval
         self._prompts = Prompts(
             self.engine.tokenizer,
             soft_tokens=self.engine.policy_config.fusion["soft_tokens"],
@@ -72,6 +91,14 @@ class RolloutWorker:
         )
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
+
+    def _start_engine(self, policy_dir: Path) -> RolloutEngine:
+        rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
+        return RolloutEngine(policy_dir, rollout, context=self._config.model.context, seed=self._config.seed)
+
+    @property
+    def _engines(self) -> list[RolloutEngine]:
+        return [self.engine, *([self._frozen_engine] if self._frozen_engine else [])]
 
     async def play(self, jobs: Sequence[EpisodeJob]) -> list[Trajectory]:
         """Play episodes, ``rollout.concurrency`` at a time, and return them in the jobs' order.
@@ -82,8 +109,11 @@ class RolloutWorker:
             RetrievalError: the retrieval service was late.
         """
         async with self._turn:
+            for policy in {job.frozen_policy for job in jobs if job.frozen_policy}:
+                await self._freeze(policy)
             if self._deterministic:
-                self.engine.forget()
+                for engine in self._engines:
+                    engine.forget()
             episodes = [asyncio.ensure_future(self._play(job)) for job in jobs]
             try:
                 return await asyncio.gather(*episodes)
@@ -91,32 +121,34 @@ class RolloutWorker:
                 for episode in episodes:
                     episode.cancel()
 
+    async def _freeze(self, policy: Path) -> None:
+        """Let agents that are not trained play with `policy`; an engine for them is started when first needed."""
+        if self._frozen_engine is None:
+            self._frozen_engine = self._start_engine(policy)
+        elif policy != self._frozen_policy:
+            await self._frozen_engine.update_weights(stored_weights(policy / WEIGHTS, self._frozen_engine.version + 1))
+        self._frozen_policy = policy
+
     async def _play(self, job: EpisodeJob) -> Trajectory:
-        settings = self._config.episode
-        settings = settings.model_copy(update={"counterfactuals": settings.counterfactuals and job.counterfactuals})
+        retrieval = _Outside(self._retrieval, self._engines) if self._retrieval else None
+        play = play_silver if job.silver else play_episode
         async with self._places:
-            return await play_episode(
-                job.sample,
-                self._generate(job.temperature),
-                self._retrieval,
-                self._prompts,
-                settings,
-                self._config.rewards,
-                job.seed,
+            return await play(
+                job.sample, self._generate(job), retrieval, self._prompts, job.episode, job.rewards, job.seed
             )
 
-    def _generate(self, temperature: float) -> Generate:
-        settings = self._config.episode
-        limits: Mapping[Role, int] = {
-            "planner": settings.planner_tokens,
-            "filter": settings.filter_tokens,
-            "generator": settings.generator_tokens,
-        }
-
+    def _generate(self, job: EpisodeJob) -> Generate:
         async def generate(prompt: Prompt, request: Request) -> Generation:
-            return await self.engine.generate(
-                prompt, max_tokens=limits[request.role], temperature=temperature, seed=request.seed
-            )
+            frozen = self._frozen_engine if request.role in job.episode.frozen else None
+            # One at a time: the trained engine rests while an episode is with the frozen one. Not the other way round
+            # as well, or each would wait for the other.
+            with self.engine.outside() if frozen else nullcontext():
+                return await (frozen or self.engine).generate(
+                    prompt,
+                    max_tokens=job.episode.limit(request.role),
+                    temperature=job.temperature if request.role in job.episode.sampled else 0.0,
+                    seed=request.seed,
+                )
 
         return generate
 
@@ -148,15 +180,19 @@ class RolloutWorker:
 
 
 class _Outside:
-    """A retrieval service that tells the engine when an episode waits for it."""
+    """A retrieval service that tells the engines when an episode waits for it."""
 
-    def __init__(self, retrieve: Retrieve, engine: RolloutEngine) -> None:
-        self._retrieve, self._engine = retrieve, engine
+    def __init__(self, retrieve: Retrieve, engines: Sequence[RolloutEngine]) -> None:
+        self._retrieve, self._engines = retrieve, engines
 
     async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
-        async with self._engine.outside():
+        with ExitStack() as waiting:
+            for engine in self._engines:
+                waiting.enter_context(engine.outside())
             return await self._retrieve.cognitive(queries, exclusion)
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
-        async with self._engine.outside():
+        with ExitStack() as waiting:
+            for engine in self._engines:
+                waiting.enter_context(engine.outside())
             return await self._retrieve.perceptual(audio, video, exclusion)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affect_rl.config import RetrievalConfig
 from affect_rl.sample import AffectSample
+from affect_rl.settings import RetrievalConfig
 
 
 @pytest.fixture(scope="session")

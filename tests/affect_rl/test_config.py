@@ -12,7 +12,7 @@ from affect_rl.errors import AffectError
 WRONG = [
     ("train.stepz=3", "unknown key `train.stepz`; did you mean `steps`?"),
     ("trian.steps=3", "unknown key `trian`; did you mean `train`?"),
-    ("learner.xyzzy=1", "unknown key `learner.xyzzy`; known keys: workers"),
+    ("learner.xyzzy=1", "unknown key `learner.xyzzy`; known keys: algorithm"),
     ("train.steps=soon", "train.steps: Input should be a valid integer"),
     ("train.steps=0", "train.steps: Input should be greater than 0"),
     ("train.max_staleness=-1", "train.max_staleness: Input should be greater than or equal to 0"),
@@ -37,6 +37,16 @@ WRONG = [
     ("sft.careful_filter=2", "sft.careful_filter: Input should be less than or equal to 1"),
     ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),
     ("evaluate.split=train", "evaluate.split: Input should be 'dev' or 'test'"),
+    ("episode.agents=[planner, filter]", "agents=['planner', 'filter'] lacks the generator, who answers; add it"),
+    ("episode.agents=[generator, critic]", "episode.agents.1: Input should be 'planner', 'filter' or 'generator'"),
+    ("episode.frozen=[planner, filter, generator]", "so that nothing is trained; let one"),
+    ("episode.sampled=[]", "none both samples (sampled=[])"),
+    ("episode.groups=[]", "groups is empty; name at least one of supportive, confusing, countering"),
+    ("episode.absent=[face]", "episode.absent.0: Input should be 'text', 'audio' or 'video'"),
+    ("episode.support=gate", "episode.support: Input should be 'raaf', 'direct' or 'none'"),
+    ("learner.algorithm=dpo", "compares answers to the same prompt, but train.copies=1; set train.copies to 2 or more"),
+    ("train.copies=3", "train.samples_per_step=64 is not a multiple of train.copies=3"),
+    ("rewards.length_penalty=-1", "rewards.length_penalty: Input should be greater than or equal to 0"),
     ("rewards.kind=hit", "rewards.kind: Input should be 'auto', 'exact' or 'wheel'"),
     ("train", "override `train` is not key=value"),
     ("train.steps=[1", "override `train.steps=[1`: value is not YAML"),
@@ -76,6 +86,13 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     config = load_config(None, ["train.steps=7", "model.lora.targets=[q_proj, v_proj]"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_agents_in_turn_share_the_steps() -> None:
+    config = load_config(None, ["train.in_turn=true", "train.steps=7", "episode.frozen=[generator]"])
+    turns = [config.at_step(step).episode.learning for step in range(8)]
+    assert turns == [("planner",)] * 4 + [("filter",)] * 4
+    assert load_config(None, []).at_step(3).episode.learning == ("planner", "filter", "generator")
 
 
 def test_an_override_may_meet_a_section_the_file_lacks(tmp_path: Path) -> None:

@@ -6,18 +6,21 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from affect_rl.config import EpisodeConfig, RetrievalConfig, RewardConfig
 from affect_rl.data.synth import SynthSettings, synthesise
-from affect_rl.demonstrations import Annotator, demonstrate
+from affect_rl.demonstrations import Annotator, agrees, demonstrate
 from affect_rl.episode import play_episode, simple_label
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, Support, render_evidence
+from affect_rl.parsers import parse_selection
 from affect_rl.prompts import Prompts, template_texts
 from affect_rl.sample import AffectSample
+from affect_rl.settings import EpisodeConfig, RetrievalConfig, RewardConfig
+from affect_rl.silver import play_silver
 from affect_rl.tokens import PERCEPT_TOKEN, train_tokenizer
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory
 from retrieval_service.index import build_index
@@ -155,6 +158,94 @@ def test_without_retrieval_the_generator_answers_alone(samples: list[AffectSampl
     trajectory = _play(samples[0], recorder, None, prompts, retrieval=False)
     assert [request.role for _, request in recorder.calls] == ["generator"]
     assert trajectory.scores == {"full": 1.0} and len(trajectory.turns) == 1
+
+
+def test_agents_that_do_not_play_are_replaced_by_the_simple_way(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
+    alone = _play(samples[0], recorder, retriever, prompts, agents=("generator",))
+    assert [(r.role, r.purpose) for _, r in recorder.calls] == [("generator", "full")]
+    assert set(alone.queries.values()) == {samples[0].text} and alone.counterfactuals == {}
+    assert alone.kept == {g: alone.candidates[g][:1] for g in GROUPS}
+    assert alone.turns[0].reward == alone.scores["full"]
+
+    filtered = _play(samples[0], recorder, retriever, prompts, agents=("filter", "generator"))
+    assert [t.role for t in filtered.turns] == ["filter", "generator"] and set(filtered.counterfactuals) == {"rank"}
+    planned = _play(samples[0], recorder, retriever, prompts, agents=("planner", "generator"))
+    assert [t.role for t in planned.turns] == ["planner", "generator"] and set(planned.counterfactuals) == {"label"}
+
+
+def test_groups_out_of_play_are_neither_searched_nor_shown(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts, groups=("supportive",))
+    assert set(trajectory.candidates) == {"supportive"}
+    assert not trajectory.kept["confusing"] and not trajectory.kept["countering"]
+    assert all(turn.problem is None for turn in trajectory.turns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "learning"),
+    [({}, ("planner", "filter", "generator")), ({"frozen": ("generator",)}, ("planner", "filter")),
+     ({"sampled": ("filter",)}, ("filter",)), ({"agents": ("planner", "generator")}, ("planner", "generator"))],
+)  # fmt: skip
+def test_only_agents_that_explore_and_are_not_frozen_learn(
+    samples: list[AffectSample],
+    retriever: LocalRetriever,
+    prompts: Prompts,
+    changes: dict[str, object],
+    learning: tuple[Role, ...],
+) -> None:
+    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts, **changes)
+    assert tuple(turn.role for turn in trajectory.turns if turn.trained) == learning
+
+
+def test_a_withheld_modality_reaches_nobody(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    annotator, whole = Annotator(prompts, 1, 1.0, 1.0), samples[0]
+    assert whole.audio is not None and whole.video is not None
+    fused = _play(whole, annotator, retriever, prompts, absent=("audio",)).turns[2].prompt.percepts[1]
+    assert fused.audio is None and fused.audio_support is not None and fused.video is whole.video
+
+    direct = _play(whole, annotator, retriever, prompts, absent=("audio",), support="direct").turns[2].prompt.percepts
+    assert direct[0].audio is None and direct[1].audio_support is None
+    np.testing.assert_array_equal(direct[1].audio, fused.audio_support)
+    assert direct[1].video is not None and len(direct[1].video) > len(whole.video)
+
+    for turn in _play(whole, annotator, retriever, prompts, absent=("video",), zero_absent=True, support="none").turns:
+        for percept in turn.prompt.percepts:
+            assert percept.video is not None and percept.video.shape == whole.video.shape and not percept.video.any()
+            assert percept.video_support is None and percept.audio is whole.audio
+
+    mute = _play(whole, annotator, retriever, prompts, absent=("text",)).turns[2]
+    assert whole.text not in prompts.tokenizer.decode(mute.prompt.token_ids)
+
+
+def test_silver_selections_are_what_helps_the_reader(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    """The reader here answers right once it has seen a supportive candidate that shares the truth."""
+    annotator = Annotator(prompts, 1, 1.0, 1.0)
+
+    async def reader(prompt: Prompt, request: Request) -> Generation:
+        answer = await annotator(prompt, request)
+        shown = request.candidates.get("supportive", ())
+        if request.role == "generator" and not any(agrees(item, request.sample) for item in shown):
+            return replace(answer, text="reason: voice and face\nlabel: nothing")
+        return answer
+
+    found = 0
+    for sample in samples:
+        config = EPISODE.model_copy(update={"counterfactuals": False})
+        episode = asyncio.run(play_silver(sample, reader, retriever, prompts, config, REWARDS, seed=1))
+        helpful = [item for item in episode.candidates["supportive"] if agrees(item, sample)]
+        assert episode.scores["full"] == float(bool(helpful))
+        assert episode.kept["supportive"] == tuple(helpful[:1]) and not episode.kept["countering"]
+        assert parse_selection(episode.turns[1].generation.text, episode.candidates, 1).kept == episode.kept
+        found += bool(helpful)
+    assert found
 
 
 def test_a_careful_annotator_finds_what_an_expression_means(

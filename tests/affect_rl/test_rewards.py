@@ -7,7 +7,7 @@ import pytest
 from affect_rl.rewards import agent_rewards, score
 from affect_rl.sample import AffectSample
 
-WEIGHTS = {"planner_weight": 0.5, "filter_weight": 0.25, "format_penalty": 0.3}
+WEIGHTS = {"planner_weight": 0.5, "filter_weight": 0.25, "format_penalty": 0.3, "length_penalty": 0.0}
 
 
 def _sample(kind: str, labels: tuple[str, ...]) -> AffectSample:
@@ -16,19 +16,25 @@ def _sample(kind: str, labels: tuple[str, ...]) -> AffectSample:
 
 
 def test_rewards_follow_equations_1_to_3() -> None:
-    rewards = agent_rewards({"full": 1.0, "label": 0.0, "rank": 1.0}, {}, **WEIGHTS)
+    rewards = agent_rewards({"full": 1.0, "label": 0.0, "rank": 1.0}, {}, {}, **WEIGHTS)
     assert rewards == {"planner": 1.5, "filter": 1.0, "generator": 1.0}
-    rewards = agent_rewards({"full": 0.0, "label": 1.0, "rank": 1.0}, {}, **WEIGHTS)
+    rewards = agent_rewards({"full": 0.0, "label": 1.0, "rank": 1.0}, {}, {}, **WEIGHTS)
     assert rewards == {"planner": -0.5, "filter": -0.25, "generator": 0.0}
 
 
 def test_only_the_agent_at_fault_pays_the_format_penalty() -> None:
-    rewards = agent_rewards({"full": 1.0, "label": 1.0, "rank": 1.0}, {"filter": True}, **WEIGHTS)
+    rewards = agent_rewards({"full": 1.0, "label": 1.0, "rank": 1.0}, {"filter": True}, {}, **WEIGHTS)
     assert rewards == {"planner": 1.0, "filter": pytest.approx(0.7), "generator": 1.0}
 
 
+def test_each_agent_pays_for_the_length_of_its_own_answer() -> None:
+    lengths = {"planner": 1.0, "generator": 0.5}
+    rewards = agent_rewards({"full": 1.0}, {}, lengths, **WEIGHTS | {"length_penalty": 0.2})  # type: ignore[arg-type]
+    assert rewards == {"planner": pytest.approx(0.8), "filter": 1.0, "generator": pytest.approx(0.9)}
+
+
 def test_a_counterfactual_that_was_not_played_counts_for_nothing() -> None:
-    assert set(agent_rewards({"full": 1.0}, {}, **WEIGHTS).values()) == {1.0}
+    assert set(agent_rewards({"full": 1.0}, {}, {}, **WEIGHTS).values()) == {1.0}
 
 
 def test_closed_sets_score_exactly_and_ties_are_alternatives() -> None:

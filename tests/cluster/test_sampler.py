@@ -25,6 +25,13 @@ def test_a_step_is_the_same_whenever_it_is_asked_for() -> None:
     assert StepSampler(range(50), 8, seed=4).batch(0) != forwards[0]  # type: ignore[arg-type]
 
 
+def test_copies_lie_next_to_each_other() -> None:
+    sampler = StepSampler(range(10), 6, seed=3, copies=3)  # type: ignore[arg-type]
+    dealt = [s for step in range(5) for s in sampler.batch(step)]
+    assert dealt == [s for s in dealt[::3] for _ in range(3)]
+    assert sorted(dealt[::3]) == list(range(10))
+
+
 def test_seeds_of_episodes_differ() -> None:
     seeds = {episode_seed(seed, "train", step, place) for seed in range(3) for step in range(20) for place in range(20)}
     assert len(seeds) == 3 * 20 * 20

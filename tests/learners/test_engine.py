@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from affect_rl.batching import MicroBatch, collate, flatten, turns_to_sequences
-from affect_rl.config import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
+from affect_rl.settings import SftConfig
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import Engine, choose_device, join_group
 from learners.sft import sft_steps

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from affect_rl.config import RolloutConfig
 from affect_rl.fusion import collate_percepts
 from affect_rl.policy import AffectPolicy, TokenBatch
+from affect_rl.settings import RolloutConfig
 from affect_rl.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Generation, Percept, Prompt
 from rollout_workers.engine import RolloutEngine

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import ray
 
-from affect_rl.config import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Cognitive, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
+from affect_rl.settings import RetrievalConfig
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
 from retrieval_service.front import ShardPool

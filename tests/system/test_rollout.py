@@ -84,9 +84,9 @@ def get(answer: Any) -> Any:
     return ray.get(answer, timeout=DEADLINE_S)
 
 
-def jobs(samples: list[AffectSample], temperature: float = 1.0) -> list[EpisodeJob]:
+def jobs(samples: list[AffectSample], config: Config, temperature: float = 1.0) -> list[EpisodeJob]:
     chosen = [s for s in samples if s.split == "train"]
-    return [EpisodeJob(i, sample, 100 + i, temperature) for i, sample in enumerate(chosen)]
+    return [EpisodeJob.of(config, i, sample, 100 + i, temperature) for i, sample in enumerate(chosen)]
 
 
 def tokens(episodes: list[Trajectory]) -> list[Any]:
@@ -101,8 +101,8 @@ def test_episodes_syncs_and_a_kill(
     tmp_path: Path,
 ) -> None:
     worker = launch(config)
-    played = get(worker.play.remote(jobs(samples)))
-    assert [episode.sample_id for episode in played] == [job.sample.id for job in jobs(samples)]
+    played = get(worker.play.remote(jobs(samples, config)))
+    assert [episode.sample_id for episode in played] == [job.sample.id for job in jobs(samples, config)]
     for episode in played:
         assert tuple(turn.role for turn in episode.turns) == ROLES
         assert set(episode.counterfactuals) == {"label", "rank"}
@@ -110,23 +110,23 @@ def test_episodes_syncs_and_a_kill(
         assert episode.generated_tokens >= sum(len(turn.generation.token_ids) for turn in episode.turns)
     assert get(worker.stats.remote())["cached_tokens"] > 0
 
-    again = get(worker.play.remote(jobs(samples)))
+    again = get(worker.play.remote(jobs(samples, config)))
     assert tokens(again) == tokens(played)
 
     handle = publish_weights(policy.export(), 5, tmp_path)
     assert get(worker.update_weights.remote(handle)) == get(worker.weight_version.remote()) == 5
     assert get(worker.checksum.remote()) == handle.checksum
-    synced = get(worker.play.remote(jobs(samples)))
+    synced = get(worker.play.remote(jobs(samples, config)))
     assert {v for e in synced for t in e.turns for v in t.generation.weight_versions} == {5}
     assert tokens(synced) == tokens(played), "the same weights under another version"
 
-    lost = worker.play.remote(jobs(samples))
+    lost = worker.play.remote(jobs(samples, config))
     os.kill(get(worker.apply.remote(lambda _: os.getpid())), signal.SIGKILL)
     with pytest.raises(RayActorError):
         get(lost)
     assert get(worker.ping.options(max_task_retries=-1).remote()) == "pong"
     assert get(worker.weight_version.remote()) == 0, "a restarted engine begins with the policy directory"
-    assert tokens(get(worker.play.remote(jobs(samples)))) == tokens(played)
+    assert tokens(get(worker.play.remote(jobs(samples, config)))) == tokens(played)
 
 
 def test_calls_in_asynchronous_training_share_the_engine(
@@ -134,7 +134,7 @@ def test_calls_in_asynchronous_training_share_the_engine(
 ) -> None:
     train = config.train.model_copy(update={"max_staleness": 1})
     worker = launch(config.model_copy(update={"train": train}))
-    greedy = jobs(samples, temperature=0.0)
+    greedy = jobs(samples, config, temperature=0.0)
     halves = [worker.play.remote(greedy[:6]), worker.play.remote(greedy[6:])]
     episodes = [episode for half in get(halves) for episode in half]
     assert [episode.sample_id for episode in episodes] == [job.sample.id for job in greedy]
@@ -146,6 +146,6 @@ def test_an_error_of_the_data_reaches_the_caller(
     model = config.model.model_copy(update={"context": 128})
     worker = launch(config.model_copy(update={"model": model}))
     with pytest.raises(AffectError):
-        get(worker.play.remote(jobs(samples)))
+        get(worker.play.remote(jobs(samples, config)))
     assert get(worker.ping.remote()) == "pong"
     assert get(worker.stats.remote())["running"] == 0

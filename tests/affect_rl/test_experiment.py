@@ -1,0 +1,77 @@
+"""Experiments as files: what is wrong with them, and which stages arms share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from affect_rl.errors import AffectError
+from affect_rl.experiment import bridge_key, evaluation_key, load_experiment, training_key, warm_start_key
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.yaml"))
+SOUND = "name: e\ntitle: t\nconfig: configs/quickstart.yaml\nreference: a\narms: {a: {}, b: {policy: sft}}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("reference: a", "reference: c", "reference='c' is not an arm; choose one of a, b"),
+        ("reference: a", "refrence: a", "unknown key `refrence`; did you mean `reference`?"),
+        ("policy: sft", "polcy: sft", "unknown key `arms.b.polcy`; did you mean `policy`?"),
+        ("policy: sft", "policy: best", "arms.b.policy: Input should be 'none', 'sft' or 'trained'"),
+        ("title: t", "seeds: 0", "seeds: Input should be greater than 0"),
+        ("title: t\n", "", "title: Field required"),
+        ("name: e", "name: [", "is not YAML"),
+    ],
+)
+def test_wrong_files_are_named_with_the_fix(tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(SOUND.replace(old, new))
+    with pytest.raises(AffectError) as error:
+        load_experiment(file)
+    assert str(file) in str(error.value) and message in str(error.value)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match=r"absent\.yaml: cannot be read: No such file"):
+        load_experiment(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.name)
+def test_shipped_experiments_are_sound(file: Path) -> None:
+    spec = load_experiment(file)
+    assert spec.seeds >= 3
+    for arm in spec.arms:
+        for evaluate in (False, True):
+            assert spec.run_config(arm, 2, evaluate=evaluate).seed == 2
+
+
+def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(SOUND)
+    spec = load_experiment(file)
+    start, base = Path("start"), spec.run_config("a", 0)
+    changed = {
+        override: spec.run_config("a", 0, (override,))
+        for override in (
+            "name=x", "runs_dir=x", "cluster.dashboard=false", "evaluate.split=dev", "learner.lr=1", "seed=4",
+            "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3",
+            "retrieval.k=5",
+        )
+    }  # fmt: skip
+    sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
+    assert sft == {"sft.lr=1", "data.max_train=3", "retrieval.k=5"}
+    training = {o for o, c in changed.items() if training_key(c, start) != training_key(base, start)}
+    assert training == set(changed) - {
+        "name=x",
+        "runs_dir=x",
+        "cluster.dashboard=false",
+        "evaluate.split=dev",
+        "seed=4",
+    }
+    played = {o for o, c in changed.items() if evaluation_key(c, start) != evaluation_key(base, start)}
+    assert played == training - {"learner.lr=1", "sft.lr=1"} | {"evaluate.split=dev"}
+    assert training_key(base, start) != training_key(base, Path("other"))
+    assert bridge_key(base, 3) != bridge_key(base, 4)
+    assert warm_start_key(spec.run_config("a", 1)) != warm_start_key(base)

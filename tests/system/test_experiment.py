@@ -1,0 +1,106 @@
+"""An experiment on real engines: stages are shared and found again, frozen agents and DPO train, tables add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from affect_rl.data.dataset import write_dataset
+from affect_rl.data.synth import SynthSettings, synthesise
+from affect_rl.experiment import load_experiment
+from affect_rl.metrics import METRICS, evaluate
+from affect_rl.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABLES, Results
+from affect_rl.trajectory import ROLES
+from cluster.experiment import EPISODES, run_experiment
+
+ARMS = {
+    "sft": {"policy": "sft"},
+    "no filter": {"policy": "sft", "evaluate": {"episode.agents": ["planner", "generator"]}},
+    "no audio": {"policy": "sft", "evaluate": {"episode.absent": ["audio"], "episode.support": "direct"}},
+    "bridge": {"bridge_steps": 2, "train": {"episode.frozen": ["planner", "generator"]}},
+    "preferences": {"train": {"learner.algorithm": "dpo", "train.copies": 2, "train.in_turn": True}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment's file, run once; its results are in ``results``."""
+    folder = tmp_path_factory.mktemp("experiment")
+    world = synthesise(SynthSettings(train=24, dev=4, test=16, expressions=20))
+    data = write_dataset(folder / "synth", world, name="synth")
+    (folder / "base.yaml").write_text("")
+    overrides = {
+        "data.dir": str(data), "runs_dir": str(folder / "runs"), "model.context": 320, "model.tiny.layers": 2,
+        "model.tiny.dim": 64, "model.tiny.heads": 2, "model.tiny.vocabulary": 600, "model.fusion.dim": 32,
+        "retrieval.k": 2, "sft.steps": 4, "sft.batch_samples": 8, "sft.threads": 1, "learner.threads": 1,
+        "rollout.threads": 1, "rollout.kv_cache_gib": 0.1, "train.steps": 3, "train.samples_per_step": 8,
+        "train.eval_every": 0, "train.checkpoint_every": 0, "evaluate.resamples": 50,
+    }  # fmt: skip
+    spec = {
+        "name": "small", "title": "Does it run?", "config": str(folder / "base.yaml"), "overrides": overrides,
+        "seeds": 1, "reference": "sft", "arms": ARMS, "baseline": True,
+    }  # fmt: skip
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    _run(folder)
+    return folder
+
+
+def _run(folder: Path) -> Results:
+    return run_experiment(load_experiment(folder / "experiment.yaml"), folder / "results", (), "the command")
+
+
+def _turns(folder: Path, arm: str) -> list[list[dict[str, object]]]:
+    rows = pq.read_table(folder / "results" / EPISODES_FILE).to_pylist()
+    return [row["turns"] for row in rows if row["arm"] == arm]
+
+
+def test_arms_share_stages(folder: Path) -> None:
+    stages = sorted(path.name.split("-")[0] for path in (folder / "runs").iterdir())
+    assert stages == ["bridge", *["eval"] * 5, "sft", *["train"] * 2]
+
+
+def test_tables_say_what_the_predictions_say(folder: Path) -> None:
+    results = Results.read(folder / "results")
+    rows = pq.read_table(folder / "results" / PREDICTIONS_FILE).to_pylist()
+    assert list(results.arms) == list(ARMS)
+    for name, arm in results.arms.items():
+        mine = [row for row in rows if row["arm"] == name]
+        assert len(mine) == results.samples == 16
+        scores = evaluate([r["predicted"] for r in mine], [r["labels"] for r in mine], results.labels, resamples=1)
+        for metric in METRICS:
+            assert arm.metrics[metric].value == pytest.approx(getattr(scores, metric).value)
+        assert arm.seconds_per_sample > 0 and arm.tokens_per_sample > 0
+    assert {(c.other, c.metric) for c in results.comparisons} == {(a, m) for a in ARMS if a != "sft" for m in METRICS}
+    assert results.baselines["logistic regression"]["accuracy"].value > 0
+    assert "| preferences |" in (folder / "results" / TABLES).read_text()
+
+
+def test_who_plays_and_who_learns(folder: Path) -> None:
+    assert len(_turns(folder, "sft")) == EPISODES
+    assert {tuple(t["role"] for t in turns) for turns in _turns(folder, "sft")} == {ROLES}
+    assert {tuple(t["role"] for t in turns) for turns in _turns(folder, "no filter")} == {("planner", "generator")}
+    for turns in _turns(folder, "bridge"):
+        assert set(turns[0]["weight_versions"]) == set(turns[2]["weight_versions"]) == {0}, "frozen"
+        assert set(turns[1]["weight_versions"]) != {0}
+    curves = pq.read_table(folder / "results" / CURVES_FILE).to_pylist()
+    learned = {
+        arm: {c["metric"] for c in curves if c["arm"] == arm and c["value"]} for arm in ("bridge", "preferences")
+    }
+    assert "filter/entropy" in learned["bridge"] and "generator/entropy" not in learned["bridge"]
+    by_step = {
+        step: {c["metric"] for c in curves if c["arm"] == "preferences" and c["step"] == step and c["value"]}
+        for step in (1, 2, 3)
+    }
+    assert [[r for r in ROLES if f"{r}/entropy" in by_step[s]] for s in (1, 2, 3)] == [[role] for role in ROLES]
+
+
+def test_a_second_run_computes_nothing(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    first = json.loads((folder / "results" / "results.json").read_text())
+    _run(folder)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+    assert json.loads((folder / "results" / "results.json").read_text()) == first
