@@ -10,6 +10,9 @@ import typer
 
 from affect_rl.errors import AffectError
 from cluster.data_commands import data_app
+from cluster.experiment_command import experiment
+from cluster.metrics_command import metrics
+from cluster.report_command import report
 
 if TYPE_CHECKING:
     from affect_rl.config import Config
@@ -20,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(experiment)
+app.command()(metrics)
+app.command()(report)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=10.", show_default=False)]

@@ -1,0 +1,116 @@
+"""What an experiment is: arms that differ in settings, the same seeds and samples for all.
+
+An arm's runs consist of stages, SFT, training and evaluation. A stage is named by a hash of all settings
+that can change its result, so arms (of other experiments, too) share what they have in common, and an
+interrupted experiment goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from affect_rl.config import Config, explain, load_config
+from affect_rl.errors import AffectError
+from affect_rl.settings import Natural, Positive, Section
+
+_NOT_COMPUTED = {"name", "runs_dir", "policy", "cluster"}
+"""Settings that change where something runs, not what comes out."""
+_PLAYED_ONLY = {"temperature", "counterfactuals", "frozen"}
+"""Settings of an episode that do not concern demonstrations."""
+
+
+class ArmSpec(Section):
+    """One arm: what it changes in the configuration."""
+
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Overrides that hold for SFT, training and evaluation."""
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    """Overrides that hold for evaluation alone."""
+    bridge_steps: Natural = 0
+    """Steps of a second SFT, on greedy silver selections (BGM); 0: none."""
+    policy: Literal["none", "sft", "trained"] = "trained"
+    """What is evaluated: the policy before any training, after SFT, or after MAPPO."""
+
+
+class ExperimentSpec(Section):
+    """An experiment, as its YAML file says it."""
+
+    name: str
+    """Short name; part of the result directory's."""
+    title: str
+    """What it asks, in a sentence."""
+    config: str
+    """Configuration of all runs."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """What all arms change in it."""
+    seeds: Positive = 3
+    """Runs of each arm, with the seeds 0, 1, ..."""
+    reference: str
+    """The arm that the others are compared with."""
+    arms: dict[str, ArmSpec]
+    """Arms by the names that tables call them, in their order."""
+    baseline: bool = False
+    """Show logistic regression on the features beside the arms."""
+
+    @model_validator(mode="after")
+    def _names_its_reference(self) -> Self:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference={self.reference!r} is not an arm; choose one of {', '.join(self.arms)}")
+        return self
+
+    def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
+        """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line."""
+        spec = self.arms[arm]
+        changes = self.overrides | spec.train | (spec.evaluate if evaluate else {})
+        overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        return load_config(self.config, [*overrides, *more, f"seed={seed}"])
+
+
+def load_experiment(path: Path) -> ExperimentSpec:
+    """Read an experiment's YAML file.
+
+    Raises:
+        AffectError: it cannot be read, or does not describe an experiment.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        return ExperimentSpec.model_validate(tree)
+    except OSError as error:
+        raise AffectError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AffectError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise AffectError("\n".join(f"{path}: {explain(e, ExperimentSpec)}" for e in error.errors())) from None
+
+
+def warm_start_key(config: Config) -> str:
+    """Name of the SFT stage that a run starts from."""
+    tree = config.model_dump(mode="json", include={"data", "model", "retrieval", "episode", "sft", "seed"})
+    for name in _PLAYED_ONLY:
+        del tree["episode"][name]
+    return f"sft-{_digest(tree)}"
+
+
+def bridge_key(config: Config, steps: int) -> str:
+    """Name of the second SFT stage of a bridge."""
+    return f"bridge-{_digest([warm_start_key(config), steps])}"
+
+
+def training_key(config: Config, start: Path) -> str:
+    """Name of the training stage of a run that begins with the policy `start`."""
+    return f"train-{_digest([str(start), config.model_dump(mode='json', exclude=_NOT_COMPUTED | {'evaluate'})])}"
+
+
+def evaluation_key(config: Config, policy: Path) -> str:
+    """Name of the evaluation of a policy."""
+    return f"eval-{_digest([str(policy), config.model_dump(mode='json', exclude=_NOT_COMPUTED | {'sft', 'learner'})])}"
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,29 @@
+"""The warm start of a bridge (BGM, arXiv 2401.06954): SFT on greedy silver selections, searched with a reader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from affect_rl.policy import WEIGHTS
+from affect_rl.weights import stored_weights
+from cluster.jobs import Job
+from cluster.sampler import episode_seed
+from learners.sft import run_sft
+from rollout_workers.worker import EpisodeJob
+
+
+def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> None:
+    """Search silver selections on the training split with `reader`, and train it on them; writes `directory`.
+
+    The reader's own answers are demonstrations, too, where they were right, so that it stays what it is.
+    """
+    config, pool = job.config, job.pool(reader)
+    pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
+    samples = job.dataset.samples("train", config.data.max_train)
+    seeds = {s.id: episode_seed(config.seed, "silver", s.id) for s in samples}
+    jobs = [EpisodeJob.of(config, ("silver", s.id), s, seeds[s.id], 0.0, evaluate=True) for s in samples]
+    played = pool.play([replace(job, silver=True, frozen_policy=None) for job in jobs])
+    turns = [[t for t in e.turns if t.role == "filter" or e.scores["full"] == 1] for e in played]
+    config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
+    run_sft(config, turns, reader, directory)

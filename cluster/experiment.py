@@ -1,0 +1,250 @@
+"""Runs an experiment: every arm with every seed, stage by stage, then the tables.
+
+Stages lie side by side in ``runs_dir`` under the names that `affect_rl.experiment` gives them. A finished one
+is found again, by this and by other experiments; a training that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from affect_rl.baselines import logistic_regression
+from affect_rl.bootstrap import Difference, Estimate
+from affect_rl.config import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.experiment import ExperimentSpec, bridge_key, evaluation_key, training_key, warm_start_key
+from affect_rl.metrics import METRICS, compare_seeds, evaluate_seeds
+from affect_rl.results import (
+    CURVES,
+    CURVES_FILE,
+    EPISODES_FILE,
+    PREDICTIONS,
+    PREDICTIONS_FILE,
+    Arm,
+    Comparison,
+    Interval,
+    Results,
+    write_results,
+)
+from affect_rl.sample import AffectSample
+from affect_rl.trajectory_store import trajectory_table
+from cluster.bridge import bridge_warm_start
+from cluster.evaluate import play_samples
+from cluster.jobs import Job, make_job, run_training, run_warm_start
+from cluster.rundir import RunDirectory
+from cluster.sampler import episode_seed
+from cluster.services import Services
+from cluster.session import ray_session
+from rollout_workers.worker import EpisodeJob
+
+logger = logging.getLogger(__name__)
+
+EPISODES = 12
+"""Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
+
+Answers = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One arm under one seed: where its evaluation and (if it was trained) its training lie."""
+
+    evaluation: Path
+    training: Path | None
+
+    def answers(self) -> Answers:
+        """Predicted labels in the order of the samples."""
+        return [tuple(labels) for labels in pq.read_table(self.evaluation / PREDICTIONS_FILE)["predicted"].to_pylist()]
+
+    def cost(self) -> dict[str, float]:
+        """Tokens and seconds per sample."""
+        return json.loads((self.evaluation / "cost.json").read_text())
+
+
+def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], command: str) -> Results:
+    """Run what is not there yet, and write the result directory `out`."""
+    base = spec.run_config(spec.reference, 0, overrides)
+    dataset = Dataset.load(base.data.dir)
+    samples = dataset.samples(base.evaluate.split, base.data.max_test)
+    found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
+    with ray_session(base), closing(Services()) as services:
+        for seed in range(spec.seeds):
+            for arm in spec.arms:
+                logger.info("%s: %s, seed %d", spec.name, arm, seed)
+                found[arm].append(_run_arm(spec, arm, seed, overrides, dataset, samples, services))
+    results = _summarise(spec, base, samples, dataset, found, command)
+    write_results(out, results, dict(_tables(samples, found)))
+    return results
+
+
+def _run_arm(
+    spec: ExperimentSpec,
+    arm: str,
+    seed: int,
+    overrides: tuple[str, ...],
+    dataset: Dataset,
+    samples: Sequence[AffectSample],
+    services: Services,
+) -> Evaluated:
+    config = spec.run_config(arm, seed, overrides)
+    start = _warm_started(config, dataset, services)
+    if steps := spec.arms[arm].bridge_steps:
+        start = _bridged(config, start, steps, dataset, services)
+    training, policy = None, start
+    if spec.arms[arm].policy == "none":
+        policy = start.with_name("sft-base")
+    elif spec.arms[arm].policy == "trained":
+        training = _trained(config, start, dataset, services)
+        policy = training / "policy"
+    # Frozen agents play with `start` in evaluation, too.
+    config = spec.run_config(arm, seed, overrides, evaluate=True).model_copy(update={"policy": str(start)})
+    directory = Path(config.runs_dir) / evaluation_key(config, policy)
+    if not (directory / "cost.json").exists():
+        _evaluate(make_job(config, dataset, services), policy, samples, directory)
+    return Evaluated(directory, training)
+
+
+def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
+    config = config.model_copy(update={"name": warm_start_key(config)})
+    run = RunDirectory(config.run_dir)
+    if not run.sft.exists():
+        run_warm_start(make_job(config, dataset, services))
+    return run.sft
+
+
+def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
+    policy = Path(config.runs_dir) / bridge_key(config, steps) / "sft"
+    if not policy.exists():
+        bridge_warm_start(make_job(config, dataset, services), reader, policy, steps)
+    return policy
+
+
+def _trained(config: Config, start: Path, dataset: Dataset, services: Services) -> Path:
+    config = config.model_copy(update={"name": training_key(config, start), "policy": str(start)})
+    run = RunDirectory(config.run_dir)
+    if not run.policy.exists():
+        run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+    return run.path
+
+
+def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path) -> None:
+    """Play `samples`, and some of them again with counterfactuals, for the reader."""
+    pool, config = job.pool(policy), job.config
+    began = time.perf_counter()
+    episodes = play_samples(config, samples, pool, policy)
+    seconds = time.perf_counter() - began
+    shown = [
+        EpisodeJob.of(config, ("shown", s.id), s, episode_seed(config.seed, "evaluate", s.id), 0.0)
+        for s in samples[:EPISODES]
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
+    pq.write_table(pa.table(predicted), directory / PREDICTIONS_FILE)
+    pq.write_table(trajectory_table(pool.play(shown)), directory / EPISODES_FILE)
+    cost = {
+        "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
+        "seconds_per_sample": seconds / len(episodes),
+    }
+    (directory / "cost.json").write_text(json.dumps(cost) + "\n")
+
+
+def _summarise(
+    spec: ExperimentSpec,
+    config: Config,
+    samples: Sequence[AffectSample],
+    dataset: Dataset,
+    found: dict[str, list[Evaluated]],
+    command: str,
+) -> Results:
+    true, candidates = [s.labels for s in samples], dataset.candidates
+    answers = {arm: [run.answers() for run in runs] for arm, runs in found.items()}
+    arms = {}
+    for arm, runs in found.items():
+        mean, per_seed = evaluate_seeds(answers[arm], true, candidates, resamples=config.evaluate.resamples)
+        costs = [run.cost() for run in runs]
+        arms[arm] = Arm(
+            train=spec.arms[arm].train,
+            evaluate=spec.arms[arm].evaluate,
+            policy=spec.arms[arm].policy,
+            metrics={name: _interval(estimate) for name, estimate in mean.items()},
+            per_seed=per_seed,
+            **{name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]},
+        )
+    comparisons = []
+    for arm in spec.arms:
+        if arm != spec.reference:
+            gains = compare_seeds(
+                answers[arm], answers[spec.reference], true, candidates, resamples=config.evaluate.resamples
+            )
+            comparisons += [
+                Comparison(reference=spec.reference, other=arm, metric=m, difference=_interval(gains[m]), p=gains[m].p)
+                for m in METRICS
+            ]
+    baselines = {}
+    if spec.baseline:
+        guesses = logistic_regression(dataset, samples)
+        mean, _ = evaluate_seeds([guesses], true, candidates, resamples=config.evaluate.resamples)
+        baselines["logistic regression"] = {name: _interval(estimate) for name, estimate in mean.items()}
+    return Results(
+        experiment=spec.name,
+        title=spec.title,
+        dataset=samples[0].dataset,
+        split=config.evaluate.split,
+        samples=len(samples),
+        seeds=list(range(spec.seeds)),
+        selection="dev" if config.train.select == "best_dev" else "last",
+        command=command,
+        labels=list(candidates),
+        arms=arms,
+        comparisons=comparisons,
+        baselines=baselines,
+    )
+
+
+def _tables(samples: Sequence[AffectSample], found: dict[str, list[Evaluated]]) -> Iterator[tuple[str, pa.Table]]:
+    """The Parquet files of the result directory."""
+    labels = [list(s.labels) for s in samples]
+    ids = [s.id for s in samples]
+    runs = [(arm, seed, run) for arm, of_arm in found.items() for seed, run in enumerate(of_arm)]
+    predictions = [
+        {"sample_id": ids, "labels": labels, "predicted": [list(p) for p in run.answers()]} for _, _, run in runs
+    ]
+    yield PREDICTIONS_FILE, _keyed([pa.table(columns) for columns in predictions], runs).cast(PREDICTIONS)
+    episodes = [(arm, seed, run) for arm, seed, run in runs if seed == 0]
+    yield EPISODES_FILE, _keyed([pq.read_table(run.evaluation / EPISODES_FILE) for _, _, run in episodes], episodes)
+    trained = [(arm, seed, run) for arm, seed, run in runs if run.training]
+    if trained:
+        yield (
+            CURVES_FILE,
+            _keyed([_curves(run.training) for _, _, run in trained if run.training], trained).cast(CURVES),
+        )
+
+
+def _curves(training: Path) -> pa.Table:
+    """The training metrics in long form."""
+    lines = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
+    rows = [(line["step"], name, float(value)) for line in lines for name, value in line.items() if name != "step"]
+    return pa.table(dict(zip(("step", "metric", "value"), map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def _keyed(tables: Sequence[pa.Table], runs: Sequence[tuple[str, int, Evaluated]]) -> pa.Table:
+    """The tables below each other, with the columns arm and seed in front."""
+    return pa.concat_tables(
+        table.add_column(0, "seed", pa.array([seed] * len(table), pa.int32())).add_column(
+            0, "arm", pa.array([arm] * len(table), pa.string())
+        )
+        for table, (arm, seed, _) in zip(tables, runs, strict=True)
+    )
+
+
+def _interval(estimate: Estimate | Difference) -> Interval:
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)

@@ -1,0 +1,30 @@
+"""The command that runs an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def experiment(
+    file: Annotated[Path, typer.Argument(help="YAML file, see configs/experiments/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings such as data.dir=DIR, for all arms.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result directory; default: results/<name>.")] = None,
+    config: Annotated[str, typer.Option(help="Base configuration; default: the one that the file names.")] = "",
+    seeds: Annotated[int, typer.Option(help="Seeds; 0: as many as the file says.")] = 0,
+) -> None:
+    """Run all arms of an experiment with all seeds, and write its tables. Finished parts are found again."""
+    from affect_rl.experiment import load_experiment
+    from cluster.experiment import run_experiment
+    from cluster.tracking import set_up_logging
+
+    set_up_logging()
+    spec = load_experiment(file)
+    spec = spec.model_copy(update={"seeds": seeds or spec.seeds, "config": config or spec.config})
+    command = " ".join(["affect-rl experiment", str(file), f"--config {spec.config}", *(overrides or ())])
+    directory = out or Path("results") / spec.name
+    results = run_experiment(spec, directory, tuple(overrides or ()), command)
+    typer.echo(results.markdown())
+    typer.echo(f"{directory}. Read it: affect-rl report {directory}")
