@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -655,6 +656,13 @@ def test_the_command_writes_both_files(result: Path, tmp_path: Path) -> None:
 def test_the_command_line_draws_nothing_until_it_is_asked() -> None:
     code = "import sys, cluster.cli; print([m for m in ('matplotlib', 'jinja2', 'pyarrow') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_an_installed_package_has_the_templates() -> None:
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    files = [f for f in (root / "affect_rl" / "report").iterdir() if f.suffix not in (".py", "")]
+    assert len(files) == 3 and all(any(f.match(pattern) for pattern in patterns) for f in files)
 
 
 def test_the_schema_of_episodes_is_that_of_trajectories_by_arm_and_seed(result: Path) -> None:
