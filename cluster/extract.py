@@ -217,10 +217,10 @@ def _make_parts(parts: Mapping[Path, Sequence[MediaFiles]], extraction: Extracti
         done = bad = 0
         try:
             for done, row in enumerate(made.iter_rows(), 1):
+                if row["error"]:
+                    raise AffectError(row["error"])
                 bad += row["problems"]
                 show(done, f"{bad} bad files" if bad else "")
-        except ray.exceptions.UserCodeException as error:
-            raise _actionable(error) from error
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise TimeoutError(
                 f"extract: stuck for {_DEADLINE_S:g} s after {done} of {len(items)} parts; run it again to go on"
@@ -235,28 +235,29 @@ def _warn_if_short(actors: int, gpus: float) -> None:
             logger.warning("extract: %g %ss wanted, %g there; waiting for more", wanted, kind, there.get(kind, 0))
 
 
-def _actionable(error: BaseException) -> BaseException:
-    """The `AffectError` among an error's causes, if there is one, else the error."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, AffectError):
-        cause = cause.__cause__
-    return cause or error
-
-
 class _PartWriter:
     """An actor that makes parts. It loads an encoder when it first needs one, so that a failure is a plain error."""
 
     def __init__(self, extraction: Extraction, device: str) -> None:
         self._extraction, self._device = extraction, device
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, int]:
-        """Make one part; returns how many files could not be used."""
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Make one part; returns how many files could not be used, or why nothing can be.
+
+        A user's mistake is returned and not raised: Ray's wrappers do not carry an exception's causes to the driver.
+        """
+        try:
+            return {"problems": self._write(item), "error": ""}
+        except AffectError as error:
+            return {"problems": 0, "error": str(error)}
+
+    def _write(self, item: dict[str, Any]) -> int:
         problems: list[list[str]] = [[] for _ in item["sample_id"]]
         audio = _features(item["audio"], self._read_sound, lambda sounds: self._speech.encode(sounds), problems)
         video = _features(item["video"], self._read_pictures, lambda clips: self._images.encode(clips), problems)
         columns = (item["sample_id"], audio, video, map(tuple, problems))
         write_part(Path(item["path"]), list(map(Features, *columns)))
-        return {"problems": sum(map(len, problems))}
+        return sum(map(len, problems))
 
     @cached_property
     def _speech(self) -> SpeechEncoder:
