@@ -65,9 +65,8 @@ class Checkpoint:
             return cls(str(directory), _sha256(files))
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
             raise AffectError(f"{name}: there is no such directory; give the path of a checkpoint, or its hub name")
-        commit = Path(
-            _load(hf_hub_download, name, filename="config.json")
-        ).parent.name  # snapshots/<commit>/config.json
+        config = Path(_load(hf_hub_download, name, filename="config.json"))
+        commit = config.parent.name  # the cache holds it as snapshots/<commit>/config.json
         return cls(name, commit, commit)
 
 
@@ -181,9 +180,8 @@ class ImageEncoder:
 
     def prepare(self, pictures: np.ndarray) -> Tensor:
         """Resize and normalise pictures ``[n, H, W, 3]`` uint8 to what the model reads, ``[n, 3, h, w]``."""
-        return self._processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")[
-            "pixel_values"
-        ]
+        inputs = self._processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")
+        return inputs["pixel_values"]
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
