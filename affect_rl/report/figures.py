@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from affect_rl.report import plots
 from affect_rl.report.summaries import Curve, Measure, curves
-from affect_rl.report.wording import header, number, scale, signed, unit, verdict
+from affect_rl.report.wording import number, scale, signed, title, unit, verdict
 from affect_rl.results import Comparison, Interval, Results
 from affect_rl.trajectory import ROLES
 
@@ -25,7 +25,7 @@ _AGENT_CURVES = {
     "{role}/labels": LABELS_PER_ANSWER,
     "{role}/invalid": MALFORMED,
 }
-_TEAM_CURVES = {"dev/weighted_f1": "weighted F1 on dev", "episode/score": "score of the training episodes"}
+_TEAM_CURVES = {"dev/weighted_f1": "Weighted F1 on dev", "episode/score": "Score of the training episodes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def overview(results: Results, metric: str, series: Mapping[str, int], key: str)
     baselines = {name: found[metric] for name, found in results.baselines.items() if metric in found}
     rows = [_row(metric, name, of, series[name]) for name, of in arms.items()]
     rows += [_row(metric, f"{name} (baseline)", of, sure=False) for name, of in baselines.items()]
-    caption = f"{header(metric)}, with 95 % intervals"
+    caption = f"{title(metric)}, with 95 % intervals"
     said = ", ".join(f"{name} {number(metric, of.value)}" for name, of in (arms | baselines).items())
     return Figure(caption, plots.intervals(rows, key=f"{key}-overview", alt=f"{caption}: {said}", unit=unit(metric)))
 
@@ -84,7 +84,7 @@ def compared(results: Results, metrics: Sequence[str], key: str) -> list[Compare
 
 
 def _forest(metric: str, reference: str, rows: Sequence[Comparison], key: str) -> Figure:
-    caption = f"{header(metric)}: {reference} minus the other"
+    caption = f"{title(metric)}: {reference} minus the other"
     said = [f"{c.other} {number(metric, c.difference.value, sign=True)}, {verdict(c.difference)}" for c in rows]
     bars = [_row(metric, c.other, c.difference, 0, verdict(c.difference) != "includes 0") for c in rows]
     svg = plots.intervals(bars, key=key, alt=f"{caption}: {'; '.join(said)}", zero=True, unit=unit(metric))
@@ -99,20 +99,20 @@ def _row(metric: str, label: str, of: Interval, series: int | None = None, sure:
 def learning(table: pa.Table, series: Mapping[str, int], key: str) -> list[FigureGroup]:
     """Learning curves: of the team, then each quantity of the agents."""
     groups: dict[str, Mapping[str, str]] = {"The team": _TEAM_CURVES}
-    groups |= {title: {m.format(role=role): role for role in ROLES} for m, title in _AGENT_CURVES.items()}
-    found = [_curve_group(table, title, metrics, series, key) for title, metrics in groups.items()]
+    groups |= {name: {m.format(role=role): role.capitalize() for role in ROLES} for m, name in _AGENT_CURVES.items()}
+    found = [_curve_group(table, name, metrics, series, key) for name, metrics in groups.items()]
     return [group for group in found if group.figures]
 
 
 def _curve_group(
-    table: pa.Table, title: str, metrics: Mapping[str, str], series: Mapping[str, int], key: str
+    table: pa.Table, name: str, metrics: Mapping[str, str], series: Mapping[str, int], key: str
 ) -> FigureGroup:
     figures = []
     for metric, caption in metrics.items():
         if lines := curves(table, metric, list(series)):
-            svg = plots.learning_curves(lines, series, key=f"{key}-{metric}", alt=_said(f"{title}, {caption}", lines))
+            svg = plots.learning_curves(lines, series, key=f"{key}-{metric}", alt=_said(f"{name}, {caption}", lines))
             figures.append(Figure(caption, svg))
-    return FigureGroup(title, figures)
+    return FigureGroup(name, figures)
 
 
 def _said(what: str, lines: Sequence[Curve]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
 
@@ -148,7 +149,7 @@ def dashes(series: int) -> tuple[float, ...]:
     return DASHES[(series + series // COLOURS) % len(DASHES)]
 
 
-def _style(key: str):  # type: ignore[no-untyped-def]  # a context manager that matplotlib does not annotate
+def _style(key: str) -> AbstractContextManager[None]:
     """The look of all plots, whatever the user's own settings; `key` makes ids that no other plot has."""
     return matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": key}])
 

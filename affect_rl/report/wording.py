@@ -40,6 +40,11 @@ def header(metric: str) -> str:
     return _HEADERS.get(metric, metric.replace("_", " "))
 
 
+def title(metric: str) -> str:
+    """What a caption that starts with a metric calls it."""
+    return header(metric)[:1].upper() + header(metric)[1:]
+
+
 def unit(metric: str) -> str:
     """What a metric is counted in."""
     return "" if metric in _COUNTS else "percent"

@@ -470,7 +470,7 @@ def test_labels_per_answer_are_no_share_and_plotted_for_rewards_alone(tmp_path: 
     assert "Reward hacking" not in _page(tmp_path)
     _edit(tmp_path, experiment="rewards")
     page = _page(tmp_path)
-    assert "Reward hacking" in page and "Labels per answer, generator over training" in page
+    assert "Reward hacking" in page and "Labels per answer, Generator over training" in page
     found = Page(page).table("Mean over seeds, shares").column("labels per answer")
     assert list(found.values()) == ["1.25 [1.12, 1.50]", "–"]
 

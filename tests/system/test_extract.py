@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +10,6 @@ from typing import Any
 
 import av
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,21 +28,21 @@ from affect_rl.data.dataset import MEDIA, Dataset, write_dataset
 from affect_rl.data.encoders import Checkpoint, ImageEncoder, SpeechEncoder
 from affect_rl.data.feature_parts import Extraction
 from affect_rl.data.media import read_audio, read_frames
+from affect_rl.data.validation import SPLITS
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 from cluster.data_commands import data_app
 from cluster.extract import ExtractReport, Workers, extract
 
 RATE = 16_000
-NAMES = [f"u{i}" for i in range(8)]
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A tiny HuBERT."""
-    directory, torch_seed = tmp_path_factory.mktemp("speech"), 0
-    torch.manual_seed(torch_seed)
+    directory = tmp_path_factory.mktemp("speech")
+    torch.manual_seed(0)
     HubertModel(
         HubertConfig(
             **TINY, conv_dim=(8, 8), conv_kernel=(40, 20), conv_stride=(20, 16), num_feat_extract_layers=2,
@@ -96,38 +91,33 @@ def write_media(data: Path, root: Path, rows: list[dict[str, str]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), data / MEDIA)
 
 
-def make_dataset(base: Path, count: int, clips: int) -> Path:
-    """`count` samples that share `clips` files; u1 has no sound, u2 no picture, face tracks are NumPy files."""
-    root = base / "media"
-    root.mkdir(parents=True)
-    for number in range(clips):
-        write_clip(root / f"{number}.mp4", number)
-        np.save(root / f"{number}.npy", np.full((5, 20, 20, 3), 20 * number, np.uint8))
-    splits = ("train", "dev", "test", "library")
-    samples = [
-        AffectSample(
-            id=f"u{i}", dataset="made-up", split=splits[i % 4], clip=f"c{i}", speaker="", text="well", labels=("joy",),
-            label_kind="closed", candidates=("anger", "joy"), audio=np.ones((1, 5), np.float32),
-        )
-        for i in range(count)
-    ]  # fmt: skip
-    data = write_dataset(base / "data", samples, name="made-up", note="Made up.")
-    rows = [
-        {
-            "sample_id": s.id,
-            "audio": f"{i % clips}.mp4" if i != 1 else "",
-            "video": f"{i % clips}.mp4" if i != 2 else "",
-            "face": f"{i % clips}.npy",
-        }
-        for i, s in enumerate(samples)
-    ]
-    write_media(data, root, rows)
-    return data
-
-
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("pristine"), len(NAMES), len(NAMES)).parent
+    """Eight samples with a clip and a face track each; u1 has no sound, u2 no picture."""
+    base = tmp_path_factory.mktemp("pristine")
+    (base / "media").mkdir()
+    samples, rows = [], []
+    for number in range(8):
+        write_clip(base / "media" / f"{number}.mp4", number)
+        np.save(base / "media" / f"{number}.npy", np.full((5, 20, 20, 3), 20 * number, np.uint8))
+        samples.append(
+            AffectSample(
+                id=f"u{number}", dataset="made-up", split=SPLITS[number % 4], clip=f"c{number}", speaker="",
+                text="well", labels=("joy",), label_kind="closed", candidates=("anger", "joy"),
+                audio=np.ones((1, 5), np.float32),
+            )
+        )  # fmt: skip
+        clip = f"{number}.mp4"
+        rows.append(
+            {
+                "sample_id": f"u{number}",
+                "audio": clip if number != 1 else "",
+                "video": clip if number != 2 else "",
+                "face": f"{number}.npy",
+            }
+        )
+    write_media(write_dataset(base / "data", samples, name="made-up", note="Made up."), base / "media", rows)
+    return base
 
 
 @pytest.fixture
@@ -139,32 +129,53 @@ def data(pristine: Path, tmp_path: Path) -> Path:
     return data
 
 
+def edit(data: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
+    write_media(data, data.parent / "media", change(pq.read_table(data / MEDIA).to_pylist()))
+
+
 def features_of(directory: Path) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
     dataset = Dataset.load(directory)
     return {s.id: (s.audio, s.video) for split in dataset.counts for s in dataset.samples(split)}
 
 
-def assert_equal(one: Path, other: Path) -> None:
-    first, second = features_of(one), features_of(other)
-    assert first.keys() == second.keys()
-    for name, pair in first.items():
-        for a, b in zip(pair, second[name], strict=True):
-            np.testing.assert_array_equal(a, b) if a is not None and b is not None else None
-            assert (a is None) == (b is None)
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-# The right features
+def run_command(*words: object) -> str:
+    result = CliRunner().invoke(data_app, ["extract", *map(str, words)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.mark.usefixtures("cluster")
-def test_features_are_those_of_the_encoders(data: Path, tmp_path: Path, extraction: Extraction) -> None:
-    report = extract(data, tmp_path / "out", extraction, Workers(count=2, batch_size=3))
-    assert report == ExtractReport(tmp_path / "out", 8, 7, 7, parts=3, found=0, problems=())
-    speech, images = SpeechEncoder(extraction.speech, 2), ImageEncoder(extraction.image)  # type: ignore[arg-type]
-    media = data.parent / "media"
+def test_after_an_error_a_run_goes_on_and_features_are_those_of_the_encoders(
+    data: Path, tmp_path: Path, extraction: Extraction
+) -> None:
+    """The error: a worker cannot read the speech encoder's weights, which only the later parts need."""
+    assert extraction.speech and extraction.image
+    edit(data, lambda rows: [row | {"audio": ""} if row["sample_id"] < "u3" else row for row in rows])
+    weights = Path(extraction.speech.name) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(AffectError, match=f"{extraction.speech.name}: is no encoder that can be loaded here"):
+        extract(data, tmp_path / "out", extraction, Workers(batch_size=1))
+    weights.write_bytes(whole)
+    assert not (tmp_path / "out").exists()
+    before = times(tmp_path / "out.parts")
+    assert 0 < len(before) < 8
+
+    output = run_command(
+        "--data", data, "--out", tmp_path / "out", "--speech-encoder", extraction.speech.name, "--image-encoder",
+        extraction.image.name, "--frames", 3, "--segments", 2, "--batch-size", 1,
+    )  # fmt: skip
+    assert f"8 samples, 5 with audio, 7 with video ({len(before)} of 8 parts found)" in output
+    assert before.items() < times(tmp_path / "out.parts").items()
+
+    speech, images = SpeechEncoder(extraction.speech, 2), ImageEncoder(extraction.image)
     for name, (audio, video) in features_of(tmp_path / "out").items():
-        clip = media / f"{name[1:]}.mp4"
-        if name == "u1":
+        clip = data.parent / "media" / f"{name[1:]}.mp4"
+        if name < "u3":
             assert audio is None
         else:
             np.testing.assert_allclose(audio, speech.encode([read_audio(clip, RATE)])[0], atol=1e-5)
@@ -172,119 +183,56 @@ def test_features_are_those_of_the_encoders(data: Path, tmp_path: Path, extracti
             assert video is None
         else:
             np.testing.assert_allclose(video, images.encode([images.prepare(read_frames(clip, 3))])[0], atol=1e-5)
-    before, after = Dataset.load(data), Dataset.load(tmp_path / "out")
-    assert after.name == "made-up" and after.counts == before.counts
-    assert after.manifest.note == f"Made up.\n{extraction}"
-    assert str(extraction.speech) in after.manifest.note and "3 pictures of video" in after.manifest.note
-    plain = [replace(s, audio=None, video=None) for s in after.samples("train")]
-    assert list(map(repr, plain)) == [repr(replace(s, audio=None)) for s in before.samples("train")]
+    old, new = Dataset.load(data), Dataset.load(tmp_path / "out")
+    assert (new.name, new.counts, new.manifest.note) == (old.name, old.counts, f"Made up.\n{extraction}")
+    for mine, theirs in zip(new.samples("train"), old.samples("train"), strict=True):
+        assert repr(replace(mine, audio=None, video=None)) == repr(replace(theirs, audio=None, video=None))
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_command_extracts_faces_and_leaves_sound_alone(data: Path, tmp_path: Path, image: Checkpoint) -> None:
-    moved = data.parent / "elsewhere"
+def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_path: Path, image: Checkpoint) -> None:
+    """Faces only: sound stays as it is. The media have moved since the import."""
+    moved, out, parts = data.parent / "elsewhere", tmp_path / "out", tmp_path / "out.parts"
     (data.parent / "media").rename(moved)
-    (moved / "3.npy").unlink()
-    command = [
-        "extract", "--data", data, "--out", tmp_path / "out", "--image-encoder", image.name, "--source", "face",
-        "--frames", "2", "--media-root", moved, "--skip-bad", "--batch-size", "8",
-    ]  # fmt: skip
-    result = CliRunner().invoke(data_app, list(map(str, command)))
-    assert result.exit_code == 0, result.output
-    assert "8 samples, 8 with audio, 7 with video (0 of 1 parts found)" in result.output
-    assert "left out 1 files that cannot be used" in result.output
-    assert f"{moved / '3.npy'}: is missing; mend the path or --media-root" in result.output
-    features = features_of(tmp_path / "out")
-    assert features["u3"][1] is None
-    assert all(np.array_equal(audio, np.ones((1, 5))) for audio, _ in features.values())
-    assert {video.shape for _, video in features.values() if video is not None} == {(2, 16)}
-    assert "1 file(s) could not be used; their modality is absent." in Dataset.load(tmp_path / "out").manifest.note
-
-
-# Each part is made once
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-
-@pytest.mark.usefixtures("cluster")
-def test_bad_files_stop_it_and_only_their_parts_are_made_again(
-    data: Path, tmp_path: Path, extraction: Extraction
-) -> None:
-    media, out, parts = data.parent / "media", tmp_path / "out", tmp_path / "out.parts"
-    whole = (media / "5.mp4").read_bytes()
-    (media / "5.mp4").write_bytes(whole[: len(whole) // 2])
+    whole = (moved / "5.npy").read_bytes()
+    (moved / "3.npy").rename(moved / "kept.npy")
+    (moved / "5.npy").write_bytes(whole[:1000])
+    faces, workers = Extraction(None, image, "face", frames=2), Workers(count=2, batch_size=2)
     with pytest.raises(AffectError) as caught:
-        extract(data, out, extraction, Workers(batch_size=2))
+        extract(data, out, faces, workers, media_root=moved)
     assert f"{data / MEDIA}: 2 file(s) cannot be used, so no dataset was written" in str(caught.value)
-    assert f"{media / '5.mp4'}: audio: cannot be decoded" in str(caught.value)
-    assert f"{media / '5.mp4'}: video: cannot be decoded" in str(caught.value)
+    assert f"\n  {moved / '3.npy'}: is missing; mend the path or --media-root" in str(caught.value)
+    assert f"\n  {moved / '5.npy'}: pictures: is not a NumPy array" in str(caught.value)
     assert not out.exists()
     before = times(parts)
     assert len(before) == 4
 
-    report = extract(data, out, extraction, Workers(batch_size=2), skip_bad=True)
-    assert (report.found, report.audio, report.video, len(report.problems)) == (4, 6, 6, 2)
+    output = run_command(
+        "--data", data, "--out", out, "--image-encoder", image.name, "--source", "face", "--frames", 2,
+        "--media-root", moved, "--batch-size", 2, "--skip-bad",
+    )  # fmt: skip
+    assert "8 samples, 8 with audio, 6 with video (4 of 4 parts found)" in output
+    assert "left out 2 files that cannot be used:" in output
+    assert f"  {moved / '3.npy'}: is missing" in output
+    assert "2 file(s) could not be used; their modality is absent." in Dataset.load(out).manifest.note
     assert times(parts) == before
 
-    (media / "5.mp4").write_bytes(whole)
-    report = extract(data, out, extraction, Workers(batch_size=2), overwrite=True)
-    assert (report.parts, report.found, report.audio, report.problems) == (4, 3, 7, ())
+    (moved / "kept.npy").rename(moved / "3.npy")
+    (moved / "5.npy").write_bytes(whole)
+    report = extract(data, out, faces, workers, media_root=moved, overwrite=True)
+    assert report == ExtractReport(out, 8, audio=8, video=8, parts=4, found=2, problems=())
     assert before.items() < times(parts).items()
+    images = ImageEncoder(image)
+    for name, (audio, video) in features_of(out).items():
+        np.testing.assert_array_equal(audio, np.ones((1, 5)))
+        track = images.prepare(read_frames(moved / f"{name[1:]}.npy", 2))
+        np.testing.assert_allclose(video, images.encode([track])[0], atol=1e-5)
 
     shutil.rmtree(out)
-    assert extract(data, out, extraction, Workers(batch_size=2)).found == 4
-    assert extract(data, out, replace(extraction, segments=3), Workers(batch_size=2), overwrite=True).found == 0
-
-
-@pytest.mark.usefixtures("cluster")
-def test_an_interrupted_run_and_a_killed_worker_cost_no_sample(tmp_path: Path, extraction: Extraction) -> None:
-    data = make_dataset(tmp_path / "base", count=60, clips=4)
-    out, parts = tmp_path / "out", tmp_path / "out.parts"
-
-    def once_parts_exceed(count: int, act: Callable[[], Any]) -> threading.Thread:
-        def watch() -> None:
-            while not (parts.is_dir() and sum(path.suffix == ".parquet" for path in parts.iterdir()) > count):
-                time.sleep(0.002)
-            act()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        return thread
-
-    thread = once_parts_exceed(0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        _ = extract(data, out, extraction, Workers(batch_size=1)), thread.join()
-    assert not out.exists()
-    before = times(parts)
-    left = [name for name in before if name.endswith(".parquet")]
-    assert 0 < len(left) < 60
-
-    killed = []
-
-    def kill() -> None:
-        for process in psutil.process_iter(["cmdline"]):
-            if (process.info["cmdline"] or [""])[0].startswith("ray::MapWorker"):
-                process.send_signal(signal.SIGKILL)
-                killed.append(process.pid)
-
-    thread = once_parts_exceed(len(left) + 1, kill)
-    report = extract(data, out, extraction, Workers(batch_size=1))
-    thread.join(timeout=1)
-    assert killed
-    assert report.parts == 60 and len(left) <= report.found < 60
-    assert all(times(parts)[name] == before[name] for name in left)
-    again = extract(data, tmp_path / "again", extraction, Workers(count=2, batch_size=1))
-    assert again.found == 0
-    assert_equal(out, tmp_path / "again")
+    assert extract(data, out, faces, workers, media_root=moved).found == 4
 
 
 # Bad input
-
-
-def edit(data: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
-    write_media(data, data.parent / "media", change(pq.read_table(data / MEDIA).to_pylist()))
 
 
 BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
@@ -322,21 +270,3 @@ def test_bad_input_is_refused_before_any_work(
 def test_a_dataset_is_not_written_over_its_source(data: Path, extraction: Extraction) -> None:
     with pytest.raises(AffectError, match="data: is where the dataset is read from; choose another directory"):
         extract(data, data, extraction, Workers(), overwrite=True)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_what_a_worker_finds_wrong_reaches_the_user(data: Path, tmp_path: Path, image: Checkpoint) -> None:
-    """A picture encoder named for speech is loaded by a worker first."""
-    with pytest.raises(AffectError, match="is no encoder that can be loaded here"):
-        extract(data, tmp_path / "out", Extraction(image, None), Workers())
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_damaged_part_is_named(data: Path, tmp_path: Path, extraction: Extraction) -> None:
-    extract(data, tmp_path / "out", extraction, Workers())
-    part = next((tmp_path / "out.parts").iterdir())
-    part.write_bytes(b"PAR1")
-    with pytest.raises(AffectError, match=f"{part.name}: is damaged .*; delete it and run the extraction again"):
-        extract(data, tmp_path / "out", extraction, Workers(), overwrite=True)
-    assert len(features_of(tmp_path / "out")) == 8
