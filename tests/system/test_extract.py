@@ -197,7 +197,7 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_p
     whole = (moved / "5.npy").read_bytes()
     (moved / "3.npy").rename(moved / "kept.npy")
     (moved / "5.npy").write_bytes(whole[:1000])
-    faces, workers = Extraction(None, image, "face", frames=2), Workers(count=2, batch_size=2)
+    faces, workers = Extraction(None, image, "face", frames=2), Workers(batch_size=2)
     with pytest.raises(AffectError) as caught:
         extract(data, out, faces, workers, media_root=moved)
     assert f"{data / MEDIA}: 2 file(s) cannot be used, so no dataset was written" in str(caught.value)
@@ -219,7 +219,7 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_p
 
     (moved / "kept.npy").rename(moved / "3.npy")
     (moved / "5.npy").write_bytes(whole)
-    report = extract(data, out, faces, workers, media_root=moved, overwrite=True)
+    report = extract(data, out, faces, replace(workers, count=2), media_root=moved, overwrite=True)
     assert report == ExtractReport(out, 8, audio=8, video=8, parts=4, found=2, problems=())
     assert before.items() < times(parts).items()
     images = ImageEncoder(image)
