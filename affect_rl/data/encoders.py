@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -229,8 +230,9 @@ def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
     try:
         return load(name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = shorten(str(error), 160, placeholder=" ...")
         raise AffectError(
-            f"{name}: is no encoder that can be loaded here ({str(error).strip().splitlines()[0]}); "
+            f"{name}: is no encoder that can be loaded here ({reason}); "
             "give the path or hub name of a checkpoint with safetensors weights and its preprocessor"
         ) from error
 
