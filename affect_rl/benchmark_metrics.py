@@ -147,6 +147,18 @@ def compare_open_labels(
     return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
 
 
+def open_label_metrics(predicted: Answers, true: Answers, wheels: Wheels, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """The estimates of `OpenScores` ``[D]`` under D counts of the n samples.
+
+    Draws ``[D, n]`` say how often each sample counts. The other arguments and errors are those of `score_open_labels`.
+    """
+    used = np.array([any(wheels.group(truth)) for truth in true])
+    outcomes = _outcomes([predicted], true, wheels, 1)[:, 0]
+    counts = draws[:, used].astype(np.float64)
+    sums = (counts @ outcomes.reshape(len(outcomes), -1)).reshape(len(draws), *outcomes.shape[1:])
+    return {name: _mean(values) for name, values in _open_metrics(sums, counts.sum(axis=1)[:, None]).items()}
+
+
 def score_sentiment(
     predicted: Answers,
     values: Sequence[float],
@@ -229,7 +241,7 @@ def _bootstrap_sums(outcomes: np.ndarray, resamples: int, seed: int) -> np.ndarr
     return (weights @ by_system).reshape(systems, len(weights), *shape)
 
 
-def _open_metrics(sums: np.ndarray, n: int) -> dict[str, np.ndarray]:
+def _open_metrics(sums: np.ndarray, n: int | np.ndarray) -> dict[str, np.ndarray]:
     """Each estimate of `OpenScores` by wheel ``[1 + R, W]`` from one system's sums ``[1 + R, 5, W]`` over n samples."""
     used, hits, precision, recall, labels = np.moveaxis(sums, 1, 0)
     p, r = _ratio(precision, used), _ratio(recall, used)

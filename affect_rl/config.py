@@ -150,19 +150,12 @@ class Config(Section):
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (None: the defaults) and apply ``a.b=value`` overrides, values in YAML.
 
+    A file may say ``extends: other.yaml`` (beside itself) and give only what differs from that one.
+
     Raises:
-        AffectError: the file is unreadable, a key is unknown or a value does not fit.
+        AffectError: a file is unreadable or extends itself, a key is unknown or a value does not fit.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf8")) or {}
-        except OSError as error:
-            raise AffectError(f"{path}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise AffectError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(tree, dict):
-            raise AffectError(f"{path}: holds a {type(tree).__name__}; expected sections such as `train:`")
+    tree = _read_tree(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     try:
@@ -170,6 +163,35 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
     except ValidationError as error:
         source = str(path) if path else "configuration"
         raise AffectError("\n".join(f"{source}: {explain(e)}" for e in error.errors())) from None
+
+
+def _read_tree(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The sections of a YAML file, over those of the file that it extends."""
+    if path.resolve() in extended_by:
+        raise AffectError(f"{path}: extends itself; take out one `extends:`")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except OSError as error:
+        raise AffectError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AffectError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise AffectError(f"{path}: holds a {type(tree).__name__}; expected sections such as `train:`")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise AffectError(f"{path}: extends names a {type(base).__name__}; expected a file such as quickstart.yaml")
+    return _merged(_read_tree(path.parent / base, (*extended_by, path.resolve())), tree)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def dump_config(config: Config) -> str:
@@ -204,7 +226,10 @@ def explain(error: Any, root: type[Section] = Config) -> str:
         return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
     section: Any = root
     for part in location[:-1]:
-        section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
+        if get_origin(section) is tuple:
+            section = get_args(section)[0]
+        else:
+            section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
     near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
     return f"unknown key `{key}`; {hint}"

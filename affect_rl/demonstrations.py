@@ -39,12 +39,14 @@ class Annotator:
         keep: evidence kept per group.
         careful_planner: chance of each planner's turn to be careful.
         careful_filter: likewise the filter's.
+        names_label: whether the planner also names the emotion.
     """
 
     prompts: Prompts
     keep: int
     careful_planner: float
     careful_filter: float
+    names_label: bool = False
 
     async def __call__(self, prompt: Prompt, request: Request) -> Generation:
         chance = {"planner": self.careful_planner, "filter": self.careful_filter, "generator": 1.0}[request.role]
@@ -55,7 +57,8 @@ class Annotator:
     def _write(self, request: Request, careful: bool) -> str:
         sample = request.sample
         if request.role == "planner":
-            return render_plan(careful_plan(sample) if careful else dict.fromkeys(GROUPS, sample.text))
+            queries = careful_plan(sample) if careful else dict.fromkeys(GROUPS, sample.text)
+            return render_plan(queries, sample.labels[0] if self.names_label else None)
         if request.role == "filter":
             return render_selection(select(sample, request.candidates, self.keep, careful))
         return render_answer(rationale(sample, request.candidates), _answer_labels(sample))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from affect_rl.evidence import GROUPS, Cognitive, Evidence, Exclusion, Group, Retrieve, Support
-from affect_rl.parsers import Answer, parse_answer, parse_plan, parse_selection
+from affect_rl.parsers import Answer, Plan, parse_answer, parse_plan, parse_selection
 from affect_rl.prompts import Prompts
 from affect_rl.rewards import agent_rewards, score
 from affect_rl.sample import AffectSample
@@ -77,10 +77,11 @@ class Episode:
         if self.retrieve is None:
             return await self._play_alone()
         support_task = asyncio.ensure_future(self._perceive(self.retrieve))
-        label_task = asyncio.ensure_future(self._label_counterfactual(self.retrieve, support_task))
-        tasks: list[asyncio.Future[Any]] = [support_task, label_task]
+        plan_task = asyncio.ensure_future(self._plan())
+        label_task = asyncio.ensure_future(self._label_counterfactual(self.retrieve, support_task, plan_task))
+        tasks: list[asyncio.Future[Any]] = [support_task, plan_task, label_task]
         try:
-            queries = await self._plan()
+            queries = (await plan_task).queries
             candidates = await self._search(self.retrieve, queries)
             await support_task
             rank_task = asyncio.ensure_future(self._rank_counterfactual(candidates))
@@ -100,14 +101,15 @@ class Episode:
 
     # -- the agents ------------------------------------------------------------------------------
 
-    async def _plan(self) -> Mapping[Group, str]:
+    async def _plan(self) -> Plan:
         if "planner" not in self.config.agents:
-            return dict.fromkeys(GROUPS, self.sample.text)
-        prompt = self.prompts.planner(self.sample, self.config.limit("planner"))
+            return Plan(dict.fromkeys(GROUPS, self.sample.text))
+        with_label = self.config.planner_label
+        prompt = self.prompts.planner(self.sample, self.config.limit("planner"), with_label=with_label)
         generation = await self._generate(prompt, "planner", NOTHING, "full")
-        plan = parse_plan(generation.text, self.sample)
+        plan = parse_plan(generation.text, self.sample, with_label=with_label)
         self._record("planner", prompt, generation, plan.problem, "full")
-        return plan.queries
+        return plan
 
     async def _filter(
         self, candidates: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
@@ -175,17 +177,18 @@ class Episode:
     # -- counterfactuals -------------------------------------------------------------------------
 
     async def _label_counterfactual(
-        self, retrieve: Retrieve, support_task: asyncio.Future[None]
+        self, retrieve: Retrieve, support_task: asyncio.Future[None], plan_task: asyncio.Future[Plan]
     ) -> tuple[str, ...] | None:
         """Labels predicted when the planner's queries are replaced by one simple label; None if it is not played.
 
         The label is the plurality of the perceptual neighbours' labels. It owes nothing to the
-        planner, which therefore cannot raise its reward by spoiling it.
+        planner, which therefore cannot raise its reward by spoiling it (unless ``planner_label`` asks for that).
         """
         if not (self.config.counterfactuals and "planner" in self.config.agents):
             return None
         await support_task
-        label = simple_label(self.sample, self.support)
+        named = (await plan_task).label if self.config.planner_label else None
+        label = named or simple_label(self.sample, self.support)
         candidates = await self._search(retrieve, dict.fromkeys(GROUPS, label))
         answer = await self._answer(await self._filter(candidates, "label"), "label")
         return answer.labels

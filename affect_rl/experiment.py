@@ -55,8 +55,10 @@ class ExperimentSpec(Section):
     """The arm that the others are compared with."""
     arms: dict[str, ArmSpec]
     """Arms by the names that tables call them, in their order."""
-    baseline: bool = False
-    """Show logistic regression on the features beside the arms."""
+    baseline: bool = True
+    """Show logistic regression on the features beside the arms, where the label set is closed."""
+    fusion_details: bool = False
+    """Tell by sample what fusion did, see `affect_rl.fusion_analysis`."""
 
     @model_validator(mode="after")
     def _names_its_reference(self) -> Self:
@@ -89,11 +91,16 @@ def load_experiment(path: Path) -> ExperimentSpec:
         raise AffectError("\n".join(f"{path}: {explain(e, ExperimentSpec)}" for e in error.errors())) from None
 
 
+def base_key(config: Config) -> str:
+    """Name of the policy before any training."""
+    return f"base-{_digest(_settings(config, include={'data', 'model', 'seed'}))}"
+
+
 def warm_start_key(config: Config) -> str:
     """Name of the SFT stage that a run starts from."""
-    tree = config.model_dump(mode="json", include={"data", "model", "retrieval", "episode", "sft", "seed"})
+    tree = _settings(config, include={"data", "model", "retrieval", "episode", "sft", "seed"})
     for name in _PLAYED_ONLY:
-        del tree["episode"][name]
+        tree.get("episode", {}).pop(name, None)
     return f"sft-{_digest(tree)}"
 
 
@@ -104,12 +111,17 @@ def bridge_key(config: Config, steps: int) -> str:
 
 def training_key(config: Config, start: Path) -> str:
     """Name of the training stage of a run that begins with the policy `start`."""
-    return f"train-{_digest([str(start), config.model_dump(mode='json', exclude=_NOT_COMPUTED | {'evaluate'})])}"
+    return f"train-{_digest([str(start), _settings(config, exclude=_NOT_COMPUTED | {'evaluate'})])}"
 
 
 def evaluation_key(config: Config, policy: Path) -> str:
     """Name of the evaluation of a policy."""
-    return f"eval-{_digest([str(policy), config.model_dump(mode='json', exclude=_NOT_COMPUTED | {'sft', 'learner'})])}"
+    return f"eval-{_digest([str(policy), _settings(config, exclude=_NOT_COMPUTED | {'sft', 'learner'})])}"
+
+
+def _settings(config: Config, **parts: set[str]) -> dict[str, Any]:
+    """What differs from the defaults, so that a stage keeps its name when the configuration gets a new field."""
+    return config.model_dump(mode="json", exclude_defaults=True, **parts)  # type: ignore[arg-type]
 
 
 def _digest(tree: Any) -> str:

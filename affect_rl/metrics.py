@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate, resampled
+from affect_rl.bootstrap import Difference, Estimate, difference, estimate, resampled
 from affect_rl.emotions import normalise
 
 Labels = Sequence[str]
@@ -110,52 +110,16 @@ def compare(
     }
 
 
-def evaluate_seeds(
-    predicted: Sequence[Sequence[Labels]],
-    true: Sequence[Labels],
-    candidates: Sequence[str],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[dict[str, Estimate], list[dict[str, float]]]:
-    """Metrics of several runs on the same samples: their mean with its interval, and those of each run.
+def closed_set_metrics(
+    predicted: Sequence[Labels], true: Sequence[Labels], candidates: Sequence[str], draws: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`METRICS` ``[D]`` and the classes' ``recall`` ``[D, C]`` (nan: no sample) under D counts of the n samples.
 
-    The interval is over samples, the same ones drawn for all runs; it does not say how runs vary.
-
-    Args:
-        predicted: answers of each run.
-
-    The other arguments and errors are those of `evaluate`; the keys are `METRICS`.
+    Draws ``[D, n]`` say how often each sample counts. The other arguments and errors are those of `evaluate`.
     """
-    draws = drawn_samples(len(true), resamples, seed)
-    runs = [_run_metrics(_cells(answers, true, candidates), draws, len(candidates)) for answers in predicted]
-    mean = {name: np.mean([run[name] for run in runs], axis=0) for name in METRICS}
-    estimates = {name: estimate(values[0], values[1:], confidence) for name, values in mean.items()}
-    return estimates, [{name: float(run[name][0]) for name in METRICS} for run in runs]
-
-
-def compare_seeds(
-    predicted_a: Sequence[Sequence[Labels]],
-    predicted_b: Sequence[Sequence[Labels]],
-    true: Sequence[Labels],
-    candidates: Sequence[str],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Difference]:
-    """Metrics of B minus those of A, each the mean over its runs; paired: a resample takes the same samples for all.
-
-    Arguments and errors as in `evaluate_seeds`.
-    """
-    draws = drawn_samples(len(true), resamples, seed)
-    sides = []
-    for side in (predicted_a, predicted_b):
-        runs = [_run_metrics(_cells(answers, true, candidates), draws, len(candidates)) for answers in side]
-        sides.append({name: np.mean([run[name] for run in runs], axis=0) for name in METRICS})
-    gains = {name: sides[1][name] - sides[0][name] for name in METRICS}
-    return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
+    outcomes, place = np.unique(_cells(predicted, true, candidates), return_inverse=True)
+    counts = draws @ (place[:, None] == np.arange(len(outcomes)))
+    return _metrics(_confusions(outcomes, counts, len(candidates)))
 
 
 def _cells(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]], candidates: Sequence[str]) -> np.ndarray:
@@ -176,13 +140,6 @@ def _cells(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]], ca
         given = index.get(normalise(answer[0]), invalid) if len(answer) else invalid
         cells[n] = (given if given in labels else labels[0]) * (invalid + 1) + given
     return cells
-
-
-def _run_metrics(cells: np.ndarray, draws: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """Metrics ``[1 + R]`` of one run's cells ``[n]`` under each of the draws ``[1 + R, n]``."""
-    outcomes, place = np.unique(cells, return_inverse=True)
-    counts = draws @ (place[:, None] == np.arange(len(outcomes)))
-    return _metrics(_confusions(outcomes, counts, classes))
 
 
 def _confusions(outcomes: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:

@@ -20,10 +20,11 @@ MAX_OPEN_LABELS = 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The planner's queries, and why the answer was not usable (None: it was)."""
+    """The planner's queries, why the answer was not usable (None: it was), and the emotion it expects (if asked)."""
 
     queries: Mapping[Group, str]
     problem: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,10 @@ class Answer:
     problem: str | None = None
 
 
-def render_plan(queries: Mapping[Group, str]) -> str:
+def render_plan(queries: Mapping[Group, str], label: str | None = None) -> str:
     """A plan as the planner should write it."""
-    return "\n".join(f"{group}: {queries[group]}" for group in GROUPS)
+    named = [f"label: {label}"] if label else []
+    return "\n".join([*(f"{group}: {queries[group]}" for group in GROUPS), *named])
 
 
 def render_selection(numbers: Mapping[Group, tuple[int, ...]]) -> str:
@@ -58,12 +60,12 @@ def render_answer(rationale: str, labels: tuple[str, ...]) -> str:
     return f"reason: {rationale}\nlabel: {', '.join(labels)}"
 
 
-def parse_plan(text: str, sample: AffectSample) -> Plan:
-    """Read ``group: query`` lines, one per group. Fallback: the sample's text for every group."""
-    fields, problem = _fields(text, GROUPS)
+def parse_plan(text: str, sample: AffectSample, *, with_label: bool = False) -> Plan:
+    """Read ``group: query`` lines, one per group, and ``label:`` if asked. Fallback: the text for every group."""
+    fields, problem = _fields(text, (*GROUPS, "label") if with_label else GROUPS)
     if problem:
         return Plan(dict.fromkeys(GROUPS, sample.text), problem)
-    return Plan({group: fields[group] for group in GROUPS})
+    return Plan({group: fields[group] for group in GROUPS}, label=fields.get("label"))
 
 
 def parse_selection(text: str, candidates: Mapping[Group, tuple[Evidence, ...]], keep: int) -> Selection:

@@ -261,21 +261,23 @@ class AffectPolicy(nn.Module):
 
     # -- forward ---------------------------------------------------------------------------------
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0) -> PolicyOutput:
+    def forward(self, batch: TokenBatch, temperature: float = 1.0, *, with_entropies: bool = True) -> PolicyOutput:
         """Log-probs, values and entropies of the answer tokens of a batch.
 
         Only the states that predict an answer token go through the language model's head: prompts
-        are several times longer than answers.
+        are several times longer than answers. Entropies cost a good part of the head's time; without them they are 0.
         """
         fused = self.fusion(batch.percepts)
         hidden = self._hidden(batch, fused.tokens)
         predicts = batch.response_mask.roll(-1, dims=1)
         predicts[:, -1] = False
         states = hidden[predicts]
-        logits = self.language_model.get_output_embeddings()(states).float() / temperature  # type: ignore[operator]
+        logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
+        if temperature != 1:
+            logits = logits / temperature
         logprobs = logits.log_softmax(dim=-1)
         chosen = logprobs.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
-        entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
+        entropies = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropies else torch.zeros_like(chosen)
         values = self.value_head(states).float()[:, 0]
         greedy = chosen.detach() >= logprobs.detach().amax(dim=-1)
         return PolicyOutput(chosen, values, entropies, fused.router, fused.weights, greedy)
@@ -311,14 +313,14 @@ class Reference:
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[R]`` log-probs of the answer tokens under the reference."""
         if self._policy is not None:
-            return self._policy(batch, temperature).logprobs
+            return self._policy(batch, temperature, with_entropies=False).logprobs
         policy = self._shared
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
         adapters = policy.language_model.disable_adapter() if policy.has_adapters else nullcontext()  # type: ignore[operator]
         try:
             with adapters:
-                return policy(batch, temperature).logprobs
+                return policy(batch, temperature, with_entropies=False).logprobs
         finally:
             policy.fusion = trained
 

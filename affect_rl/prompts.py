@@ -24,6 +24,8 @@ TASKS: Mapping[Role, str] = {
     "generator": "Task: reason, then name the emotion.\n",
 }
 """What each role is told, after the sample and the evidence."""
+PLAN_AND_LABEL = "Task: write one search query per group, then name the emotion.\n"
+"""What a planner is told that also says which emotion it expects."""
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
@@ -58,15 +60,15 @@ class Prompts:
         """Token ids of an agent's answer, the end token included."""
         return (*self._encode(text), int(self.tokenizer.eos_token_id))
 
-    def planner(self, sample: AffectSample, answer_tokens: int) -> Prompt:
+    def planner(self, sample: AffectSample, answer_tokens: int, *, with_label: bool = False) -> Prompt:
         """The planner sees the sample."""
-        return self._build("planner", sample, answer_tokens)
+        return self._build(sample, answer_tokens, task=PLAN_AND_LABEL if with_label else TASKS["planner"])
 
     def filter(
         self, sample: AffectSample, candidates: Mapping[Group, tuple[Evidence, ...]], answer_tokens: int
     ) -> Prompt:
         """The filter sees the sample and the candidates, numbered from 1 through all groups."""
-        return self._build("filter", sample, answer_tokens, evidence=candidates, numbered=True)
+        return self._build(sample, answer_tokens, task=TASKS["filter"], evidence=candidates, numbered=True)
 
     def generator(
         self,
@@ -76,20 +78,20 @@ class Prompts:
         answer_tokens: int,
     ) -> Prompt:
         """The generator sees the sample, the kept evidence and the features fused with their support."""
-        return self._build("generator", sample, answer_tokens, evidence=kept, fused=fused)
+        return self._build(sample, answer_tokens, task=TASKS["generator"], evidence=kept, fused=fused)
 
     def _build(
         self,
-        role: Role,
         sample: AffectSample,
         answer_tokens: int,
         *,
+        task: str,
         evidence: Mapping[Group, tuple[Evidence, ...]] | None = None,
         numbered: bool = False,
         fused: Percept | None = None,
     ) -> Prompt:
         front = self.front(sample)
-        tail = self._tail(role, fused)
+        tail = self._tail(task, fused)
         room = self.context - answer_tokens - len(front) - len(tail)
         if room < 0:
             raise AffectError(
@@ -110,9 +112,9 @@ class Prompts:
             *self._encode_cached(labels),
         )
 
-    def _tail(self, role: Role, fused: Percept | None) -> tuple[int, ...]:
+    def _tail(self, task: str, fused: Percept | None) -> tuple[int, ...]:
         view = (*self._encode_cached("With support:"), *self._percept, *self._encode_cached("\n")) if fused else ()
-        return (*view, *self._encode_cached(TASKS[role]), *self._closing)
+        return (*view, *self._encode_cached(task), *self._closing)
 
     def _evidence(self, evidence: Mapping[Group, tuple[Evidence, ...]], numbered: bool, room: int) -> tuple[int, ...]:
         tokens: list[int] = []

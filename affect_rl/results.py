@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
+from affect_rl.scoring import COUNTS
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 EPISODES_FILE, CURVES_FILE, DETAILS_FILE = "episodes.parquet", "curves.parquet", "details.parquet"
@@ -106,6 +107,7 @@ class Results(Record):
             the test set itself, which is no honest result.
         command: what was run.
         labels: the classes, if the set is closed.
+        main: the metric that policies are selected and compared by.
         arms: by name, in the order of the tables.
         comparisons: the reference against the other arms.
         baselines: metrics of systems that are none of ours on the same samples (``logistic regression``).
@@ -121,6 +123,7 @@ class Results(Record):
     selection: Literal["dev", "last", "test_oracle"]
     command: str
     labels: list[str]
+    main: str = "weighted_f1"
     arms: dict[str, Arm]
     comparisons: list[Comparison]
     baselines: dict[str, dict[str, Interval]] = {}
@@ -146,19 +149,18 @@ class Results(Record):
     def markdown(self) -> str:
         """The arms as a table, in percent with intervals, and the comparisons below it."""
         metrics = [name for name in next(iter(self.arms.values())).metrics if name != "invalid_rate"]
+        metrics.sort(key=lambda name: name != self.main)
         header = [f"{self.dataset} {self.split}, n = {self.samples}", *(m.replace("_", " ") for m in metrics)]
         rows = [[*header, "invalid", "tokens", "ms"]]
         for name, arm in self.arms.items():
-            cost = [_percent(arm.metrics["invalid_rate"]), f"{arm.tokens_per_sample:.0f}"]
-            rows.append(
-                [name, *(_percent(arm.metrics[m]) for m in metrics), *cost, f"{1000 * arm.seconds_per_sample:.0f}"]
-            )
+            cost = [f"{arm.tokens_per_sample:.0f}", f"{1000 * arm.seconds_per_sample:.0f}"]
+            rows.append([name, *(_cell(arm.metrics, m) for m in (*metrics, "invalid_rate")), *cost])
         for name, baseline in self.baselines.items():
-            rows.append([f"*{name}*", *(_percent(baseline[m]) for m in metrics), "", "", ""])
-        compared = [["weighted F1", "difference", "p"]]
+            rows.append([f"*{name}*", *(_cell(baseline, m) for m in metrics), "", "", ""])
+        compared = [[self.main.replace("_", " "), "difference", "p"]]
         for c in self.comparisons:
-            if c.metric == "weighted_f1":
-                compared.append([f"{c.reference} - {c.other}", _percent(c.difference, sign=True), f"{c.p:.3f}"])
+            if c.metric == self.main:
+                compared.append([f"{c.reference} - {c.other}", _in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])
         notes = "".join(f"- {note}\n" for note in self.notes)
         about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {self.selection}. `{self.command}`\n"
         return f"# {self.experiment}\n\n{self.title}\n\n{_table(rows)}\n{_table(compared)}\n{about}{notes}"
@@ -188,6 +190,11 @@ def _table(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _percent(value: Interval, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{100 * value.value:{form}} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
+def _cell(metrics: Mapping[str, Interval], name: str) -> str:
+    return _in_unit(name, metrics[name]) if name in metrics else ""
+
+
+def _in_unit(metric: str, value: Interval, sign: str = "") -> str:
+    """In percent, unless the metric is a count."""
+    scale, form = (1, f"{sign}.2f") if metric in COUNTS else (100, f"{sign}.1f")
+    return f"{scale * value.value:{form}} [{scale * value.low:{form}}, {scale * value.high:{form}}]"

@@ -189,6 +189,9 @@ class EpisodeConfig(Section):
     """Show zeros where audio or video is withheld, instead of telling that it is missing."""
     retrieval: bool = True
     """False: the generator answers alone, without planner, evidence or perceptual support."""
+    planner_label: bool = False
+    """The planner also names the emotion that it expects, and the label counterfactual searches with that, as in the
+    published code. Nothing else reads it, so a planner earns more by naming a wrong one; False: see `simple_label`."""
     counterfactuals: bool = True
     """Play the label and the rank counterfactual (training only) of the agents in play."""
     temperature: PositiveFloat = 1.0

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from affect_rl.config import load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
-from affect_rl.metrics import compare_seeds, evaluate_seeds
+from affect_rl.scoring import Scoring, scoring_of
 from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
 
 SYSTEMS = {"full": (), "no_retrieval": ("episode.retrieval=false",)}
@@ -44,9 +44,9 @@ def play(config_file: str, runs: Path, system: str, seed: int, overrides: Sequen
     return {name: [tuple(labels) for labels in table[name]] for name in ("SFT", "MAPPO")}
 
 
-def gain(a: Sequence[Predictions], b: Sequence[Predictions], true: Predictions, candidates: Sequence[str]) -> dict:
+def gain(a: Sequence[Predictions], b: Sequence[Predictions], scoring: Scoring) -> dict[str, float]:
     """Mean over seeds of F1(b) - F1(a) in points, with its paired bootstrap interval."""
-    found = compare_seeds(a, b, true, candidates)["weighted_f1"]
+    found = scoring.compare(a, b)["weighted_f1"]
     return {"points": round(100 * found.value, 2), "low": round(100 * found.low, 2), "high": round(100 * found.high, 2)}
 
 
@@ -62,22 +62,22 @@ def main() -> None:
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
     dataset = Dataset.load(config.data.dir)
-    test, candidates = dataset.samples("test", config.data.max_test), dataset.candidates
-    true = [s.labels for s in test]
+    test = dataset.samples("test", config.data.max_test)
+    scoring = scoring_of(test)
     played = {
         system: [play(args.config, args.runs, system, seed, args.overrides) for seed in range(args.seeds)]
         for system in SYSTEMS
     }
     by_policy = {(s, p): [seed[p] for seed in seeds] for s, seeds in played.items() for p in ("SFT", "MAPPO")}
     scores = {
-        f"{s} {p}": [round(100 * run["weighted_f1"], 2) for run in evaluate_seeds(seeds, true, candidates)[1]]
+        f"{s} {p}": [round(100 * run["weighted_f1"], 2) for run in scoring.per_run(seeds)]
         for (s, p), seeds in by_policy.items()
     }
     full = by_policy["full", "MAPPO"]
     result = {
         "benchmark": "learning", "seeds": args.seeds, "samples": len(test), "weighted_f1": scores,
-        "mappo_over_sft": gain(by_policy["full", "SFT"], full, true, candidates),
-        "full_over_no_retrieval": gain(by_policy["no_retrieval", "MAPPO"], full, true, candidates),
+        "mappo_over_sft": gain(by_policy["full", "SFT"], full, scoring),
+        "full_over_no_retrieval": gain(by_policy["no_retrieval", "MAPPO"], full, scoring),
     }  # fmt: skip
     print(json.dumps(result))
 

@@ -9,6 +9,7 @@ from affect_rl.policy import WEIGHTS
 from affect_rl.weights import stored_weights
 from cluster.jobs import Job
 from cluster.sampler import episode_seed
+from cluster.warm_start import training_samples
 from learners.sft import run_sft
 from rollout_workers.worker import EpisodeJob
 
@@ -20,10 +21,10 @@ def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> No
     """
     config, pool = job.config, job.pool(reader)
     pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
-    samples = job.dataset.samples("train", config.data.max_train)
+    config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
+    samples = training_samples(config, job.dataset)
     seeds = {s.id: episode_seed(config.seed, "silver", s.id) for s in samples}
     jobs = [EpisodeJob.of(config, ("silver", s.id), s, seeds[s.id], 0.0, evaluate=True) for s in samples]
     played = pool.play([replace(job, silver=True, frozen_policy=None) for job in jobs])
     turns = [[t for t in e.turns if t.role == "filter" or e.scores["full"] == 1] for e in played]
-    config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
     run_sft(config, turns, reader, directory)

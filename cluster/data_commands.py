@@ -54,6 +54,7 @@ def synth(
     reliable: Annotated[float, typer.Option(help="Chance of each modality to be strong beside an expression.")] = 0.3,
     noise: Annotated[float, typer.Option(min=0, help="Noise on features; a prototype has norm 1.")] = 0.15,
     absent: Annotated[float, typer.Option(help="Chance of each modality to be missing.")] = 0.05,
+    open_labels: Annotated[bool, typer.Option(help="Name emotions in free words instead of six classes.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -63,7 +64,7 @@ def synth(
 
     settings = SynthSettings(
         train=train, dev=dev, test=test, expressions=expressions, jest=jest, figurative=figurative, reliable=reliable,
-        noise=noise, absent=absent, seed=seed,
+        noise=noise, absent=absent, open_labels=open_labels, seed=seed,
     )  # fmt: skip
     write_dataset(out, synthesise(settings), name="synth", note=f"{settings}", overwrite=overwrite)
     info(out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pyarrow.parquet as pq
 
 from affect_rl.bootstrap import Difference, Estimate, mean_interval
 from affect_rl.config import Config
-from affect_rl.metrics import METRICS, Scores, compare, evaluate
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
+from affect_rl.scoring import COUNTS, Scoring, scoring_of
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
 from cluster.pool import RolloutPool
@@ -31,14 +30,14 @@ class PolicyResult:
 
     Attributes:
         name: what the tables call the policy.
-        scores: metrics of the answers.
+        scores: metrics of the answers, see `affect_rl.scoring`.
         invalid: rate of malformed answers per role, with interval.
         tokens: tokens per sample, ``generated`` and ``prompt``, with interval.
         predicted: predicted labels per sample.
     """
 
     name: str
-    scores: Scores
+    scores: Mapping[str, Estimate]
     invalid: Mapping[str, Estimate]
     tokens: Mapping[str, Estimate]
     predicted: tuple[tuple[str, ...], ...]
@@ -62,14 +61,15 @@ class Evaluation:
             *([f"{names[-1]} - {names[0]}"] if self.differences else []),
         ]
         rows = [header, ["---"] * len(header)]
-        for metric in METRICS:
-            row = [metric.replace("_", " "), *(_percent(getattr(r.scores, metric)) for r in self.results)]
-            rows.append(row + ([_percent(self.differences[metric], sign=True)] if self.differences else []))
         blank = [""] if self.differences else []
-        for label in self.results[0].scores.recall:
-            rows.append([f"recall {label}", *(_percent(r.scores.recall[label]) for r in self.results), *blank])
+        for metric in self.results[0].scores:
+            title = metric.replace("_", " ").replace("/", " ")
+            row = [title, *(_in_unit(metric, r.scores[metric]) for r in self.results), *blank]
+            if self.differences and metric in self.differences:
+                row[-1] = _in_unit(metric, self.differences[metric], sign=True)
+            rows.append(row)
         for role in self.results[0].invalid:
-            rows.append([f"invalid {role}", *(_percent(r.invalid[role]) for r in self.results), *blank])
+            rows.append([f"invalid {role}", *(_in_unit(role, r.invalid[role]) for r in self.results), *blank])
         for kind in ("generated", "prompt"):
             cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
             rows.append([f"{kind} tokens per sample", *cells, *blank])
@@ -81,7 +81,7 @@ class Evaluation:
         report: dict[str, Any] = {"split": self.split, "samples": len(self.sample_ids), "policies": {}}
         for r in self.results:
             report["policies"][r.name] = {
-                "scores": asdict(r.scores),
+                "scores": {k: asdict(v) for k, v in r.scores.items()},
                 "invalid": {k: asdict(v) for k, v in r.invalid.items()},
                 "tokens": {k: asdict(v) for k, v in r.tokens.items()},
             }
@@ -104,21 +104,14 @@ def evaluate_policies(
         policies: directories by the names that tables call them.
         pool: engines of the policies' shape; they end with the last policy's weights.
     """
-    settings = config.evaluate
+    scoring = scoring_of(samples)
     results = []
     for name, directory in policies.items():
-        results.append(_result(name, play_samples(config, samples, pool, directory, name), samples, config))
+        results.append(_result(name, play_samples(config, samples, pool, directory, name), scoring, config))
     differences = None
     if len(results) > 1:
-        differences = compare(
-            results[0].predicted,
-            results[-1].predicted,
-            [s.labels for s in samples],
-            samples[0].candidates,
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=config.seed,
-        )
+        first, last = results[0], results[-1]
+        differences = scoring.compare([first.predicted], [last.predicted], **_bootstrap(config))
     return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences)
 
 
@@ -138,18 +131,16 @@ def play_samples(
         return pool.play(jobs, show)
 
 
-def _result(name: str, episodes: Sequence[Trajectory], samples: Sequence[AffectSample], config: Config) -> PolicyResult:
-    settings = config.evaluate
-    interval = partial(mean_interval, resamples=settings.resamples, confidence=settings.confidence, seed=config.seed)
+def _bootstrap(config: Config) -> dict[str, Any]:
+    """How intervals are drawn."""
+    return {"seed": config.seed, **config.evaluate.model_dump(include={"resamples", "confidence"})}
+
+
+def _result(name: str, episodes: Sequence[Trajectory], scoring: Scoring, config: Config) -> PolicyResult:
+    def interval(values: Sequence[float]) -> Estimate:
+        return mean_interval(values, **_bootstrap(config))
+
     predicted = tuple(t.predicted for t in episodes)
-    scores = evaluate(
-        predicted,
-        [s.labels for s in samples],
-        samples[0].candidates,
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=config.seed,
-    )
     invalid: dict[str, Estimate] = {}
     for role in ROLES:
         flags = [float(turn.problem is not None) for t in episodes for turn in t.turns if turn.role == role]
@@ -159,9 +150,11 @@ def _result(name: str, episodes: Sequence[Trajectory], samples: Sequence[AffectS
         "generated": interval([float(t.generated_tokens) for t in episodes]),
         "prompt": interval([float(t.prompt_tokens) for t in episodes]),
     }
-    return PolicyResult(name, scores, invalid, tokens, predicted)
+    return PolicyResult(name, scoring.evaluate([predicted], **_bootstrap(config)), invalid, tokens, predicted)
 
 
-def _percent(value: Estimate | Difference, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{100 * value.value:{form}} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
+def _in_unit(metric: str, value: Estimate | Difference, sign: bool = False) -> str:
+    """With its interval, in percent unless the metric is a count."""
+    form, scale = "+.1f" if sign else ".1f", 1 if metric in COUNTS else 100
+    low, high = (f"{scale * bound:{form}}" for bound in (value.low, value.high))
+    return f"{scale * value.value:{form}} [{low}, {high}]"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,11 +22,11 @@ from affect_rl.baselines import logistic_regression
 from affect_rl.bootstrap import Difference, Estimate
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
-from affect_rl.experiment import ExperimentSpec, bridge_key, evaluation_key, training_key, warm_start_key
-from affect_rl.metrics import METRICS, compare_seeds, evaluate_seeds
+from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
 from affect_rl.results import (
     CURVES,
     CURVES_FILE,
+    DETAILS_FILE,
     EPISODES_FILE,
     PREDICTIONS,
     PREDICTIONS_FILE,
@@ -36,20 +37,25 @@ from affect_rl.results import (
     write_results,
 )
 from affect_rl.sample import AffectSample
+from affect_rl.scoring import scoring_of
 from affect_rl.trajectory_store import trajectory_table
 from cluster.bridge import bridge_warm_start
 from cluster.evaluate import play_samples
+from cluster.fusion_details import fusion_details, fusion_table
 from cluster.jobs import Job, make_job, run_training, run_warm_start
 from cluster.rundir import RunDirectory
 from cluster.sampler import episode_seed
 from cluster.services import Services
 from cluster.session import ray_session
+from cluster.warm_start import create_policy
 from rollout_workers.worker import EpisodeJob
 
 logger = logging.getLogger(__name__)
 
 EPISODES = 12
 """Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
+
+FUSION_FILE = "fusion.parquet"
 
 Answers = list[tuple[str, ...]]
 
@@ -64,6 +70,10 @@ class Evaluated:
     def answers(self) -> Answers:
         """Predicted labels in the order of the samples."""
         return [tuple(labels) for labels in pq.read_table(self.evaluation / PREDICTIONS_FILE)["predicted"].to_pylist()]
+
+    def fusion(self) -> list[dict[str, Any]]:
+        """What fusion did with each sample, see `cluster.fusion_details`."""
+        return pq.read_table(self.evaluation / FUSION_FILE).to_pylist()
 
     def cost(self) -> dict[str, float]:
         """Tokens and seconds per sample."""
@@ -82,7 +92,11 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
                 logger.info("%s: %s, seed %d", spec.name, arm, seed)
                 found[arm].append(_run_arm(spec, arm, seed, overrides, dataset, samples, services))
     results = _summarise(spec, base, samples, dataset, found, command)
-    write_results(out, results, dict(_tables(samples, found)))
+    tables = dict(_tables(samples, found))
+    if spec.fusion_details:
+        arms = {arm: [(run.answers(), run.fusion()) for run in runs] for arm, runs in found.items()}
+        tables[DETAILS_FILE] = fusion_details(spec.reference, dataset, samples, arms)
+    write_results(out, results, tables)
     return results
 
 
@@ -96,13 +110,12 @@ def _run_arm(
     services: Services,
 ) -> Evaluated:
     config = spec.run_config(arm, seed, overrides)
-    start = _warm_started(config, dataset, services)
+    untrained = spec.arms[arm].policy == "none"
+    start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
     if steps := spec.arms[arm].bridge_steps:
         start = _bridged(config, start, steps, dataset, services)
     training, policy = None, start
-    if spec.arms[arm].policy == "none":
-        policy = start.with_name("sft-base")
-    elif spec.arms[arm].policy == "trained":
+    if spec.arms[arm].policy == "trained":
         training = _trained(config, start, dataset, services)
         policy = training / "policy"
     # Frozen agents play with `start` in evaluation, too.
@@ -111,6 +124,13 @@ def _run_arm(
     if not (directory / "cost.json").exists():
         _evaluate(make_job(config, dataset, services), policy, samples, directory)
     return Evaluated(directory, training)
+
+
+def _created(config: Config, dataset: Dataset) -> Path:
+    policy = Path(config.runs_dir) / base_key(config)
+    if not policy.exists():
+        create_policy(config, dataset).save(policy)
+    return policy
 
 
 def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
@@ -149,7 +169,9 @@ def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory
     directory.mkdir(parents=True, exist_ok=True)
     predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
     pq.write_table(pa.table(predicted), directory / PREDICTIONS_FILE)
-    pq.write_table(trajectory_table(pool.play(shown)), directory / EPISODES_FILE)
+    texts = pa.array([s.text for s in samples[:EPISODES]])
+    pq.write_table(trajectory_table(pool.play(shown)).append_column("text", texts), directory / EPISODES_FILE)
+    pq.write_table(fusion_table(job.dataset, policy, samples, episodes), directory / FUSION_FILE)
     cost = {
         "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
         "seconds_per_sample": seconds / len(episodes),
@@ -165,35 +187,32 @@ def _summarise(
     found: dict[str, list[Evaluated]],
     command: str,
 ) -> Results:
-    true, candidates = [s.labels for s in samples], dataset.candidates
+    scoring, resamples = scoring_of(samples), config.evaluate.resamples
     answers = {arm: [run.answers() for run in runs] for arm, runs in found.items()}
     arms = {}
     for arm, runs in found.items():
-        mean, per_seed = evaluate_seeds(answers[arm], true, candidates, resamples=config.evaluate.resamples)
+        mean = scoring.evaluate(answers[arm], resamples=resamples)
         costs = [run.cost() for run in runs]
         arms[arm] = Arm(
             train=spec.arms[arm].train,
             evaluate=spec.arms[arm].evaluate,
             policy=spec.arms[arm].policy,
-            metrics={name: _interval(estimate) for name, estimate in mean.items()},
-            per_seed=per_seed,
+            metrics={name: _interval(mean[name]) for name in scoring.names},
+            per_seed=scoring.per_run(answers[arm]),
             **{name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]},
         )
     comparisons = []
     for arm in spec.arms:
         if arm != spec.reference:
-            gains = compare_seeds(
-                answers[arm], answers[spec.reference], true, candidates, resamples=config.evaluate.resamples
-            )
+            gains = scoring.compare(answers[arm], answers[spec.reference], resamples=resamples)
             comparisons += [
                 Comparison(reference=spec.reference, other=arm, metric=m, difference=_interval(gains[m]), p=gains[m].p)
-                for m in METRICS
+                for m in scoring.names
             ]
     baselines = {}
-    if spec.baseline:
-        guesses = logistic_regression(dataset, samples)
-        mean, _ = evaluate_seeds([guesses], true, candidates, resamples=config.evaluate.resamples)
-        baselines["logistic regression"] = {name: _interval(estimate) for name, estimate in mean.items()}
+    if spec.baseline and dataset.candidates:
+        mean = scoring.evaluate([logistic_regression(dataset, samples)], resamples=resamples)
+        baselines["logistic regression"] = {name: _interval(mean[name]) for name in scoring.names}
     return Results(
         experiment=spec.name,
         title=spec.title,
@@ -203,7 +222,8 @@ def _summarise(
         seeds=list(range(spec.seeds)),
         selection="dev" if config.train.select == "best_dev" else "last",
         command=command,
-        labels=list(candidates),
+        labels=list(dataset.candidates),
+        main=scoring.main,
         arms=arms,
         comparisons=comparisons,
         baselines=baselines,

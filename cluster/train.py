@@ -14,8 +14,8 @@ from pathlib import Path
 
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
-from affect_rl.metrics import evaluate
 from affect_rl.sample import AffectSample
+from affect_rl.scoring import Scoring, scoring_of
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.trajectory_store import write_trajectories
 from cluster.pool import RolloutPool
@@ -52,6 +52,7 @@ def train(
     samples = dataset.samples("train", config.data.max_train)
     sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
     dev = dataset.samples("dev", config.data.max_dev)
+    scoring = scoring_of(dev)
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
@@ -59,9 +60,9 @@ def train(
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     submitted, replayed_before = state.step, state.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
-        state = replace(state, best_step=0, best_score=_evaluate(pool, config, dev, step=0))
+        state = replace(state, best_step=0, best_score=_evaluate(pool, config, dev, scoring, step=0))
         _save_policy(learner, run.best)
-        logger.info("step 0/%d  dev F1 %.3f", settings.steps, state.best_score)
+        logger.info("step 0/%d  dev %s %.3f", settings.steps, scoring.main, state.best_score)
 
     with progress("train", settings.steps, state.step) as show:
         while state.step < settings.steps:
@@ -93,8 +94,8 @@ def train(
             last, stop = state.step == settings.steps, stop_requested()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
-                    score = _evaluate(pool, config, dev, state.step)
-                metrics |= {"dev/weighted_f1": score, "time/evaluation_s": watch.seconds["evaluation"]}
+                    score = _evaluate(pool, config, dev, scoring, state.step)
+                metrics |= {f"dev/{scoring.main}": score, "time/evaluation_s": watch.seconds["evaluation"]}
                 if score > state.best_score:
                     state = replace(state, best_step=state.step, best_score=score)
                     _save_policy(learner, run.best)
@@ -135,14 +136,13 @@ def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int)
     return episodes, len(late)
 
 
-def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], step: int) -> float:
-    """Weighted F1 of greedy answers on `samples` under the current weights."""
+def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], scoring: Scoring, step: int) -> float:
+    """The main metric of greedy answers on `samples` under the current weights."""
     jobs = [
         EpisodeJob.of(config, ("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
         for s in samples
     ]
-    predicted = [t.predicted for t in pool.play(jobs)]
-    return evaluate(predicted, [s.labels for s in samples], samples[0].candidates, resamples=1).weighted_f1.value
+    return scoring.value([t.predicted for t in pool.play(jobs)])
 
 
 def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
@@ -150,6 +150,7 @@ def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, 
     count = len(episodes)
     metrics = {
         "episode/score": sum(t.scores["full"] for t in episodes) / count,
+        "episode/labels": sum(len(t.predicted) for t in episodes) / count,
         "episode/degraded": sum(t.degraded for t in episodes) / count,
         "episode/generated_tokens": sum(t.generated_tokens for t in episodes) / count,
         "episode/prompt_tokens": sum(t.prompt_tokens for t in episodes) / count,
@@ -177,7 +178,7 @@ def _engine_metrics(gained: Mapping[str, float], engines: int) -> dict[str, floa
 
 def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
     kl = sum(metrics.get(f"kl/{role}", 0.0) for role in ROLES) / len(ROLES)
-    dev = f"  dev F1 {metrics['dev/weighted_f1']:.3f}" if "dev/weighted_f1" in metrics else ""
+    dev = "".join(f"  {name} {value:.3f}" for name, value in metrics.items() if name.startswith("dev/"))
     note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{dev}"
     show(state.step, note)
     times = "  ".join(f"{name} {metrics[f'time/{name}_s']:.1f}s" for name in ("rollout", "learning", "sync"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.demonstrations import Annotator, demonstrate
 from affect_rl.evidence import Retrieve, render_evidence
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy import MANIFEST, AffectPolicy
 from affect_rl.prompts import Prompts, template_texts
 from affect_rl.sample import AffectSample
 from affect_rl.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
@@ -29,6 +30,8 @@ _IN_FLIGHT = 256
 
 def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
     """The policy before any training: language model, fusion modules fitted to the features' scale."""
+    if (Path(config.model.base) / MANIFEST).is_file():
+        return _adopt(config, dataset)
     model, train = config.model, dataset.samples("train", config.data.max_train)
     if model.base == "tiny":
         texts = chain(template_texts(), _texts(train), _texts(dataset.samples("library")))
@@ -55,6 +58,24 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
     return policy
 
 
+def _adopt(config: Config, dataset: Dataset) -> AffectPolicy:
+    """A policy that was trained before, with fusion modules of this configuration; tensors that fit are kept."""
+    model = config.model
+    trained = AffectPolicy.load(model.base, dtype=getattr(torch, model.dtype))
+    torch.manual_seed(config.seed)
+    policy = AffectPolicy.create(
+        trained.language_model,
+        trained.tokenizer,
+        audio_dim=dataset.audio_dim,
+        video_dim=dataset.video_dim,
+        **model.fusion.model_dump(exclude={"load_balance"}),
+    )
+    fresh = policy.fusion.state_dict()
+    old = trained.fusion.state_dict()
+    policy.fusion.load_state_dict({n: old[n] if n in old and old[n].shape == t.shape else t for n, t in fresh.items()})
+    return policy
+
+
 def warm_start(
     config: Config,
     dataset: Dataset,
@@ -71,7 +92,7 @@ def warm_start(
     if not config.policy:
         create_policy(config, dataset).save(base)
     prompts = make_prompts(AffectPolicy.load(base), config)
-    samples = dataset.samples("train", config.data.max_train)
+    samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
     return run_sft(config, demonstrations, base, directory, on_step)
@@ -87,16 +108,26 @@ def make_prompts(policy: AffectPolicy, config: Config) -> Prompts:
     )
 
 
+def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]:
+    """What the warm start trains on: no more samples than its steps take, drawn at random."""
+    samples = dataset.samples("train", config.data.max_train)
+    taken = config.sft.steps * config.sft.batch_samples
+    return random.Random(config.seed).sample(samples, taken) if taken < len(samples) else samples
+
+
 async def _demonstrate_all(
     samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
 ) -> list[Sequence[Turn]]:
-    annotator = Annotator(prompts, config.episode.keep, config.sft.careful_planner, config.sft.careful_filter)
+    episode, sft = config.episode, config.sft
+    annotator = Annotator(
+        prompts, episode.keep, sft.careful_planner, sft.careful_filter, names_label=episode.planner_label
+    )
     gate = asyncio.Semaphore(_IN_FLIGHT)
 
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
             seed = episode_seed(config.seed, "demonstration", sample.id)
-            return await demonstrate(sample, retrieve, annotator, config.episode, seed)
+            return await demonstrate(sample, retrieve, annotator, episode, seed)
 
     return await asyncio.gather(*map(one, samples))
 

@@ -98,8 +98,8 @@ class Engine:
             dist_init_required=False,
         )[0]
 
-    def __call__(self, batch: TokenBatch, temperature: float = 1.0) -> PolicyOutput:
-        return self._engine(batch, temperature)
+    def __call__(self, batch: TokenBatch, temperature: float = 1.0, *, with_entropies: bool = True) -> PolicyOutput:
+        return self._engine(batch, temperature, with_entropies=with_entropies)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a part of the loss."""

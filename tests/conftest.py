@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from affect_rl.sample import AffectSample
 from affect_rl.settings import RetrievalConfig
+
+# No test fails for being slow: the machine may be busy, and a first call may load tables.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

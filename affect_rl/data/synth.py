@@ -13,6 +13,9 @@ What is true of it, each shown by a test:
    a weak one shows a random one faintly, so the two sometimes contradict each other.
 5. Within a person's *style*, voice and face go together: what a missing modality would have looked
    like is partly told by neighbours in the other one.
+
+With `open_labels` the truth is a set of two words for the emotion, as two annotators would choose them from `WORDS`:
+which ones nobody can know, so that exact comparison pays by chance and the wheel by merit.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +57,15 @@ CARRIERS = (
     "the tax office sent a {}",
 )
 EARNEST, JEST = "in earnest", "in jest"
+WORDS = {
+    "anger": ("anger", "furious", "annoyed", "irritated"),
+    "disgust": ("disgust", "revolted", "contempt", "sickened"),
+    "fear": ("fear", "scared", "anxious", "worried"),
+    "joy": ("joy", "happy", "delighted", "cheerful"),
+    "sadness": ("sad", "sorrow", "miserable", "gloomy"),
+    "surprise": ("surprise", "amazed", "astonished", "startled"),
+}
+"""Words for each emotion, of one cluster of the wheel each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class SynthSettings:
         noise: standard deviation of the noise on each feature (a prototype has norm 1).
         absent: chance of each modality to be missing.
         speakers: speakers per split.
+        open_labels: name emotions in free words.
         seed: seed of everything.
     """
 
@@ -85,6 +99,7 @@ class SynthSettings:
     noise: float = 0.15
     absent: float = 0.05
     speakers: int = 20
+    open_labels: bool = False
     seed: int = 0
 
 
@@ -97,6 +112,7 @@ class _World:
     def __init__(self, settings: SynthSettings) -> None:
         self.settings = settings
         self.rng = np.random.default_rng(settings.seed)
+        self.annotators = np.random.default_rng((settings.seed, 1))
         pairs = [" ".join(pair) for pair in product(ADJECTIVES, NOUNS)]
         if not 10 <= settings.expressions <= len(pairs):
             raise AffectError(
@@ -119,6 +135,16 @@ class _World:
     def other(self, label: int) -> int:
         """A label that is not `label`."""
         return int((label + 1 + self.rng.integers(len(LABELS) - 1)) % len(LABELS))
+
+    def named(self, label: int) -> tuple[str, ...]:
+        """What annotators call an emotion."""
+        if not self.settings.open_labels:
+            return (LABELS[label],)
+        return tuple(str(word) for word in self.annotators.choice(WORDS[LABELS[label]], 2, replace=False))
+
+    def kind(self) -> dict[str, Any]:
+        """Fields of a sample that say what labels there are."""
+        return {"label_kind": "open"} if self.settings.open_labels else {"label_kind": "closed", "candidates": LABELS}
 
     def frames(self, prototype: np.ndarray, strength: float) -> np.ndarray:
         noise = self.rng.normal(scale=self.settings.noise, size=(FRAMES, prototype.shape[0]))
@@ -179,9 +205,8 @@ def _utterance(world: _World, split: Split, index: int) -> AffectSample:
         clip=f"{split}-clip-{index:05d}",
         speaker=f"{split}-speaker-{rng.integers(settings.speakers):02d}",
         text=carrier.format(phrase),
-        labels=(LABELS[label],),
-        label_kind="closed",
-        candidates=LABELS,
+        labels=world.named(label),
+        **world.kind(),
         audio=None if missing[0] else audio,
         video=None if missing[1] else video,
         description=phrase,
@@ -210,9 +235,8 @@ def _entry(world: _World, index: int, phrase: str, label: int, carrier: str, man
         clip=f"library-clip-{index:05d}",
         speaker=f"library-speaker-{world.rng.integers(world.settings.speakers):02d}",
         text=text,
-        labels=(LABELS[label],),
-        label_kind="closed",
-        candidates=LABELS,
+        labels=world.named(label),
+        **world.kind(),
         audio=audio,
         video=video,
         description=f"{text}, {manner}",

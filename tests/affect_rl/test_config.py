@@ -9,6 +9,8 @@ import pytest
 from affect_rl.config import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 WRONG = [
     ("train.stepz=3", "unknown key `train.stepz`; did you mean `steps`?"),
     ("trian.steps=3", "unknown key `trian`; did you mean `train`?"),
@@ -82,6 +84,29 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
+def test_a_file_may_extend_another(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "base.yaml").write_text("name: base\ntrain: {steps: 7, eval_every: 3}\n")
+    (tmp_path / "folder" / "job.yaml").write_text("extends: ../base.yaml\ntrain: {steps: 9}\n")
+    config = load_config(tmp_path / "folder" / "job.yaml", ["train.eval_every=4"])
+    assert (config.name, config.train.steps, config.train.eval_every) == ("base", 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("extends: job.yaml", "job.yaml: extends itself; take out one `extends:`"),
+        ("extends: [a.yaml]", "extends names a list; expected a file such as quickstart.yaml"),
+        ("extends: absent.yaml", "absent.yaml: cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_extension_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "job.yaml").write_text(content)
+    with pytest.raises(AffectError) as error:
+        load_config(tmp_path / "job.yaml")
+    assert message in str(error.value)
+
+
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     config = load_config(None, ["train.steps=7", "model.lora.targets=[q_proj, v_proj]"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
@@ -110,7 +135,7 @@ def test_every_setting_is_documented() -> None:
     walk(Config)
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("file", [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("small/*.yaml")], ids=lambda p: p.name)
 def test_shipped_configurations_are_sound(file: Path) -> None:
     config = load_config(file)
     assert "optimiser steps" in config.batch_arithmetic()

@@ -114,6 +114,31 @@ def test_the_label_counterfactual_owes_nothing_to_the_planner(
     assert seen[0] == seen[1] == seen[2]
 
 
+def test_the_published_label_counterfactual_searches_with_what_the_planner_names(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    def searched(label: str) -> list[tuple[int, ...]]:
+        plan = f"supportive: a\nconfusing: b\ncountering: c\nlabel: {label}"
+        recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0, names_label=True), {"planner": plan})
+        trajectory = _play(samples[0], recorder, retriever, prompts, planner_label=True)
+        assert trajectory.turns[0].problem is None and trajectory.queries["supportive"] == "a"
+        return [prompt.token_ids for prompt, request in recorder.calls if request.purpose == "label"]
+
+    assert searched("joy, in earnest") != searched("grandmother cooked"), "its evidence follows the named label"
+
+
+def test_a_planner_that_was_asked_for_a_label_must_name_it(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0), {"planner": "supportive: a\nconfusing: b\ncountering: c"})
+    assert _play(samples[0], recorder, retriever, prompts, planner_label=True).turns[0].problem == "`label:` is missing"
+    turns = asyncio.run(
+        demonstrate(samples[0], retriever, Annotator(prompts, 1, 1.0, 1.0, names_label=True), EPISODE.model_copy(
+            update={"planner_label": True}), 1)
+    )  # fmt: skip
+    assert turns[0].problem is None and turns[0].generation.text.endswith(f"label: {samples[0].labels[0]}")
+
+
 def test_the_rank_counterfactual_keeps_retrieval_order(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:

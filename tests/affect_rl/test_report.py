@@ -21,7 +21,7 @@ import pytest
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, Evidence
-from affect_rl.metrics import METRICS, compare_seeds, evaluate, evaluate_seeds
+from affect_rl.metrics import METRICS, evaluate
 from affect_rl.report.experiment import EPISODES, Experiment
 from affect_rl.report.markdown import render_markdown
 from affect_rl.report.page import render_page, write
@@ -41,6 +41,8 @@ from affect_rl.results import (
     Results,
     write_results,
 )
+from affect_rl.sample import AffectSample
+from affect_rl.scoring import Scoring, scoring_of
 from affect_rl.trajectory import ROLES, Generation, Prompt, Trajectory, Turn
 from affect_rl.trajectory_store import trajectory_table
 
@@ -114,22 +116,29 @@ def _answer(rng: np.random.Generator, true: tuple[str, ...], chance: float) -> t
 
 
 def _arm(answers: Sequence[Any], truth: Sequence[Any]) -> Arm:
-    mean, per_seed = evaluate_seeds(answers, truth, LABELS, resamples=200)
+    scoring = _scoring(truth)
+    mean = scoring.evaluate(answers, resamples=200)
     return Arm(
         train={"episode.agents": ["generator"]},
         metrics={metric: _interval(mean[metric]) for metric in METRICS},
-        per_seed=per_seed,
+        per_seed=scoring.per_run(answers),
         tokens_per_sample=93.4,
         seconds_per_sample=0.127,
     )
 
 
 def _comparisons(reference: str, other: str, answers: Any, truth: Sequence[Any]) -> list[Comparison]:
-    gains = compare_seeds(answers[other], answers[reference], truth, LABELS, resamples=200)
+    gains = _scoring(truth).compare(answers[other], answers[reference], resamples=200)
     return [
         Comparison(reference=reference, other=other, metric=m, difference=_interval(gains[m]), p=gains[m].p)
         for m in METRICS
     ]
+
+
+def _scoring(truth: Sequence[Any]) -> Scoring:
+    return scoring_of(
+        [AffectSample(str(i), "d", "test", "c", "", "", t, "closed", LABELS) for i, t in enumerate(truth)]
+    )
 
 
 def _interval(of: Any) -> Interval:

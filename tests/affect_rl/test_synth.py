@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from affect_rl.data.synth import (
     JEST,
     LABELS,
     PLAIN,
+    WORDS,
     SynthSettings,
     synthesise,
 )
 from affect_rl.data.validation import problems
+from affect_rl.emotions import clusters, normalise
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
@@ -136,6 +139,14 @@ def test_a_missing_modality_is_partly_told_by_neighbours_in_the_other(world: dic
         told.append(_cosine(video[near].mean(0), s.video.mean(0)))
         guessed.append(_cosine(video[chance.integers(len(library), size=3)].mean(0), s.video.mean(0)))
     assert np.mean(told) > np.mean(guessed) + 0.4
+
+
+def test_open_labels_change_the_words_for_emotions_and_nothing_else(world: dict) -> None:
+    for closed, opened in zip(chain(*world.values()), synthesise(replace(SETTINGS, open_labels=True)), strict=True):
+        assert (opened.id, opened.text, opened.label_kind, opened.candidates) == (closed.id, closed.text, "open", ())
+        assert len(set(opened.labels)) == 2 and clusters(opened.labels) == clusters(closed.labels)
+        assert set(opened.labels) <= set(WORDS[closed.labels[0]])
+    assert all(normalise(word) == word for words in WORDS.values() for word in words)
 
 
 def test_the_seed_decides_everything() -> None:

@@ -1,0 +1,107 @@
+"""What answers to a set of samples are scored by: classes where the label set is closed, the wheel where it is open.
+
+Everything that compares policies (selection on dev, evaluation, experiments) asks a `Scoring` and does not look
+at the kind of labels itself. A metric is a function of how often each sample counts, so that the samples as they
+are and all bootstrap resamples of them are rows of one matrix of counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from affect_rl.benchmark_metrics import open_label_metrics
+from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
+from affect_rl.metrics import METRICS, closed_set_metrics
+from affect_rl.rewards import score
+from affect_rl.sample import AffectSample
+from affect_rl.wheels import own_wheel
+
+Answers = Sequence[Sequence[str]]
+"""Predicted labels of each sample; an empty answer is invalid."""
+
+COUNTS = ("labels_per_answer",)
+"""Metrics that are no shares."""
+OPEN_METRICS = ("f_s", "precision", "recall", "exact", "labels_per_answer", "invalid_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Metrics of answers to `count` samples.
+
+    Attributes:
+        names: of the metrics, those by class not included.
+        main: the metric that policies are selected and compared by.
+        count: how many samples.
+        measure: metrics ``[D]`` of answers under D counts of the samples ``[D, count]``.
+    """
+
+    names: tuple[str, ...]
+    main: str
+    count: int
+    measure: Callable[[Answers, np.ndarray], dict[str, np.ndarray]]
+
+    def value(self, answers: Answers) -> float:
+        """The main metric of one run."""
+        return float(self.measure(answers, np.ones((1, self.count), np.int64))[self.main][0])
+
+    def evaluate(
+        self, runs: Sequence[Answers], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    ) -> dict[str, Estimate]:
+        """Metrics of the runs of one policy or arm: their mean, with a bootstrap interval over the samples.
+
+        The interval does not say how runs vary.
+        """
+        drawn = self._mean(runs, drawn_samples(self.count, resamples, seed))
+        return {name: estimate(values[0], values[1:], confidence) for name, values in drawn.items()}
+
+    def compare(
+        self,
+        runs_a: Sequence[Answers],
+        runs_b: Sequence[Answers],
+        *,
+        resamples: int = 2000,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> dict[str, Difference]:
+        """Metrics of B minus those of A, each the mean over its runs; paired: a resample is the same for all."""
+        draws = drawn_samples(self.count, resamples, seed)
+        a, b = self._mean(runs_a, draws), self._mean(runs_b, draws)
+        gains = {name: b[name] - a[name] for name in self.names}
+        return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
+
+    def per_run(self, runs: Sequence[Answers]) -> list[dict[str, float]]:
+        """The metrics of each run."""
+        once = np.ones((1, self.count), np.int64)
+        return [{name: float(found[name][0]) for name in self.names} for found in (self.measure(r, once) for r in runs)]
+
+    def _mean(self, runs: Sequence[Answers], draws: np.ndarray) -> dict[str, np.ndarray]:
+        found = [self.measure(answers, draws) for answers in runs]
+        return {name: np.mean([run[name] for run in found], axis=0) for name in found[0]}
+
+
+def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
+    """The metrics for samples of one dataset: of their closed set, or of open labels by the project's wheel."""
+    true = [s.labels for s in samples]
+    if samples[0].label_kind != "open":
+        candidates = samples[0].candidates
+
+        def closed(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+            found = closed_set_metrics(answers, true, candidates, draws)
+            recall = found.pop("recall")
+            present = [(i, label) for i, label in enumerate(candidates) if not np.isnan(recall[0, i])]
+            return found | {f"recall/{label}": recall[:, i] for i, label in present}
+
+        return Scoring(METRICS, "weighted_f1", len(samples), closed)
+
+    wheels = own_wheel()
+
+    def open_labels(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+        exact = [score(tuple(answer), s, "exact") for answer, s in zip(answers, samples, strict=True)]
+        by_sample = {"exact": np.array(exact), "invalid_rate": np.array([not len(answer) for answer in answers])}
+        means = {name: draws @ values / draws.sum(axis=1) for name, values in by_sample.items()}
+        return open_label_metrics(answers, true, wheels, draws) | means
+
+    return Scoring(OPEN_METRICS, "f_s", len(samples), open_labels)

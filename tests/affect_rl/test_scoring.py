@@ -1,0 +1,82 @@
+"""Scoring against scikit-learn, plain loops and the functions for one policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from affect_rl.benchmark_metrics import score_open_labels
+from affect_rl.metrics import METRICS, compare, evaluate
+from affect_rl.sample import AffectSample
+from affect_rl.scoring import OPEN_METRICS, scoring_of
+from affect_rl.wheels import own_wheel
+
+LABELS = ("anger", "fear", "joy")
+WORDS = ("happy", "cheerful", "furious", "scared", "sad", "gloomy", "zebra")
+
+answer = st.sampled_from([(), ("anger",), ("fear",), ("joy",)])
+truth = st.sampled_from(LABELS)
+words = st.lists(st.sampled_from(WORDS), min_size=0, max_size=3, unique=True).map(tuple)
+true_words = st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=2, unique=True).map(tuple)
+
+
+def _samples(true: list[tuple[str, ...]], kind: str = "closed") -> list[AffectSample]:
+    candidates = LABELS if kind == "closed" else ()
+    return [AffectSample(f"{i}", "d", "test", f"c{i}", "", "t", t, kind, candidates) for i, t in enumerate(true)]  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(truth, answer), min_size=1, max_size=30))
+def test_a_closed_set_is_scored_as_scikit_learn_does(rows: list[tuple[str, tuple[str, ...]]]) -> None:
+    true, given_ = [t for t, _ in rows], [a[0] if a else "none" for _, a in rows]
+    scoring = scoring_of(_samples([(t,) for t in true]))
+    (run,) = scoring.per_run([[a for _, a in rows]])
+    assert run["accuracy"] == pytest.approx(accuracy_score(true, given_))
+    assert run["weighted_f1"] == pytest.approx(
+        f1_score(true, given_, labels=LABELS, average="weighted", zero_division=0)
+    )
+    assert scoring.main == "weighted_f1" and scoring.value([a for _, a in rows]) == run["weighted_f1"]
+
+
+@given(st.lists(st.tuples(truth, answer, answer), min_size=2, max_size=30))
+def test_one_run_says_what_the_functions_for_one_policy_say(
+    rows: list[tuple[str, tuple[str, ...], tuple[str, ...]]],
+) -> None:
+    true, a, b = [(t,) for t, _, _ in rows], [x for _, x, _ in rows], [y for _, _, y in rows]
+    scoring = scoring_of(_samples(true))
+    scores, found = evaluate(a, true, LABELS, resamples=10), scoring.evaluate([a], resamples=10)
+    for name in METRICS:
+        assert found[name].value == pytest.approx(getattr(scores, name).value)
+        assert found[name].low <= found[name].value + 1e-9 or found[name].low <= found[name].high
+    assert {n.removeprefix("recall/"): e.value for n, e in found.items() if n.startswith("recall/")} == pytest.approx(
+        {label: e.value for label, e in scores.recall.items()}
+    )
+    gains, wanted = scoring.compare([a], [b], resamples=10), compare(a, b, true, LABELS, resamples=10)
+    assert {n: g.value for n, g in gains.items()} == pytest.approx({n: g.value for n, g in wanted.items()})
+
+
+@given(st.lists(st.tuples(true_words, words), min_size=1, max_size=20))
+def test_open_labels_are_scored_by_the_wheel(rows: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+    true, answers = [t for t, _ in rows], [a for _, a in rows]
+    scoring = scoring_of(_samples(true, "open"))
+    (run,) = scoring.per_run([answers])
+    wanted = score_open_labels(answers, true, own_wheel(), resamples=10)
+    assert set(run) == set(OPEN_METRICS) and scoring.main == "f_s"
+    assert run["f_s"] == pytest.approx(wanted.f_s.value)
+    assert run["precision"] == pytest.approx(wanted.precision.value)
+    assert run["recall"] == pytest.approx(wanted.recall.value)
+    assert run["labels_per_answer"] == pytest.approx(np.mean([len(a) for a in answers]))
+    assert run["invalid_rate"] == pytest.approx(np.mean([not a for a in answers]))
+    exact = [len(set(a) & set(t)) / len(a) if a else 0.0 for t, a in rows]
+    assert run["exact"] == pytest.approx(np.mean(exact))
+
+
+def test_runs_are_averaged_and_compared_on_the_same_samples() -> None:
+    true = [("joy",), ("fear",), ("joy",), ("anger",)]
+    right, wrong = [*true], [("fear",), ("joy",), ("fear",), ("joy",)]
+    scoring = scoring_of(_samples(true))
+    assert scoring.evaluate([right, wrong], resamples=50)["accuracy"].value == 0.5
+    gain = scoring.compare([wrong, wrong], [right, wrong], resamples=200)["accuracy"]
+    assert gain.value == gain.low == gain.high == 0.5, "every sample has the same gain"
