@@ -3,27 +3,38 @@
 A file has one record a sample; `affect_rl.data.records` lists the kinds of file. The sample's name stands under
 ``name``, ``id`` or ``sample_id``. True labels stand in one column. Predictions stand in an object ``predictions`` with
 one entry a system, or each column that is neither name nor label is a system. An entry is text such as
-``[happy, excited]`` or a list of texts; a true label may also be a number, a sentiment.
+``[happy, excited]`` or a list of texts; a true label may also be a number, a sentiment. Answers may also be free text:
+then the columns that hold it are named, and a reader (`affect_rl.free_text`) makes labels of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from affect_rl.data.npz import load_npz
 from affect_rl.data.records import Record, read_records
 from affect_rl.data.validation import SENTIMENT_RANGE, near
 from affect_rl.errors import AffectError
+from affect_rl.free_text import TextReader
 from affect_rl.wheels import parse_labels
 
 NAME_COLUMNS = ("name", "id", "sample_id")
-SINGLE_COLUMNS = ("prediction", "fileitems")
+REASONS = "name2reason"
+"""The column of a published ``.npz`` of free text."""
+SINGLE_COLUMNS = ("prediction", "fileitems", REASONS)
 """A lone column of predictions called so is a system that goes by the file's name."""
 
-_VALUE_OF_SIGN = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
+SENTIMENTS = ("negative", "neutral", "positive")
+"""Words that a true sentiment may be given as."""
+
+_VALUE_OF_SIGN = dict(zip(SENTIMENTS, (-1.0, 0.0, 1.0), strict=True))
+_Rows = dict[str, tuple[str, Mapping[str, Any]]]
+"""Where the record of a sample stands, and its entries by system; by the sample's name."""
 _LISTED = 3
 """Names that an error message lists before it only counts."""
 
@@ -36,7 +47,8 @@ class Predictions:
         names: of the samples.
         labels: true labels of each sample; None if the file holds numbers.
         values: true sentiment of each sample; None if the file holds words other than negative, neutral and positive.
-        systems: labels of each answer, by system.
+        systems: labels of each answer, by system. Before `read_free_text`, an answer in free text is one label, the
+            whole text.
     """
 
     names: tuple[str, ...]
@@ -45,17 +57,21 @@ class Predictions:
     systems: Mapping[str, tuple[tuple[str, ...], ...]]
 
 
-def read_predictions(labels: Path, predictions: Iterable[Path], label_column: str = "label") -> Predictions:
+def read_predictions(
+    labels: Path, predictions: Sequence[Path], label_column: str = "label", free_text: Collection[str] = ()
+) -> Predictions:
     """Read the truth and the answers; one file may hold both.
 
     Args:
         labels: file of the true labels.
         predictions: files of answers; each has an answer to every sample.
         label_column: the column of the true labels.
+        free_text: the columns of answers in free text; other columns are passed over. If one is named and there are
+            several files, the systems go by the files' names.
 
     Raises:
         AffectError: a file cannot be read, a column is missing, a name is missing, unknown or stands twice, a system
-            stands twice, or an entry is neither text nor a list of texts.
+            stands twice, an entry is neither text nor a list of texts, or only some of the files hold free text.
     """
     truth = _by_name(read_records(labels))
     for record in truth.values():
@@ -69,13 +85,23 @@ def read_predictions(labels: Path, predictions: Iterable[Path], label_column: st
     if values is None:
         words = tuple(_true_labels(*entry) for entry in entries)
         values = _signs(words)
+    tables = [(path, _rows(path, label_column, truth, bool(free_text))) for path in predictions]
+    if free_text:
+        tables = _free_text_only(tables, free_text)
     systems: dict[str, tuple[tuple[str, ...], ...]] = {}
-    for path in predictions:
-        for system, answers in _systems(path, label_column, truth).items():
-            if system in systems:
-                raise AffectError(f"{path}: system {system!r} is also in another file; rename one")
-            systems[system] = answers
+    for path, rows in tables:
+        for system, answers in _systems(path, rows, tuple(truth), _free_text if free_text else _answer).items():
+            name = path.stem if len(free_text) == 1 < len(tables) else system
+            if name in systems:
+                raise AffectError(f"{path}: system {name!r} is also in another file; rename one")
+            systems[name] = answers
     return Predictions(tuple(truth), words, values, systems)
+
+
+def read_free_text(found: Predictions, reader: TextReader) -> Predictions:
+    """The same predictions, with the labels that a reader finds in the free text of the answers."""
+    labels = iter(reader.read([text for answers in found.systems.values() for (text,) in answers]))
+    return replace(found, systems={system: tuple(islice(labels, len(found.names))) for system in found.systems})
 
 
 def _by_name(records: Iterable[Record]) -> dict[str, Record]:
@@ -94,21 +120,58 @@ def _by_name(records: Iterable[Record]) -> dict[str, Record]:
     return found
 
 
-def _systems(path: Path, label_column: str, truth: Mapping[str, Record]) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """The answers of each system in a file, in the order of the truth."""
-    records = _by_name(read_records(path))
+def _rows(path: Path, label_column: str, truth: Mapping[str, Record], free_text: bool) -> _Rows:
+    """The entries of a file that has every sample."""
+    records = _by_name(_text_records(path) if free_text else read_records(path))
     _check_names(path, records, truth)
-    rows = {name: _row(record, label_column) for name, record in records.items()}
-    systems = next(iter(rows.values())).keys()
-    for name, row in rows.items():
+    return {name: (record.place, _row(record, label_column)) for name, record in records.items()}
+
+
+def _text_records(path: Path) -> list[Record]:
+    """The records of a file that may also be a published ``.npz`` of free text: a dictionary from names to texts."""
+    texts = load_npz(path).get(REASONS) if path.suffix == ".npz" else None
+    if not isinstance(texts, dict):
+        return read_records(path)
+    return [Record(f"{path}: sample {name!r}", {"name": name, REASONS: text}) for name, text in texts.items()]
+
+
+def _free_text_only(tables: Sequence[tuple[Path, _Rows]], columns: Collection[str]) -> list[tuple[Path, _Rows]]:
+    """The tables without other columns; each must have one, or its answers would be labels already."""
+    named = ", ".join(map(repr, columns))
+    there = [{column for _, entries in rows.values() for column in entries} for _, rows in tables]
+    for column in columns:
+        if not any(column in known for known in there):
+            raise AffectError(
+                f"{tables[0][0]}: column {column!r} is missing; {near(column, sorted(set().union(*there)))} "
+                "(--free-text names the columns of answers in free text)"
+            )
+    reading = [path for (path, _), known in zip(tables, there, strict=True) if not known.isdisjoint(columns)]
+    for path, _ in tables:
+        if path not in reading:
+            raise AffectError(
+                f"{path}: has no free text in {named}, so its answers are labels already, while those of "
+                f"{', '.join(map(str, reading))} are read from free text; score the files apart"
+            )
+    return [
+        (path, {name: (place, {c: row[c] for c in row if c in columns}) for name, (place, row) in rows.items()})
+        for path, rows in tables
+    ]
+
+
+def _systems(
+    path: Path, rows: _Rows, names: Sequence[str], read: Callable[[str, str, Any], tuple[str, ...]]
+) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The answers of each system in a file, in the order of the names."""
+    systems = next(iter(rows.values()))[1].keys()
+    for place, row in rows.values():
         if not systems:
             raise AffectError(f"{path}: has no column of predictions; add one beside 'name'")
         if lacking := sorted(systems - row.keys()):
-            raise AffectError(f"{records[name].place}: has no prediction of {lacking[0]!r}; {near(lacking[0], row)}")
+            raise AffectError(f"{place}: has no prediction of {lacking[0]!r}; {near(lacking[0], row)}")
         if unknown := sorted(row.keys() - systems):
-            raise AffectError(f"{records[name].place}: {unknown[0]!r} is new here; {near(unknown[0], systems)}")
+            raise AffectError(f"{place}: {unknown[0]!r} is new here; {near(unknown[0], systems)}")
     answers = {
-        system: tuple(_answer(records[name].place, system, rows[name][system]) for name in truth) for system in systems
+        system: tuple(read(rows[name][0], system, rows[name][1][system]) for name in names) for system in systems
     }
     lone = next(iter(answers))
     return {path.stem: answers[lone]} if len(answers) == 1 and lone in SINGLE_COLUMNS else answers
@@ -151,6 +214,13 @@ def _answer(place: str, system: str, entry: Any) -> tuple[str, ...]:
     if not _is_text(entry) and entry is not None:
         raise AffectError(f"{place}: the prediction of {system!r} is {entry!r}; expected text or a list of texts")
     return parse_labels(entry)
+
+
+def _free_text(place: str, system: str, entry: Any) -> tuple[str, ...]:
+    """The whole text as one label; no answer is an empty text."""
+    if not isinstance(entry, str) and entry is not None:
+        raise AffectError(f"{place}: the free text of {system!r} is {entry!r}; expected text")
+    return (entry or "",)
 
 
 def _true_labels(place: str, entry: Any) -> tuple[str, ...]:

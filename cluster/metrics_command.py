@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from affect_rl.errors import AffectError
+from cluster.metrics_tables import Metric, Reading, Section, Select, page, report
 
 if TYPE_CHECKING:
-    from affect_rl.bootstrap import Estimate
+    from affect_rl.free_text import TextReader
     from affect_rl.predictions import Predictions
-    from affect_rl.wheels import Wheels
+    from affect_rl.wheels import Level, Wheels
 
 OWN = "own"
-
-
-class Metric(StrEnum):
-    """What to compute; ``all``: whatever the labels allow."""
-
-    HIT = "hit"
-    FS = "fs"
-    WAF = "waf"
-    CLOSED = "closed"
-    ALL = "all"
 
 
 class WheelMapping(StrEnum):
@@ -39,58 +28,33 @@ class WheelMapping(StrEnum):
     MER2026 = "mer2026"
 
 
-class Select(StrEnum):
-    """How to pick one system."""
+class Reader(StrEnum):
+    """What makes labels of free text: `affect_rl.free_text`, or `rollout_workers.label_extractor`."""
 
-    TEST_ORACLE = "test_oracle"
-
-
-_OPEN = {"f_s": "F_s", "labels_per_answer": "labels per answer", "precision": "precision", "recall": "recall"}
-_COLUMNS = {
-    Metric.HIT: {"hit": "HIT"} | _OPEN,
-    Metric.FS: _OPEN,
-    Metric.WAF: {"waf": "WAF", "accuracy": "accuracy", "unreadable": "unreadable"},
-    Metric.CLOSED: {
-        "weighted_f1": "weighted F1",
-        "accuracy": "accuracy",
-        "uar": "UAR",
-        "macro_f1": "macro F1",
-        "invalid_rate": "invalid",
-    },
-}
-"""What a section's table shows, and what it calls that. Systems are picked by the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One kind of metrics of all systems.
-
-    Attributes:
-        kind: which metrics.
-        title: what was counted, and how.
-        scores: the metrics of each system, an object with the names in `_COLUMNS`.
-    """
-
-    kind: Metric
-    title: str
-    scores: Mapping[str, Any]
-
-    def markdown(self) -> str:
-        """The title and a table with a row a system."""
-        columns = _COLUMNS[self.kind]
-        rows = [["system", *columns.values()], ["---"] * (1 + len(columns))]
-        for system, scores in self.scores.items():
-            rows.append([system.replace("|", "\\|"), *(_cell(name, getattr(scores, name)) for name in columns)])
-        return "\n".join([self.title, "", *(f"| {' | '.join(row)} |" for row in rows)])
+    WORDS = "words"
+    LLM = "llm"
 
 
 def metrics(
     labels: Annotated[Path, typer.Option(help="True labels: .jsonl, .csv, .parquet or .npz.")],
     predictions: Annotated[list[Path], typer.Option(help="Answers by the same names; may be given several times.")],
+    free_text: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of answers in free text; may be given several times. Other columns are passed over."),
+    ] = None,
+    reader: Annotated[
+        Reader | None, typer.Option(help="What makes labels of free text: a word list (default), or --llm.")
+    ] = None,
+    llm: Annotated[str, typer.Option(help="Language model that reads free text: path or hub name.")] = "",
+    llm_cache: Annotated[Path | None, typer.Option(help="File that keeps its answers; with --reader llm.")] = None,
     wheel: Annotated[str, typer.Option(help="Directory of the published wheels, or `own`: the project's.")] = OWN,
     mapping: Annotated[WheelMapping, typer.Option(help="Which release that directory holds.")] = WheelMapping.UNIBENCH,
+    level: Annotated[int, typer.Option(min=1, max=2, help="Level of the published wheels' clusters.")] = 1,
     metric: Annotated[Metric, typer.Option(help="What to compute; `all`: whatever the labels allow.")] = Metric.ALL,
     label_column: Annotated[str, typer.Option(help="Column of the true labels.")] = "label",
+    reference: Annotated[
+        str, typer.Option(help="System that the others are compared with; default: the first.", show_default=False)
+    ] = "",
     select: Annotated[
         Select | None, typer.Option(help="Pick the best system; test_oracle: on the samples it is scored on.")
     ] = None,
@@ -102,17 +66,71 @@ def metrics(
     from affect_rl.predictions import read_predictions
     from affect_rl.wheels import own_wheel, read_wheels
 
-    wheels = own_wheel() if wheel == OWN else read_wheels(Path(wheel), mapping.value)
-    found = read_predictions(labels, predictions, label_column)
+    _check_reader(bool(free_text), reader, llm, llm_cache)
+    wheels, depth = own_wheel() if wheel == OWN else read_wheels(Path(wheel), mapping.value), cast("Level", level)
+    wheels.group((), depth)  # raises if the wheels have no such level
+    found = read_predictions(labels, predictions, label_column, free_text or ())
+    first, reading, resampling = _reference(found, reference), None, {"resamples": resamples, "seed": seed}
     try:
-        sections = [_section(kind, found, wheels, resamples, seed) for kind in _kinds(found, metric)]
+        kinds = _kinds(found, metric)
+        if free_text:
+            found, reading = _read(found, wheels, llm, llm_cache)
+        sections = [_section(kind, found, wheels, depth, first, reading, resampling) for kind in kinds]
+    except AffectError:
+        raise
     except ValueError as error:
         raise AffectError(f"{labels}: {error}") from None
     if as_json:
-        settings = {"wheel": wheels.name, "resamples": resamples, "seed": seed, "confidence": 0.95}
-        typer.echo(json.dumps({"samples": len(found.names)} | settings | _report(sections, select), indent=1))
+        settings = {"wheel": wheels.name, "level": level, **resampling, "confidence": 0.95}
+        typer.echo(json.dumps({"samples": len(found.names)} | settings | report(sections, select, reading), indent=1))
     else:
-        typer.echo(_page(sections, select))
+        typer.echo(page(sections, select, reading))
+
+
+def _check_reader(free_text: bool, reader: Reader | None, llm: str, llm_cache: Path | None) -> None:
+    """The options of readers fit each other."""
+    if not free_text and (reader or llm or llm_cache):
+        given = "--reader" if reader else "--llm" if llm else "--llm-cache"
+        raise AffectError(f"{given}: nothing is to be read; name the column of free text with --free-text")
+    if reader is Reader.LLM and not (llm and llm_cache):
+        lacking = "--llm MODEL" if not llm else "--llm-cache FILE"
+        raise AffectError(f"--reader llm: needs a model and a file that keeps its answers; add {lacking}")
+    if reader is not Reader.LLM and (llm or llm_cache):
+        given = "--llm" if llm else "--llm-cache"
+        raise AffectError(f"{given}: the reader is {Reader.WORDS.value!r}, which asks no model; add --reader llm")
+
+
+def _read(found: Predictions, wheels: Wheels, llm: str, llm_cache: Path | None) -> tuple[Predictions, Reading]:
+    """The predictions with labels of their free text, and how these came about."""
+    from affect_rl.free_text import WordReader
+    from affect_rl.predictions import SENTIMENTS, read_free_text
+
+    if llm and llm_cache:
+        from affect_rl.settings import RolloutConfig
+        from rollout_workers.label_extractor import LabelExtractor
+
+        if found.values is not None:
+            raise AffectError("--reader llm: reads emotions, but the true labels are sentiments; use --reader words")
+        extractor = LabelExtractor(llm, llm_cache, config=RolloutConfig(threads=0))
+        read = read_free_text(found, extractor)
+        return read, _reading(read, extractor, extractor.malformed)
+    reader = WordReader.of_wheels(wheels) if found.values is None else WordReader.of_words("sentiments", SENTIMENTS)
+    read = read_free_text(found, reader)
+    return read, _reading(read, reader, None)
+
+
+def _reading(read: Predictions, reader: TextReader, malformed: int | None) -> Reading:
+    without = {system: sum(not labels for labels in answers) for system, answers in read.systems.items()}
+    return Reading(reader.name, reader.settings, len(read.names), without, malformed)
+
+
+def _reference(found: Predictions, name: str) -> str:
+    """The system that the others are compared with; the first if none is named."""
+    from affect_rl.data.validation import near
+
+    if name and name not in found.systems:
+        raise AffectError(f"--reference {name!r}: there is no such system; {near(name, found.systems)}")
+    return name or next(iter(found.systems))
 
 
 def _kinds(found: Predictions, metric: Metric) -> list[Metric]:
@@ -136,67 +154,49 @@ def _kinds(found: Predictions, metric: Metric) -> list[Metric]:
     return [metric]
 
 
-def _section(kind: Metric, found: Predictions, wheels: Wheels, resamples: int, seed: int) -> Section:
+def _section(
+    kind: Metric,
+    found: Predictions,
+    wheels: Wheels,
+    level: Level,
+    reference: str,
+    reading: Reading | None,
+    resampling: Mapping[str, int],
+) -> Section:
     """One kind of metrics of all systems."""
-    from affect_rl.benchmark_metrics import score_open_labels, score_sentiment
-    from affect_rl.metrics import evaluate
+    from affect_rl.benchmark_metrics import (
+        compare_open_labels,
+        compare_sentiment,
+        score_open_labels,
+        score_sentiment,
+    )
+    from affect_rl.metrics import compare, evaluate
 
     labels, values, total = found.labels or (), found.values or (), len(found.names)
     classes = sorted({label for truth in labels for label in truth})
-    scorers: dict[Metric, Callable[..., Any]] = {
-        Metric.HIT: partial(score_open_labels, true=labels, wheels=wheels),
-        Metric.FS: partial(score_open_labels, true=labels, wheels=wheels),
-        Metric.WAF: partial(score_sentiment, values=values),
-        Metric.CLOSED: partial(evaluate, true=labels, candidates=classes),
+    grouped: dict[str, Any] = {"true": labels, "wheels": wheels, "level": level}
+    functions: dict[Metric, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+        Metric.HIT: (score_open_labels, compare_open_labels, grouped),
+        Metric.FS: (score_open_labels, compare_open_labels, grouped),
+        Metric.WAF: (score_sentiment, compare_sentiment, {"values": values}),
+        Metric.CLOSED: (evaluate, compare, {"true": labels, "candidates": classes}),
     }
-    scores = {name: scorers[kind](answers, resamples=resamples, seed=seed) for name, answers in found.systems.items()}
-    first = next(iter(scores.values()))
+    score, difference, truth = functions[kind]
+    scores = {name: score(answers, **truth, **resampling) for name, answers in found.systems.items()}
+    differences = {
+        name: difference(found.systems[reference], answers, **truth, **resampling)
+        for name, answers in found.systems.items()
+        if name != reference
+    }
+    first = scores[reference]
     match kind:
         case Metric.HIT | Metric.FS:
             by_wheel = " / ".join(f"{part.used:,}" for part in first.by_wheel)
-            what, used = f"Open labels, wheel `{wheels.name}` (samples per wheel: {by_wheel})", first.used
+            depth = "" if level == 1 else f", level {level}"
+            what, used = f"Open labels, wheel `{wheels.name}`{depth} (samples per wheel: {by_wheel})", first.used
         case Metric.WAF:
             what, used = "Sentiment, values other than 0", first.used
         case _:
             what, used = f"Closed set of {len(classes)}, the first label of an answer", total
-    return Section(kind, f"{what}: {used:,} of {total:,} samples used", scores)
-
-
-def _page(sections: list[Section], select: Select | None) -> str:
-    """The tables, with what was picked under each."""
-    parts = ["Percent with bootstrap 95 % intervals."]
-    for section in sections:
-        parts.append(section.markdown())
-        if select:
-            parts.append(_picked(section)["note"])
-    return "\n\n".join(parts)
-
-
-def _report(sections: list[Section], select: Select | None) -> dict[str, Any]:
-    """The same by kind of metrics, with everything that was computed; shares lie in [0, 1]."""
-    return {
-        section.kind.value: {
-            "title": section.title,
-            "scores": {system: asdict(scores) for system, scores in section.scores.items()},
-        }
-        | ({"selected": _picked(section)} if select else {})
-        for section in sections
-    }
-
-
-def _picked(section: Section) -> dict[str, str]:
-    """The best system of a section on the samples that it is scored on, and what to think of that."""
-    metric, header = next(iter(_COLUMNS[section.kind].items()))
-    best = max(section.scores, key=lambda system: getattr(section.scores[system], metric).value)
-    note = (
-        f"test_oracle: `{best}` is the best of {len(section.scores)} by {header}. It was picked on "
-        "the test set that it is scored on, so its value is too high; to report a system, pick it on dev."
-    )
-    return {"rule": Select.TEST_ORACLE.value, "system": best, "metric": metric, "note": note}
-
-
-def _cell(name: str, value: Estimate | float) -> str:
-    scale = 1 if name == "labels_per_answer" else 100
-    if isinstance(value, float):
-        return f"{scale * value:.2f}"
-    return f"{scale * value.value:.2f} [{scale * value.low:.2f}, {scale * value.high:.2f}]"
+    how = f"; {reading.title}" if reading else ""
+    return Section(kind, f"{what}: {used:,} of {total:,} samples used{how}", scores, reference, differences)

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from affect_rl.errors import AffectError
-from affect_rl.predictions import Predictions, read_predictions
+from affect_rl.free_text import WordReader
+from affect_rl.predictions import Predictions, read_free_text, read_predictions
 
 TRUTH = {"u1": "joy", "u2": "neutral", "u3": "anger"}
 ANSWERS = {"u3": "[mad, Tense]", "u1": "happy", "u2": ""}
@@ -134,6 +135,73 @@ def test_a_dataset_and_its_evaluation_can_be_read_as_they_are(tmp_path: Path) ->
     found = read_predictions(truth, [write_parquet(tmp_path / "predictions.parquet", answers)], "labels")
     assert found.labels == (("joy",), ("neutral",), ("anger",))
     assert found.systems == {"SFT": (("happy",),) * 3, "MAPPO": ((),) * 3}
+
+
+# -- free text -------------------------------------------------------------------------------------------
+
+TEXTS = {"u3": "He is angry, not sad.", "u1": "A happy, sad voice", "u2": None}
+WORDS = WordReader.of_words("test", ["happy", "sad", "angry"])
+FOUND = (("happy", "sad"), (), ("angry",))
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_columns_of_free_text(tmp_path: Path, labels: Path, suffix: str) -> None:
+    """Other columns are passed over; a file of several goes by the columns, several of one by the files."""
+    rows = [{"name": name, "score": 3, "a": text, "b": "angry"} for name, text in TEXTS.items()]
+    one, two = (WRITERS[suffix](tmp_path / f"{name}{suffix}", rows) for name in ("one", "two"))
+    angry = (("angry",),) * 3
+    both = read_predictions(labels, [one], free_text=["b", "a"])
+    assert both.systems["a"] == (("A happy, sad voice",), ("",), ("He is angry, not sad.",))
+    assert read_free_text(both, WORDS).systems == {"a": FOUND, "b": angry}
+    assert read_free_text(read_predictions(labels, [one], free_text=["a"]), WORDS).systems == {"a": FOUND}
+    found = read_predictions(labels, [one, two], free_text=["a"])
+    assert read_free_text(found, WORDS) == Predictions(
+        found.names, found.labels, found.values, {"one": FOUND, "two": FOUND}
+    )
+
+
+def test_free_text_of_a_published_npz_and_of_an_object(tmp_path: Path, labels: Path) -> None:
+    np.savez_compressed(tmp_path / "reasons.npz", name2reason=TEXTS)
+    found = read_predictions(labels, [tmp_path / "reasons.npz"], free_text=["name2reason"])
+    assert read_free_text(found, WORDS).systems == {"reasons": FOUND}
+    rows = [{"name": name, "predictions": {"ours": text, "theirs": ["sad"]}} for name, text in TEXTS.items()]
+    found = read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], free_text=["ours"])
+    assert read_free_text(found, WORDS).systems == {"ours": FOUND}
+    np.savez(tmp_path / "b.npz", filenames=list(TEXTS), fileitems=[text or "" for text in TEXTS.values()])
+    found = read_predictions(labels, [tmp_path / "b.npz"], free_text=["fileitems"])
+    assert read_free_text(found, WORDS).systems == {"b": FOUND}
+
+
+BAD_FREE_TEXT = [
+    ({"reson": "He is sad"}, {}, "a.jsonl: column 'reason' is missing; did you mean 'reson'? (--free-text names"),
+    ({"reason": 3}, {}, "a.jsonl:1: the free text of 'reason' is 3; expected text"),
+    ({"reason": ["sad"]}, {}, "a.jsonl:1: the free text of 'reason' is ['sad']; expected text"),
+    (
+        {"reason": "He is sad"},
+        {"labels_of_b": "sad"},
+        "b.jsonl: has no free text in 'reason', so its answers are labels already, while those of",
+    ),
+    ({"labels_of_a": "sad"}, {"reason": "He is sad"}, "a.jsonl: has no free text in 'reason', so its answers are"),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "message"), BAD_FREE_TEXT, ids=[message for _, _, message in BAD_FREE_TEXT])
+def test_bad_free_text(tmp_path: Path, labels: Path, a: dict[str, Any], b: dict[str, Any], message: str) -> None:
+    contents = {"a": a, "b": b} if b else {"a": a}
+    files = [
+        write_jsonl(tmp_path / f"{stem}.jsonl", [{"name": name} | entries for name in TRUTH])
+        for stem, entries in contents.items()
+    ]
+    with pytest.raises(AffectError, match=re.escape(message)) as caught:
+        read_predictions(labels, files, free_text=["reason"])
+    if b:
+        assert all(str(file) in str(caught.value) for file in files) and "score the files apart" in str(caught.value)
+
+
+def test_a_column_of_free_text_must_stand_in_every_row(tmp_path: Path, labels: Path) -> None:
+    rows = [{"name": "u1", "reason": "sad"}, {"name": "u2", "reason": "sad"}, {"name": "u3"}]
+    with pytest.raises(AffectError, match=r"a\.jsonl:3: has no prediction of 'reason'"):
+        read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], free_text=["reason"])
 
 
 # -- wrong input -----------------------------------------------------------------------------------------

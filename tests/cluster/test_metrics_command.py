@@ -11,8 +11,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from affect_rl.benchmark_metrics import compare_open_labels
 from affect_rl.errors import AffectError
+from affect_rl.tokens import tiny_language_model, train_tokenizer
+from affect_rl.wheels import own_wheel
 from cluster.cli import app
+from rollout_workers.answer_cache import AnswerCache
+from rollout_workers.label_extractor import LabelExtractor
 
 HEAVY = ("numpy", "openpyxl", "pyarrow", "torch", "ray", "affect_rl.data", "affect_rl.metrics", "affect_rl.wheels")
 
@@ -97,6 +102,190 @@ def test_picking_on_test_says_so(words: Path) -> None:
     report = json.loads(run("--labels", words, "--predictions", words, "--select", "test_oracle", "--json").output)
     assert report["hit"]["selected"]["rule"] == "test_oracle" and report["hit"]["selected"]["system"] == "right"
     assert "picked on the test set" in report["hit"]["selected"]["note"]
+
+
+def test_several_systems_are_compared_with_the_first_or_the_named_one(words: Path) -> None:
+    cells = table(run("--labels", words, "--predictions", words, "--metric", "hit").output)
+    assert cells["joyful"]["Δ HIT"].startswith("-50.00 [") and 0 < float(cells["joyful"]["p, HIT"]) < 1
+    assert not any(column.startswith("Δ") for column in cells["right"])
+    result = run("--labels", words, "--predictions", words, "--metric", "hit", "--reference", "joyful")
+    assert "Minus `joyful`, on the same samples" in result.output
+    cells = table(result.output)
+    assert cells["right"]["Δ HIT"].startswith("+50.00 [+") and "Δ HIT" not in cells["joyful"]
+    assert cells["right"]["Δ labels per answer"] == "-1.00 [-1.00, -1.00]"
+    report = json.loads(run("--labels", words, "--predictions", words, "--json", "--reference", "joyful").output)
+    assert report["hit"]["reference"] == report["closed"]["reference"] == "joyful"
+    truth = [("joy",), ("anger",), ("joy",), ("fear",)]
+    expected = compare_open_labels([("joyful", "happy")] * 4, truth, truth, own_wheel())
+    found = report["hit"]["differences"]["right"]
+    assert found.keys() == expected.keys()
+    assert found["f_s"] == {name: getattr(expected["f_s"], name) for name in ("value", "low", "high", "p")}
+
+
+def test_one_system_is_compared_with_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"name": "1", "label": "joy", "prediction": "happy"}\n')
+    result = run("--labels", file, "--predictions", file)
+    assert result.exit_code == 0 and "Δ" not in result.output and "Minus" not in result.output
+    assert "differences" not in json.loads(run("--labels", file, "--predictions", file, "--json").output)["hit"]
+    result = run("--labels", file, "--predictions", file, "--reference", "two")
+    assert str(result.exception) == "--reference 'two': there is no such system; known: 'one'"
+
+
+def test_levels_of_the_published_wheels(shared_data: Path) -> None:
+    """Finer clusters are harder to hit; the project's own wheel has one level."""
+    unibench = shared_data / "unibench"
+    file = unibench / "meld.jsonl"
+    hits = []
+    for level in (1, 2):
+        result = run(
+            "--labels", file, "--predictions", file, "--wheel", unibench / "emotion_wheel", "--metric", "hit",
+            "--level", level, "--resamples", 100, "--json",
+        )  # fmt: skip
+        report = json.loads(result.output)
+        assert report["level"] == level and (", level 2 (" in report["hit"]["title"]) == (level == 2)
+        hits.append({system: scores["hit"]["value"] for system, scores in report["hit"]["scores"].items()})
+    assert all(hits[1][system] < hits[0][system] for system in hits[0])
+    result = run("--labels", file, "--predictions", file, "--level", 2)
+    assert isinstance(result.exception, AffectError)
+    assert str(result.exception) == "level 2: the wheel 'own' has none; choose 1"
+
+
+# -- free text -------------------------------------------------------------------------------------------
+
+TEXTS = ("He beams, happy and not sad", "No anger, fear or joy here", "他很高兴", "She is not afraid but angry")
+
+
+def write_texts(path: Path, labels: list[object], column: str = "reason") -> Path:
+    rows = [
+        {"name": str(number), "label": label, column: text, "note": 1}
+        for number, (label, text) in enumerate(zip(labels, TEXTS, strict=True))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_free_text_is_read_by_words(tmp_path: Path) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", ["joy", "neutral", "joy", "anger"])
+    args = ("--labels", file, "--predictions", file, "--free-text", "reason", "--metric", "hit")
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    how = "labels read from free text by `words` (list own, reach 5)"
+    assert f"Open labels, wheel `own` (samples per wheel: 4): 4 of 4 samples used; {how}\n" in result.output
+    assert "Answers without a label, of 4 each: `reason` 2.\n" in result.output
+    assert table(result.output)["reason"]["HIT"].startswith("50.00 [")
+    assert run(*args, "--reader", "words").output == result.output
+    report = json.loads(run(*args, "--json").output)
+    assert report["reading"] == {
+        "reader": "words",
+        "settings": {"list": "own", "reach": 5},
+        "answers": 4,
+        "without_label": {"reason": 2},
+        "malformed": None,
+    }
+    assert report["hit"]["title"].endswith(how)
+
+
+def test_sentiments_are_read_as_sentiments(tmp_path: Path) -> None:
+    rows = [(1, "A positive tone"), (-2, "negative, not positive"), (3, "neutral"), (0, "happy")]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"name": str(v), "label": v, "text": text}) + "\n" for v, text in rows))
+    result = run("--labels", file, "--predictions", file, "--free-text", "text")
+    assert "3 of 4 samples used; labels read from free text by `words` (list sentiments, reach 5)" in result.output
+    assert table(result.output)["text"]["accuracy"].startswith("66.67 [")
+    assert table(result.output)["text"]["unreadable"] == "0.00"
+    assert "`text` 1." in result.output
+
+
+def test_free_text_is_read_with_the_words_of_the_published_wheels(tmp_path: Path, shared_data: Path) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", ["joy", "neutral", "joy", "anger"])
+    wheel = shared_data / "unibench" / "emotion_wheel"
+    result = run("--labels", file, "--predictions", file, "--free-text", "reason", "--wheel", wheel, "--metric", "hit")
+    assert "by `words` (list unibench, reach 5)" in result.output
+    assert table(result.output)["reason"]["HIT"].startswith("66.67 [")
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> Path:
+    """A tiny language model, and a file with its answers to `TEXTS`: where all are known, it is not asked."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    directory = tmp_path / "llm"
+    tiny_language_model(tokenizer, layers=1, dim=32, heads=1, context=64, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    cache = tmp_path / "answers.jsonl"
+    with AnswerCache(cache, LabelExtractor(str(directory), cache).settings) as known:
+        known.add(dict(zip(TEXTS, ("[happy]", "[]", "[joy, glad]", "angry"), strict=True)))
+    return directory
+
+
+def test_free_text_is_read_by_a_language_model(tmp_path: Path, llm: Path) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", ["joy", "neutral", "joy", "anger"])
+    other = write_texts(tmp_path / "others.jsonl", ["joy", "neutral", "joy", "anger"])
+    cache = tmp_path / "answers.jsonl"
+    args = (
+        "--labels", file, "--predictions", file, "--predictions", other, "--free-text", "reason", "--metric", "hit",
+        "--reader", "llm", "--llm", llm, "--llm-cache", cache,
+    )  # fmt: skip
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    settings = json.loads(cache.read_text().splitlines()[0])["settings"]
+    title = next(line for line in result.output.splitlines() if line.startswith("Open labels"))
+    assert f"labels read from free text by `llm` (model {llm}, content {settings['content']}, " in title
+    assert "max_tokens 64" in title
+    assert (
+        "Answers without a label, of 4 each: `texts` 2, `others` 2. Malformed answers of the model: 2.\n"
+        in result.output
+    )
+    assert table(result.output)["others"]["HIT"].startswith("50.00 [")
+    reading = json.loads(run(*args, "--json").output)["reading"]
+    assert reading["reader"] == "llm" and reading["settings"] == settings and reading["malformed"] == 2
+
+
+BAD_READERS: list[tuple[tuple[str, ...], str]] = [
+    (("--reader", "words"), "--reader: nothing is to be read; name the column of free text with --free-text"),
+    (("--llm", "m"), "--llm: nothing is to be read"),
+    (("--llm-cache", "c"), "--llm-cache: nothing is to be read"),
+    (("--free-text", "reason", "--llm", "m"), "--llm: the reader is 'words', which asks no model; add --reader llm"),
+    (("--free-text", "reason", "--llm-cache", "c"), "--llm-cache: the reader is 'words'"),
+    (
+        ("--free-text", "reason", "--reader", "llm"),
+        "--reader llm: needs a model and a file that keeps its answers; add",
+    ),
+    (("--free-text", "reason", "--reader", "llm", "--llm", "m"), "its answers; add --llm-cache FILE"),
+    (("--free-text", "raeson"), "texts.jsonl: column 'raeson' is missing; did you mean 'reason'?"),
+    (("--free-text", "note"), "texts.jsonl:1: the free text of 'note' is 1; expected text"),
+    (("--free-text", "reason", "--metric", "waf"), "texts.jsonl: the labels are words; WAF needs numbers"),
+    (
+        ("--free-text", "reason", "--reader", "llm", "--llm", "no/such/model", "--llm-cache", "c"),
+        "no/such/model: there is no such directory; give the path of a checkpoint, or its hub name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_READERS, ids=[message for _, message in BAD_READERS])
+def test_bad_readers(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", ["joy", "neutral", "joy", "anger"])
+    result = run("--labels", file, "--predictions", file, *options)
+    assert isinstance(result.exception, AffectError)
+    assert message in str(result.exception)
+
+
+def test_labels_and_free_text_are_not_mixed(tmp_path: Path, words: Path) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", ["joy", "neutral", "joy", "anger"])
+    result = run("--labels", words, "--predictions", file, "--predictions", words, "--free-text", "reason")
+    assert isinstance(result.exception, AffectError)
+    message = f"{words}: has no free text in 'reason', so its answers are labels already, while those of {file} are"
+    assert str(result.exception) == f"{message} read from free text; score the files apart"
+
+
+def test_a_model_does_not_read_sentiments(tmp_path: Path, llm: Path) -> None:
+    file = write_texts(tmp_path / "texts.jsonl", [1, 2, -1, 0])
+    result = run(
+        "--labels", file, "--predictions", file, "--free-text", "reason",
+        "--reader", "llm", "--llm", llm, "--llm-cache", tmp_path / "answers.jsonl",
+    )  # fmt: skip
+    assert isinstance(result.exception, AffectError)
+    assert "but the true labels are sentiments; use --reader words" in str(result.exception)
 
 
 def test_the_published_values(shared_data: Path) -> None:

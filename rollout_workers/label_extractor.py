@@ -1,0 +1,199 @@
+"""Emotion labels of free text, as a language model on vLLM names them.
+
+Any causal language model that vLLM serves can be asked, by local path or hub name; its own chat template is used if it
+has one. It answers one prompt (`PROMPT`) greedily, and its answers are kept in a file (`AnswerCache`), so that a table
+can be made again without the model: vLLM is imported only where an answer is missing. The reader that needs no model
+is `affect_rl.free_text.WordReader`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoTokenizer
+
+from affect_rl.data.encoders import Checkpoint
+from affect_rl.errors import AffectError
+from affect_rl.settings import RolloutConfig
+from affect_rl.wheels import parse_labels
+from rollout_workers.answer_cache import AnswerCache
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+PROMPT = """\
+Which emotions does this description say that the person feels? Leave out those that it denies. Write short English \
+words in square brackets, with commas between them, and nothing else, for example [worried, sad]. Write [] if there is \
+none.
+
+Description: {text}
+Emotions:"""
+
+_LIST = re.compile(r"\[[^\[\]]*\]")
+_LABEL = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,3}")
+_SEED = 0
+_BATCH = 256
+"""Texts whose answers are written at once; a kill loses no more."""
+
+
+def parse_answer(answer: str) -> tuple[str, ...] | None:
+    """The labels of an answer, in lower case and each once; None if it is malformed.
+
+    It must be one list in square brackets and nothing else, of labels of up to four words; an empty list has no labels.
+    """
+    if not _LIST.fullmatch(answer.strip()):
+        return None
+    labels = parse_labels(answer)
+    return tuple(dict.fromkeys(labels)) if all(map(_LABEL.fullmatch, labels)) else None
+
+
+class LabelExtractor:
+    """Asks a language model for the emotions in free text; a `affect_rl.free_text.TextReader`.
+
+    Args:
+        model: path or hub name of a causal language model with safetensors weights.
+        cache: file of its answers.
+        max_tokens: most tokens of an answer; a list that is longer is malformed.
+        config: sizes and threads of the engine.
+
+    Attributes:
+        name: ``llm``.
+        malformed: how many texts of the last `read` had a malformed answer. They have no labels.
+
+    Raises:
+        AffectError: there is no such model.
+    """
+
+    name = "llm"
+
+    def __init__(self, model: str, cache: Path, *, max_tokens: int = 64, config: RolloutConfig | None = None) -> None:
+        self._checkpoint = Checkpoint.find(model)
+        self._cache, self._max_tokens, self._config = cache, max_tokens, config or RolloutConfig()
+        source, revision = self._checkpoint.name, self._checkpoint.revision
+        try:
+            self._model_config = AutoConfig.from_pretrained(source, revision=revision)
+            self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unusable(source, error) from error
+        self.malformed = 0
+
+    @property
+    def settings(self) -> Mapping[str, str | int | float]:
+        """All that an answer depends on beside the text: the model, its content, prompt and chat template, sampling."""
+        template = PROMPT + str(self._tokenizer.chat_template)
+        return {
+            "model": self._checkpoint.name,
+            "content": self._checkpoint.content[:16],
+            "dtype": self._dtype,
+            "prompt": hashlib.sha256(template.encode()).hexdigest()[:16],
+            "temperature": 0,
+            "seed": _SEED,
+            "max_tokens": self._max_tokens,
+        }
+
+    def read(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """The labels of each text; none for an empty one, which is not asked about, and for a malformed answer.
+
+        Raises:
+            AffectError: the cache cannot be used (see `AnswerCache`), a text is too long for the model, or vLLM cannot
+                run the model.
+        """
+        with AnswerCache(self._cache, self.settings) as cache:
+            asked = dict.fromkeys(text for text in texts if text.strip())
+            if missing := [text for text in asked if cache.get(text) is None]:
+                self._ask(missing, cache)
+            answers = {text: parse_answer(cache.get(text) or "") for text in asked}
+        self.malformed = sum(text in answers and answers[text] is None for text in texts)
+        return [answers.get(text) or () for text in texts]
+
+    def _ask(self, texts: Sequence[str], cache: AnswerCache) -> None:
+        """Have all texts answered, a batch at a time."""
+        prompts = [self._prompt(text) for text in texts]
+        context = max(map(len, prompts)) + self._max_tokens
+        limit = getattr(self._model_config.get_text_config(), "max_position_embeddings", context)
+        if context > limit:
+            longest = shorten(texts[max(range(len(texts)), key=lambda i: len(prompts[i]))], 60, placeholder=" ...")
+            raise AffectError(
+                f"{self._checkpoint.name}: takes {limit} tokens, and prompt and answer of {longest!r} need {context}; "
+                "shorten the text, or choose another model"
+            )
+        llm = self._start(context)
+        try:
+            for start in range(0, len(texts), _BATCH):
+                batch = slice(start, start + _BATCH)
+                answers = self._generate(llm, prompts[batch])
+                cache.add(dict(zip(texts[batch], answers, strict=True)))
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _prompt(self, text: str) -> list[int]:
+        prompt = PROMPT.format(text=text)
+        if not self._tokenizer.chat_template:
+            return self._tokenizer(prompt)["input_ids"]
+        chat = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # templates that know no such switch pass over it
+        )
+        return self._tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    @property
+    def _dtype(self) -> str:
+        """The checkpoint's own; vLLM would serve float32 weights in half precision."""
+        return str(getattr(self._model_config, "dtype", None) or "auto").removeprefix("torch.")
+
+    def _start(self, context: int) -> LLM:
+        """An engine for prompts and answers of at most `context` tokens."""
+        import torch
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        config, on_gpu = self._config, not current_platform.is_cpu()
+        threads = config.threads or len(os.sched_getaffinity(0))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+        try:
+            return LLM(
+                self._checkpoint.name,
+                revision=self._checkpoint.revision,
+                tokenizer_revision=self._checkpoint.revision,
+                dtype=self._dtype,
+                seed=_SEED,
+                max_model_len=context,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=max(config.max_batched_tokens, context),
+                block_size=config.block_size,
+                enable_prefix_caching=config.prefix_caching,
+                kv_cache_memory_bytes=None if on_gpu else int(config.kv_cache_gib * 2**30),
+                gpu_memory_utilization=config.gpu_memory,
+                tensor_parallel_size=config.tensor_parallel,
+                enforce_eager=config.enforce_eager,
+                generation_config="vllm",
+                enable_chunked_prefill=None if on_gpu else False,  # see `rollout_workers.engine`
+                use_tqdm_on_load=False,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise _unusable(self._checkpoint.name, error) from error
+
+    def _generate(self, llm: LLM, prompts: Sequence[list[int]]) -> list[str]:
+        """The greedy answer to each prompt, up to the end of its first list."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        sampling = SamplingParams(
+            temperature=0, seed=_SEED, max_tokens=self._max_tokens, stop=["]"], include_stop_str_in_output=True
+        )
+        outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+
+def _unusable(model: str, error: Exception) -> AffectError:
+    reason = shorten(str(error), 160, placeholder=" ...")
+    return AffectError(f"{model}: cannot be asked ({reason}); name a causal language model that vLLM serves here")
