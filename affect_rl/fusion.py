@@ -1,13 +1,14 @@
 """From features to soft tokens: projectors, retrieval-augmented fusion (RAAF), mixture of experts (MB-MoE).
 
 The same modules run in the learner's graph and inside the rollout engine, so that only features
-travel and one weight sync covers everything that is trained. `Fusion` needs nothing but torch.
+travel and one weight sync covers everything that is trained. `Fusion` is the front of a policy made from
+nothing; `affect_rl.slot_fusion` is that of a policy with the connectors of a published system.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from affect_rl.settings import SlotConfig
 from affect_rl.trajectory import Percept
 
 
@@ -28,11 +30,12 @@ class FusionShape:
         lm_dim: width of the language model's embeddings.
         dim: width of the fusion modules.
         heads: attention heads of RAAF and of the token pooling.
-        soft_tokens: soft tokens per modality.
+        soft_tokens: soft tokens per modality, where there are no slots.
         experts: experts of MB-MoE.
         top_k: experts that each sample is routed to.
         residual: add the experts' output to their input and start them at zero, so that training
             begins at the identity. False is equation 7 as published.
+        slots: where soft tokens come from, in their order; empty: those of audio, then those of video.
     """
 
     audio_dim: int
@@ -44,6 +47,16 @@ class FusionShape:
     experts: int = 4
     top_k: int = 2
     residual: bool = True
+    slots: tuple[SlotConfig, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Soft tokens of a percept."""
+        return sum(slot.tokens for slot in self.slots) or 2 * self.soft_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape as ``config.json`` holds it; `shape_from_dict` reads it."""
+        return asdict(self) | {"slots": [slot.model_dump() for slot in self.slots]}
 
 
 class Sequences(NamedTuple):
@@ -69,7 +82,7 @@ class PerceptBatch(NamedTuple):
 
 
 class FusionOutput(NamedTuple):
-    """Soft tokens ``[N, 2 * soft_tokens, lm_dim]`` and what MB-MoE did.
+    """Soft tokens ``[N, shape.tokens, lm_dim]`` and what MB-MoE did.
 
     `router` holds the router's full distribution and `weights` the mixture after top-k, both
     ``[M, experts]`` for the M fused percepts of the batch.
@@ -183,18 +196,39 @@ class MbMoe(nn.Module):
         return torch.einsum("ne,netd->ntd", weights, outputs)
 
 
-class ModalityEncoder(nn.Module):
-    """One modality's projector, its fusion with support, and its pooling into soft tokens."""
+class FeatureScale(nn.Module):
+    """Brings one modality's features to mean 0 and deviation 1.
+
+    Feature scales differ by orders of magnitude between extractors; the statistics of the training split
+    travel with the weights.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, feature_dim: int, shape: FusionShape) -> None:
+    def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        # Feature scales differ by orders of magnitude between extractors; the statistics of the
-        # training split travel with the weights.
         self.register_buffer("mean", torch.zeros(feature_dim))
         self.register_buffer("std", torch.ones(feature_dim))
+
+    def standardise(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        """Features ``[..., feature_dim]``, likewise."""
+        return ((features - self.mean) / self.std).to(dtype)
+
+    @torch.no_grad()
+    def fit(self, arrays: Sequence[np.ndarray]) -> None:
+        """Take the statistics of arrays ``[T, feature_dim]``; of none, leave them as they are."""
+        if arrays:
+            frames = np.concatenate(arrays).astype(np.float64)
+            self.mean.copy_(torch.from_numpy(frames.mean(axis=0)))
+            self.std.copy_(torch.from_numpy(frames.std(axis=0)).clamp(min=1e-6))
+
+
+class ModalityEncoder(FeatureScale):
+    """One modality's projector, its fusion with support, and its pooling into soft tokens."""
+
+    def __init__(self, feature_dim: int, shape: FusionShape) -> None:
+        super().__init__(feature_dim)
         self.project = nn.Linear(feature_dim, shape.dim)
         self.absent = nn.Parameter(torch.randn(shape.dim) * 0.02)
         self.raaf = Raaf(shape.dim, shape.heads)
@@ -205,7 +239,7 @@ class ModalityEncoder(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Features ``[N, T, feature_dim]`` to ``[N, T, dim]``."""
-        return self.project(((features - self.mean) / self.std).to(self.project.weight.dtype))
+        return self.project(self.standardise(features, self.project.weight.dtype))
 
     def embed_present(self, frames: Sequences) -> tuple[Tensor, Tensor]:
         """Embed frames; a row without any becomes the one learned `absent` frame."""
@@ -257,14 +291,10 @@ class Fusion(nn.Module):
     def _enrich(encoder: ModalityEncoder, x: Tensor, support: Sequences, rows: tuple[Tensor, ...]) -> Tensor:
         return encoder.raaf(x, encoder.embed(support.values[rows]), support.mask[rows])
 
-    @torch.no_grad()
     def fit_scale(self, audio: Sequence[np.ndarray], video: Sequence[np.ndarray]) -> None:
         """Set the feature statistics from the training split's arrays ``[T, d]``."""
-        for encoder, arrays in ((self.audio, audio), (self.video, video)):
-            if arrays:
-                frames = np.concatenate(arrays).astype(np.float64)
-                encoder.mean.copy_(torch.from_numpy(frames.mean(axis=0)))
-                encoder.std.copy_(torch.from_numpy(frames.std(axis=0)).clamp(min=1e-6))
+        self.audio.fit(audio)
+        self.video.fit(video)
 
 
 def load_balance(router: Tensor, weights: Tensor) -> Tensor:
@@ -286,4 +316,5 @@ def shape_from_dict(values: dict[str, Any]) -> FusionShape:
     known = {f.name for f in fields(FusionShape)}
     if unknown := set(values) - known:
         raise ValueError(f"fusion shape has unknown keys {sorted(unknown)}; known: {sorted(known)}")
-    return FusionShape(**values)
+    slots = tuple(SlotConfig(**slot) for slot in values.get("slots", ()))
+    return FusionShape(**values | {"slots": slots})

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from affect_rl.data.dataset import Dataset
 from affect_rl.fusion import Fusion, collate_percepts
 from affect_rl.sample import AffectSample
+from affect_rl.slot_fusion import SlotFusion
 from affect_rl.trajectory import Percept
 
 Relation = Literal["helpful", "ordinary", "conflicting"]
@@ -72,7 +73,7 @@ def _state(audio: tuple[str, float], video: tuple[str, float]) -> State:
 
 
 @torch.no_grad()
-def routing_weights(fusion: Fusion, percepts: Sequence[Percept]) -> np.ndarray:
+def routing_weights(fusion: Fusion | SlotFusion, percepts: Sequence[Percept]) -> np.ndarray:
     """MB-MoE's mixture weights ``[n, experts]`` of n fused percepts."""
     shape = fusion.shape
     return fusion(collate_percepts(percepts, shape.audio_dim, shape.video_dim)).weights.float().numpy()

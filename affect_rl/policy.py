@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from affect_rl.errors import AffectError
-from affect_rl.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
+from affect_rl.fusion import FusionShape, PerceptBatch, shape_from_dict
+from affect_rl.settings import SlotConfig
+from affect_rl.slot_fusion import make_fusion
 from affect_rl.tokens import PERCEPT_TOKEN
 
 MANIFEST = "manifest.json"
@@ -40,6 +42,7 @@ class AffectConfig(PretrainedConfig):
         text_config: config of the language model.
         fusion: fields of `FusionShape`.
         percept_token_id: the placeholder token that soft tokens replace.
+        backbone: the published system whose slots these are, see `affect_rl.backbones`; empty: none.
     """
 
     model_type = "affect"
@@ -51,6 +54,7 @@ class AffectConfig(PretrainedConfig):
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         fusion: dict[str, Any] | None = None,
         percept_token_id: int = 0,
+        backbone: str = "",
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -58,6 +62,7 @@ class AffectConfig(PretrainedConfig):
         self.text_config = text_config
         self.fusion = fusion or {}
         self.percept_token_id = percept_token_id
+        self.backbone = backbone
         kwargs.setdefault("architectures", ["AffectForCausalLM"])
         super().__init__(**kwargs)
 
@@ -122,7 +127,7 @@ class AffectPolicy(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.language_model = language_model
-        self.fusion = Fusion(shape_from_dict(config.fusion))
+        self.fusion = make_fusion(shape_from_dict(config.fusion))
         self.value_head = nn.Linear(config.text_config.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -143,6 +148,8 @@ class AffectPolicy(nn.Module):
         experts: int,
         top_k: int,
         residual: bool = True,
+        slots: Sequence[SlotConfig] = (),
+        backbone: str = "",
     ) -> AffectPolicy:
         """Put untrained fusion modules and a zero value head around a language model.
 
@@ -159,12 +166,14 @@ class AffectPolicy(nn.Module):
             experts,
             top_k,
             residual,
+            tuple(slots),
         )
         token_id = tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
         config = AffectConfig(
             copy.deepcopy(text_config),  # a parent config resets the attention of the configs it adopts
-            asdict(shape),
+            shape.to_dict(),
             token_id,
+            backbone,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             dtype=next(language_model.parameters()).dtype,

@@ -36,7 +36,7 @@ class Prompts:
 
     Args:
         tokenizer: of the policy; its chat template, if any, is put around the prompt.
-        soft_tokens: soft tokens per modality.
+        soft_tokens: soft tokens of a percept.
         context: longest prompt plus answer, in tokens.
         evidence_tokens: longest one piece of evidence may be.
     """
@@ -47,7 +47,7 @@ class Prompts:
         self.tokenizer = tokenizer
         self.context = context
         self.evidence_tokens = evidence_tokens
-        self._percept = (int(tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)),) * (2 * soft_tokens)
+        self._percept = (int(tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)),) * soft_tokens
         opening, closing = _chat_frame(tokenizer)
         self._opening, self._closing = self.encode(opening), self.encode(closing)
         self._encode_cached = lru_cache(maxsize=65536)(self._encode)

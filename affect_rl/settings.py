@@ -71,6 +71,45 @@ class LoraConfig(Section):
     """Module names that get adapters, or ``all-linear``."""
 
 
+class SlotConfig(Section):
+    """Soft tokens from one connector, see `affect_rl.connectors`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the slot; its parameters carry it."""
+    source: Literal["audio", "video", "joint"]
+    """Whose features it reads; ``joint``: both."""
+    connector: Literal["linear", "mlp", "attention", "qformer"]
+    """``linear`` and ``mlp`` project means over equal windows of frames, ``attention`` a weighted sum of the frames;
+    ``qformer`` lets learned queries attend to them."""
+    tokens: Positive = 1
+    """Soft tokens."""
+    stack: Positive = 1
+    """Neighbouring windows that lie side by side in one token (linear, mlp)."""
+    width: Natural = 0
+    """Hidden width; 0: that of the language model (mlp), or 768 (qformer)."""
+    layers: Positive = 2
+    """Blocks (qformer)."""
+    heads: Positive = 12
+    """Attention heads (qformer); must divide `width`."""
+    cross_every: Positive = 1
+    """Every n-th block, the first included, attends to the frames (qformer)."""
+    positions: Positive = 32
+    """Learned positions of frames (qformer); later frames share the last one."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.connector == "qformer" and (self.width or 768) % self.heads:
+            raise ValueError(
+                f"heads={self.heads} does not divide width={self.width or 768}; choose heads from the divisors of width"
+            )
+        return self
+
+    @property
+    def modalities(self) -> tuple[Literal["audio", "video"], ...]:
+        """The modalities it reads."""
+        return ("audio", "video") if self.source == "joint" else (self.source,)
+
+
 class FusionConfig(Section):
     """Projectors, RAAF and MB-MoE."""
 
@@ -79,7 +118,10 @@ class FusionConfig(Section):
     heads: Positive = 4
     """Attention heads; must divide `dim`."""
     soft_tokens: Positive = 2
-    """Soft tokens per modality."""
+    """Soft tokens per modality, where there are no slots."""
+    slots: tuple[SlotConfig, ...] = ()
+    """Where soft tokens come from, in their order; empty: `soft_tokens` of audio, then of video. With slots, RAAF and
+    MB-MoE work beside the features, `dim` wide, and start as the identity."""
     experts: Positive = 4
     """Experts of MB-MoE."""
     top_k: Positive = 2
@@ -97,6 +139,9 @@ class FusionConfig(Section):
             )
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}; lower top_k or raise experts")
+        names = [slot.name for slot in self.slots]
+        if len(set(names)) < len(names):
+            raise ValueError(f"slots {names} share a name; give each slot its own")
         return self
 
 
@@ -104,7 +149,8 @@ class ModelConfig(Section):
     """The policy: language model, adapters, fusion modules."""
 
     base: str = "tiny"
-    """``tiny``, or a local path or hub name of a causal language model."""
+    """``tiny``; a local path or hub name of a causal language model; or a policy directory, trained before or
+    of ``affect-rl backbone import``, which brings its fusion modules as far as they fit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights."""
     context: Positive = 512

@@ -19,7 +19,7 @@ ROLES: tuple[Role, ...] = ("planner", "filter", "generator")
 class Percept:
     """The features behind one run of placeholder tokens in a prompt.
 
-    A percept becomes ``2 * soft_tokens`` embeddings: those of the audio, then those of the video.
+    A percept becomes as many embeddings as `FusionShape.tokens` says, slot after slot.
 
     Attributes:
         audio: ``[T_a, d_a]`` or None if the modality is absent.

@@ -85,7 +85,7 @@ def _random_turn(
     fused = role == "generator"
     supports = (features(AUDIO_DIM), features(VIDEO_DIM)) if fused else (None, None)
     percept = Percept(features(AUDIO_DIM), features(VIDEO_DIM), *supports, fused)
-    places = (policy.config.percept_token_id,) * (2 * policy.fusion.shape.soft_tokens)
+    places = (policy.config.percept_token_id,) * policy.fusion.shape.tokens
     length = int(rng.integers(*prompt)) - len(places)
     tokens = words(int(rng.integers(*answer)))
     return Turn(

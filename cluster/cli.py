@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affect_rl.errors import AffectError
+from cluster.backbone_command import backbone_app
 from cluster.data_commands import data_app
 from cluster.experiment_command import experiment
 from cluster.metrics_command import metrics
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(backbone_app, name="backbone")
 app.command()(experiment)
 app.command()(metrics)
 app.command()(report)

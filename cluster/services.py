@@ -24,6 +24,7 @@ class Services:
         self._retrieval_settings: object = None
         self._pool: RolloutPool | None = None
         self._pool_settings: object = None
+        self._pool_retrieval: RetrievalClient | None = None
 
     def retrieval(self, config: Config, dataset: Dataset) -> RetrievalClient | None:
         """The evidence service for a job; None if its episodes have none."""
@@ -41,11 +42,12 @@ class Services:
     def pool(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> RolloutPool:
         """Engines for a job, started with `policy` if there are none that fit; their weights may be any."""
         shape = (config.model, config.rollout, config.data.dir, config.episode.evidence_tokens)
-        settings = (*shape, config.train.max_staleness == 0, retrieval)
-        if self._pool is None or settings != self._pool_settings:
+        settings = (*shape, config.train.max_staleness == 0)
+        serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
+        if self._pool is None or settings != self._pool_settings or not serves:
             self._close_pool()
             self._pool = RolloutPool(config, policy, retrieval)
-            self._pool_settings = settings
+            self._pool_settings, self._pool_retrieval = settings, retrieval
         return self._pool
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from affect_rl.backbones import adapt_fusion, check_features
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.demonstrations import Annotator, demonstrate
@@ -50,7 +51,8 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
         tokenizer,
         audio_dim=dataset.audio_dim,
         video_dim=dataset.video_dim,
-        **model.fusion.model_dump(exclude={"load_balance"}),
+        **model.fusion.model_dump(exclude={"load_balance", "slots"}),
+        slots=model.fusion.slots,
     )
     policy.fusion.fit_scale(
         [s.audio for s in train if s.audio is not None], [s.video for s in train if s.video is not None]
@@ -59,21 +61,15 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
 
 
 def _adopt(config: Config, dataset: Dataset) -> AffectPolicy:
-    """A policy that was trained before, with fusion modules of this configuration; tensors that fit are kept."""
+    """A policy that was imported or trained before, with fusion modules of this configuration.
+
+    The features' scale stays: connectors know features as they were trained on them.
+    """
     model = config.model
     trained = AffectPolicy.load(model.base, dtype=getattr(torch, model.dtype))
+    check_features(trained, dataset.audio_dim, dataset.video_dim, config.data.dir)
     torch.manual_seed(config.seed)
-    policy = AffectPolicy.create(
-        trained.language_model,
-        trained.tokenizer,
-        audio_dim=dataset.audio_dim,
-        video_dim=dataset.video_dim,
-        **model.fusion.model_dump(exclude={"load_balance"}),
-    )
-    fresh = policy.fusion.state_dict()
-    old = trained.fusion.state_dict()
-    policy.fusion.load_state_dict({n: old[n] if n in old and old[n].shape == t.shape else t for n, t in fresh.items()})
-    return policy
+    return adapt_fusion(trained, model.fusion)
 
 
 def warm_start(
@@ -102,7 +98,7 @@ def make_prompts(policy: AffectPolicy, config: Config) -> Prompts:
     """The templates for a policy's tokenizer."""
     return Prompts(
         policy.tokenizer,
-        soft_tokens=policy.fusion.shape.soft_tokens,
+        soft_tokens=policy.fusion.shape.tokens,
         context=config.model.context,
         evidence_tokens=config.episode.evidence_tokens,
     )

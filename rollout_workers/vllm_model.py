@@ -40,8 +40,9 @@ from vllm.multimodal.processing import (
 from vllm.sequence import IntermediateTensors
 
 from affect_rl.errors import AffectError
-from affect_rl.fusion import Fusion, collate_percepts, shape_from_dict
+from affect_rl.fusion import collate_percepts, shape_from_dict
 from affect_rl.policy import AffectConfig
+from affect_rl.slot_fusion import make_fusion
 from affect_rl.tokens import PERCEPT_TOKEN
 from affect_rl.trajectory import Percept, Prompt
 from affect_rl.weights import VALUE_HEAD
@@ -62,7 +63,7 @@ def engine_input(prompt: Prompt, config: AffectConfig) -> MultiModalInput:
         AffectError: placeholders and percepts do not match, or features have the wrong width.
     """
     shape = shape_from_dict(config.fusion)
-    length = 2 * shape.soft_tokens
+    length = shape.tokens
     dims = {name: shape.audio_dim if name.startswith("audio") else shape.video_dim for name in SEQUENCES}
     return mm_input(
         list(prompt.token_ids),
@@ -115,7 +116,7 @@ class PerceptInfo(BaseProcessingInfo):
 
     @property
     def placeholder_length(self) -> int:
-        return 2 * shape_from_dict(self.get_hf_config().fusion).soft_tokens
+        return shape_from_dict(self.get_hf_config().fusion).tokens
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {MODALITY: None}
@@ -177,7 +178,7 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal):
         super().__init__()
         self.config: AffectConfig = vllm_config.model_config.hf_config
         with self._mark_tower_model(vllm_config, MODALITY):  # type: ignore[operator]
-            self.fusion = Fusion(shape_from_dict(self.config.fusion))
+            self.fusion = make_fusion(shape_from_dict(self.config.fusion))
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model: Any = init_vllm_registered_model(
                 vllm_config, hf_config=self.config.text_config, prefix=maybe_prefix(prefix, "language_model")
@@ -185,12 +186,12 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal):
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **fields: Any) -> MultiModalEmbeddings:
-        """Soft tokens ``[2 * soft_tokens, lm_dim]`` of each percept in the batch."""
+        """Soft tokens ``[shape.tokens, lm_dim]`` of each percept in the batch."""
         columns = [[frames.numpy() for frames in fields[name]] for name in SEQUENCES]
         percepts = [Percept(*row) for row in zip(*columns, fields["fused"].tolist(), strict=True)]
         shape = self.fusion.shape
         batch = collate_percepts(percepts, shape.audio_dim, shape.video_dim)
-        return list(self.fusion(batch.to(self.fusion.audio.absent.device)).tokens)
+        return list(self.fusion(batch.to(next(self.fusion.parameters()).device)).tokens)
 
     def forward(
         self,

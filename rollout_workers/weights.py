@@ -144,7 +144,7 @@ class WeightSync:
 
 
 def _model_checksum(model: AffectForCausalLM) -> int:
-    dtype = model.fusion.audio.absent.dtype
+    dtype = next(model.fusion.parameters()).dtype
     return multiset_checksum(tensor.to(dtype) for tensor in (*_parameters(model), *model.fusion.buffers()))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from affect_rl.config import Config
 from affect_rl.episode import play_episode
 from affect_rl.evidence import Cognitive, Exclusion, Group, Retrieve, Support
+from affect_rl.fusion import shape_from_dict
 from affect_rl.policy import WEIGHTS
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
@@ -85,7 +86,7 @@ class RolloutWorker:
         self._retrieval = retrieval
         self._prompts = Prompts(
             self.engine.tokenizer,
-            soft_tokens=self.engine.policy_config.fusion["soft_tokens"],
+            soft_tokens=shape_from_dict(self.engine.policy_config.fusion).tokens,
             context=config.model.context,
             evidence_tokens=config.episode.evidence_tokens,
         )

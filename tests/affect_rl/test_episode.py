@@ -46,7 +46,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> LocalRetriever:
 @pytest.fixture(scope="module")
 def prompts() -> Prompts:
     texts = [text for s in WORLD for text in (s.text, render_evidence(s))]
-    return Prompts(train_tokenizer([*texts, *template_texts()], 800), soft_tokens=2, context=512, evidence_tokens=32)
+    return Prompts(train_tokenizer([*texts, *template_texts()], 800), soft_tokens=4, context=512, evidence_tokens=32)
 
 
 @dataclass
@@ -288,7 +288,7 @@ def test_a_careful_annotator_finds_what_an_expression_means(
 
 def test_evidence_is_dropped_before_the_sample_is_cut(samples: list[AffectSample], prompts: Prompts) -> None:
     room = len(prompts.planner(samples[0], 8).token_ids)
-    tight = Prompts(prompts.tokenizer, soft_tokens=2, context=room + 8, evidence_tokens=32)
+    tight = Prompts(prompts.tokenizer, soft_tokens=4, context=room + 8, evidence_tokens=32)
     assert tight.planner(samples[0], 8).token_ids == prompts.planner(samples[0], 8).token_ids
     with pytest.raises(AffectError, match=r"sample train-00000: its prompt takes .* raise model\.context"):
         tight.planner(samples[0], 9)

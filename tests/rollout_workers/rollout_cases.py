@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from affect_rl.fusion import collate_percepts
 from affect_rl.policy import AffectPolicy, TokenBatch
-from affect_rl.settings import RolloutConfig
+from affect_rl.settings import RolloutConfig, SlotConfig
 from affect_rl.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Generation, Percept, Prompt
 from rollout_workers.engine import RolloutEngine
@@ -20,7 +20,17 @@ AUDIO_DIM, VIDEO_DIM, SOFT_TOKENS, CONTEXT = 7, 5, 2, 256
 SETTINGS = RolloutConfig(max_num_seqs=32, max_batched_tokens=1024, kv_cache_gib=0.1, threads=1, deadline_s=60)
 
 
-def make_policy(*, tied: bool = True) -> AffectPolicy:
+# A slot of each connector, and one that mixes both modalities.
+SLOTS = (
+    SlotConfig(name="multi", source="joint", connector="attention"),
+    SlotConfig(name="audio", source="audio", connector="attention"),
+    SlotConfig(name="patches", source="video", connector="linear", tokens=2, stack=2),
+    SlotConfig(name="speech", source="audio", connector="mlp", width=16),
+    SlotConfig(name="both", source="joint", connector="qformer", tokens=2, width=16, heads=2, positions=8),
+)
+
+
+def make_policy(*, tied: bool = True, slots: tuple[SlotConfig, ...] = ()) -> AffectPolicy:
     """All parameters are random, those that start at zero as well, so that each of them shows in the output."""
     tokenizer = train_tokenizer(["so glad to see you again, my friend", "what a terrible, sad day it was"] * 20, 400)
     model = tiny_language_model(tokenizer, layers=2, dim=64, heads=2, context=CONTEXT, seed=0)
@@ -37,6 +47,7 @@ def make_policy(*, tied: bool = True) -> AffectPolicy:
         soft_tokens=SOFT_TOKENS,
         experts=4,
         top_k=2,
+        slots=slots,
     )
     rng = np.random.default_rng(0)
     policy.fusion.fit_scale([features(rng, 50, AUDIO_DIM)], [features(rng, 50, VIDEO_DIM)])
@@ -67,7 +78,7 @@ def make_prompts(policy: AffectPolicy, count: int, seed: int = 0) -> list[Prompt
     def prompt(percepts: int) -> Prompt:
         token_ids = rng.choice(words, rng.integers(1, 9)).tolist()
         for _ in range(percepts):
-            token_ids += [policy.config.percept_token_id] * (2 * SOFT_TOKENS)
+            token_ids += [policy.config.percept_token_id] * policy.fusion.shape.tokens
             token_ids += rng.choice(words, rng.integers(0, 40)).tolist()
         dims = (AUDIO_DIM, VIDEO_DIM, AUDIO_DIM, VIDEO_DIM)
         shown = [Percept(*map(maybe, dims), fused=bool(rng.random() < 0.5)) for _ in range(percepts)]

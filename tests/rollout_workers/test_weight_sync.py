@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from rollout_cases import answer_all, logprob_gaps, make_policy, make_prompts, perturbed
+from rollout_cases import SLOTS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed
 
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
@@ -22,10 +23,10 @@ def gap(policy: AffectPolicy, prompts: list[Prompt], answers: list[Generation]) 
     return max(float(part.max()) for part in logprob_gaps(policy, prompts, answers))
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied head", "own head"])
-def test_a_sync_replaces_everything(tied: bool, tmp_path: Path, start: Callable[..., RolloutEngine]) -> None:
+@pytest.mark.parametrize("kind", [{}, {"tied": False}, {"slots": SLOTS}], ids=["tied head", "own head", "slots"])
+def test_a_sync_replaces_everything(kind: dict[str, Any], tmp_path: Path, start: Callable[..., RolloutEngine]) -> None:
     """Language model, head, fusion modules, feature statistics, and what was cached under the old weights."""
-    policy = make_policy(tied=tied)
+    policy = make_policy(**kind)
     engine = start(policy.save(tmp_path / "policy"))
     prompts = make_prompts(policy, 16)
     assert engine.checksum() == multiset_checksum(t for n, t in policy.export() if not n.startswith("value_head"))

@@ -1,0 +1,93 @@
+"""`affect-rl backbone import`: a directory or none; and `model.base`, which may name such a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from backbone_cases import write_checkpoint, write_language_model
+from typer.testing import CliRunner
+
+from affect_rl.backbones import LAYOUTS
+from affect_rl.config import Config, load_config
+from affect_rl.data.dataset import Dataset, write_dataset
+from affect_rl.data.synth import SynthSettings, synthesise
+from affect_rl.errors import AffectError
+from affect_rl.policy import AffectPolicy
+from cluster.backbone_command import System, backbone_app
+from cluster.warm_start import create_policy, make_prompts
+
+
+def run(folder: Path, *words: str, system: str = "affectgpt", audio: int = 12, video: int = 16) -> str:
+    """Import a tiny AffectGPT as `system` to ``out``."""
+    named = {
+        "--checkpoint": write_checkpoint(folder, "affectgpt", audio, video),
+        "--language-model": write_language_model(folder / "language-model", "affectgpt"),
+        "--out": folder / "out",
+    }
+    arguments = ["import", system, *words, *(str(word) for pair in named.items() for word in pair)]
+    return CliRunner().invoke(backbone_app, arguments, catch_exceptions=False).output
+
+
+def test_every_layout_has_its_command() -> None:
+    assert {system.value for system in System} == set(LAYOUTS)
+
+
+def test_a_checkpoint_becomes_a_policy_directory(tmp_path: Path) -> None:
+    output = run(tmp_path, "--dtype", "bfloat16")
+    assert "slots multi, audio, video; reads audio 12 wide and video 16 wide" in output
+    assert next(AffectPolicy.load(tmp_path / "out").parameters()).dtype.itemsize == 2
+    with pytest.raises(AffectError, match="out: exists; choose another --out, or remove it"):
+        run(tmp_path)
+
+
+def test_nothing_is_left_of_a_checkpoint_of_another_system(tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match=r"does not hold tensors by name \(but model, optimizer, "):
+        run(tmp_path, system="pandagpt")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    samples = synthesise(SynthSettings(train=8, dev=2, test=2, expressions=20))
+    return Dataset.load(write_dataset(tmp_path_factory.mktemp("world") / "synth", samples, name="synth"))
+
+
+def config_for(folder: Path, *settings: str) -> Config:
+    return load_config(None, [f"model.base={folder / 'out'}", "data.dir=data/here", "model.context=384", *settings])
+
+
+def test_a_policy_starts_from_an_imported_directory(tmp_path: Path, world: Dataset) -> None:
+    run(tmp_path)
+    config = config_for(tmp_path, "model.fusion.dim=16", "model.fusion.heads=2", "seed=3")
+    policy = create_policy(config, world)
+    assert policy.config.backbone == "affectgpt"
+    assert policy.fusion.shape.dim == 16
+    assert bool((policy.fusion.audio.std == 1).all()), "connectors know features as their encoders make them"
+    prompt = make_prompts(policy, config).planner(world.samples("train")[0], 12)
+    assert prompt.token_ids.count(policy.config.percept_token_id) == policy.fusion.shape.tokens == 3
+
+
+def test_features_of_another_width_are_refused(tmp_path: Path, world: Dataset) -> None:
+    run(tmp_path, audio=13)
+    with pytest.raises(AffectError, match=r"data/here: audio features are 12 wide, .* takes 13; extract .* HuBERT"):
+        create_policy(config_for(tmp_path), world)
+
+
+def test_any_policy_is_a_base_and_keeps_what_fits(tmp_path: Path, world: Dataset) -> None:
+    small = ["model.tiny.layers=1", "model.tiny.dim=32", "model.tiny.heads=2", "model.tiny.vocabulary=400"]
+    trained = create_policy(load_config(None, small), world)
+    trained.save(tmp_path / "out")
+    same = create_policy(config_for(tmp_path, "seed=5"), world)
+    assert all(map(torch.equal, same.state_dict().values(), trained.state_dict().values()))
+    fewer = create_policy(config_for(tmp_path, "model.fusion.experts=2"), world).fusion
+    assert len(fewer.moe.experts) == 2 and fewer.moe.router.out_features == 2
+    assert torch.equal(fewer.audio.project.weight, trained.fusion.audio.project.weight)
+
+
+def test_slots_of_a_configuration_start_at_random_and_know_the_scale(world: Dataset) -> None:
+    slots = "[{name: a, source: audio, connector: attention}, {name: v, source: video, connector: mlp, tokens: 2}]"
+    policy = create_policy(load_config(None, [f"model.fusion.slots={slots}"]), world)
+    assert policy.fusion.shape.tokens == 3
+    assert not bool((policy.fusion.audio.std == 1).any())
