@@ -16,16 +16,26 @@ from affect_rl.results import Comparison, Interval, Results
 from affect_rl.trajectory import ROLES
 
 LABELS_PER_ANSWER, MALFORMED = "Labels per answer", "Share of malformed answers"
-"""Groups of learning curves that show a policy hacking its reward: it lists labels, or breaks the format."""
+COUNTERFACTUAL = "Score under counterfactuals"
+SIGNS_OF_HACKING = frozenset({LABELS_PER_ANSWER, MALFORMED, COUNTERFACTUAL})
+"""Groups of learning curves that show a policy hacking its reward: it lists labels, breaks the format, or spoils what
+it is compared with."""
 
 _AGENT_CURVES = {
     "{role}/reward": "Reward",
     "kl/{role}": "KL to the SFT policy, nats per token",
     "{role}/tokens": "Tokens per answer",
-    "{role}/labels": LABELS_PER_ANSWER,
     "{role}/invalid": MALFORMED,
 }
-_TEAM_CURVES = {"dev/weighted_f1": "Weighted F1 on dev", "episode/score": "Score of the training episodes"}
+_TEAM_CURVES = {
+    "dev/weighted_f1": "Weighted F1 on dev",
+    "dev/f_s": "F_s on dev",
+    "episode/score": "Score of the training episodes",
+}
+_SIGNS = {
+    LABELS_PER_ANSWER: {"episode/labels": "Generator"},
+    COUNTERFACTUAL: {"episode/score_label": "A label as query", "episode/score_rank": "Retrieval order for the filter"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ def learning(table: pa.Table, series: Mapping[str, int], key: str) -> list[Figur
     """Learning curves: of the team, then each quantity of the agents."""
     groups: dict[str, Mapping[str, str]] = {"The team": _TEAM_CURVES}
     groups |= {name: {m.format(role=role): role.capitalize() for role in ROLES} for m, name in _AGENT_CURVES.items()}
+    groups |= _SIGNS
     found = [_curve_group(table, name, metrics, series, key) for name, metrics in groups.items()]
     return [group for group in found if group.figures]
 
@@ -127,7 +138,7 @@ def fusion(found: Sequence[Measure], experts: Sequence[str], series: Mapping[str
     """Of measures ``routing/<state>/<expert>`` and ``gain/<relation>``: the weights by state, the gain by relation."""
     groups = [
         FigureGroup("Routing weights by state", _routing(found, experts, key)),
-        FigureGroup("Gain of RAAF over direct use, by the labels of the support", _gains(found, series, key)),
+        FigureGroup("Gain of the reference over the arm, by the labels of its support", _gains(found, series, key)),
     ]
     return [group for group in groups if group.figures]
 
@@ -163,6 +174,6 @@ def _gains(found: Sequence[Measure], series: Mapping[str, int], key: str) -> lis
     figures = []
     for arm, rows in arms.items():
         said = ", ".join(f"{row.label} {signed(row.value, 3, sign=True)}" for row in rows)
-        svg = plots.intervals(rows, key=f"{key}-gain-{arm}", alt=f"gain of RAAF, {arm}: {said}", zero=True)
+        svg = plots.intervals(rows, key=f"{key}-gain-{arm}", alt=f"gain over {arm}: {said}", zero=True)
         figures.append(Figure(arm, svg))
     return figures

@@ -108,7 +108,7 @@ def section(experiment: Experiment, key: str, most_episodes: int) -> Section:
     trainings = distinct_trainings(curves, list(results.arms)) if curves is not None else {}
     trained = {arm: series[arm] for arm in trainings}
     groups = figures.learning(curves, trained, key) if curves is not None else []
-    signs = {figures.LABELS_PER_ANSWER, figures.MALFORMED} if results.experiment == "rewards" else set()
+    signs = figures.SIGNS_OF_HACKING if results.experiment == "rewards" else frozenset()
     found = measures(experiment.details) if experiment.details is not None else []
     experts = list(dict.fromkeys(filter(None, map(figures.expert_of, found))))
     played = experiment.episodes

@@ -31,7 +31,7 @@ _COUNTS = {"labels_per_answer"}
 def metrics(results: Results) -> list[str]:
     """The columns of the main table, the main metric first."""
     present = dict.fromkeys(name for arm in results.arms.values() for name in arm.metrics)
-    usual = [name for name in ("weighted_f1", *METRICS) if name in present]
+    usual = [name for name in (results.main, *METRICS) if name in present]
     return list(dict.fromkeys([*usual, *present]))
 
 

@@ -188,7 +188,7 @@ def _curve_rows(rng: np.random.Generator, arm: str, seed: int, steps: int, top: 
     rows = []
     for step in range(1, steps + 1):
         done = 1 - np.exp(-3 * step / steps)
-        values = {"episode/score": 0.4 + (top - 0.4) * done, "generator/labels": 1 + done * (1.2 - top)}
+        values = {"episode/score": 0.4 + (top - 0.4) * done, "episode/labels": 1 + done * (1.2 - top)}
         if step % 2 == 0:
             values["dev/weighted_f1"] = 0.35 + (top - 0.35) * done
         for role in ROLES:
