@@ -56,6 +56,7 @@ EPISODES = 12
 """Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
 
 FUSION_FILE = "fusion.parquet"
+_ANSWERS = pa.schema([PREDICTIONS.field(name) for name in ("sample_id", "labels", "predicted")])
 
 Answers = list[tuple[str, ...]]
 
@@ -238,7 +239,7 @@ def _tables(samples: Sequence[AffectSample], found: dict[str, list[Evaluated]]) 
     predictions = [
         {"sample_id": ids, "labels": labels, "predicted": [list(p) for p in run.answers()]} for _, _, run in runs
     ]
-    yield PREDICTIONS_FILE, _keyed([pa.table(columns) for columns in predictions], runs).cast(PREDICTIONS)
+    yield PREDICTIONS_FILE, _keyed([pa.table(columns, schema=_ANSWERS) for columns in predictions], runs)
     episodes = [(arm, seed, run) for arm, seed, run in runs if seed == 0]
     yield EPISODES_FILE, _keyed([pq.read_table(run.evaluation / EPISODES_FILE) for _, _, run in episodes], episodes)
     trained = [(arm, seed, run) for arm, seed, run in runs if run.training]

@@ -18,6 +18,7 @@ from affect_rl.trajectory import ROLES
 from cluster.experiment import EPISODES, run_experiment
 
 ARMS = {
+    "untrained": {"policy": "none"},  # no answer of its can be read
     "sft": {"policy": "sft"},
     "no filter": {"policy": "sft", "evaluate": {"episode.agents": ["planner", "generator"]}},
     "no audio": {"policy": "sft", "evaluate": {"episode.absent": ["audio"], "episode.support": "direct"}},
@@ -60,7 +61,7 @@ def _turns(folder: Path, arm: str) -> list[list[dict[str, object]]]:
 
 def test_arms_share_stages(folder: Path) -> None:
     stages = sorted(path.name.split("-")[0] for path in (folder / "runs").iterdir())
-    assert stages == ["bridge", *["eval"] * 5, "sft", *["train"] * 2]
+    assert stages == ["base", "bridge", *["eval"] * 6, "sft", *["train"] * 2]
 
 
 def test_tables_say_what_the_predictions_say(folder: Path) -> None:
@@ -75,6 +76,7 @@ def test_tables_say_what_the_predictions_say(folder: Path) -> None:
             assert arm.metrics[metric].value == pytest.approx(getattr(scores, metric).value)
         assert arm.seconds_per_sample > 0 and arm.tokens_per_sample > 0
     assert {(c.other, c.metric) for c in results.comparisons} == {(a, m) for a in ARMS if a != "sft" for m in METRICS}
+    assert results.arms["untrained"].metrics["invalid_rate"].value == 1
     assert results.baselines["logistic regression"]["accuracy"].value > 0
     assert "| preferences |" in (folder / "results" / TABLES).read_text()
 
