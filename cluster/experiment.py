@@ -123,7 +123,7 @@ def _run_arm(
     config = spec.run_config(arm, seed, overrides, evaluate=True).model_copy(update={"policy": str(start)})
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
     if not (directory / "cost.json").exists():
-        _evaluate(make_job(config, dataset, services), policy, samples, directory)
+        _evaluate(make_job(config, dataset, services), policy, samples, directory, shown=EPISODES if seed == 0 else 0)
     return Evaluated(directory, training)
 
 
@@ -157,21 +157,21 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     return run.path
 
 
-def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path) -> None:
-    """Play `samples`, and some of them again with counterfactuals, for the reader."""
+def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
+    """Play `samples`, and the first of them again with counterfactuals, for the reader."""
     pool, config = job.pool(policy), job.config
     began = time.perf_counter()
     episodes = play_samples(config, samples, pool, policy)
     seconds = time.perf_counter() - began
-    shown = [
+    again = [
         EpisodeJob.of(config, ("shown", s.id), s, episode_seed(config.seed, "evaluate", s.id), 0.0)
-        for s in samples[:EPISODES]
+        for s in samples[:shown]
     ]
     directory.mkdir(parents=True, exist_ok=True)
     predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
     pq.write_table(pa.table(predicted), directory / PREDICTIONS_FILE)
-    texts = pa.array([s.text for s in samples[:EPISODES]])
-    pq.write_table(trajectory_table(pool.play(shown)).append_column("text", texts), directory / EPISODES_FILE)
+    texts = pa.array([s.text for s in samples[:shown]], pa.string())
+    pq.write_table(trajectory_table(pool.play(again)).append_column("text", texts), directory / EPISODES_FILE)
     pq.write_table(fusion_table(job.dataset, policy, samples, episodes), directory / FUSION_FILE)
     cost = {
         "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
