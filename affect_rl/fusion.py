@@ -283,7 +283,8 @@ class Fusion(nn.Module):
         v = self._enrich(self.video, video[rows], batch.video_support, rows)
         pooled = torch.cat([masked_mean(v, video_mask[rows]), masked_mean(a, audio_mask[rows])], dim=-1)
         a, v, router, weights = self.moe(a, v, pooled)
-        audio, video = audio.index_put(rows, a), video.index_put(rows, v)
+        # Under autocast the experts compute in half precision, and without the residual nothing widens it.
+        audio, video = audio.index_put(rows, a.to(audio.dtype)), video.index_put(rows, v.to(video.dtype))
         tokens = [self.audio.soft_tokens(audio, audio_mask), self.video.soft_tokens(video, video_mask)]
         return FusionOutput(torch.cat(tokens, dim=1), router, weights)
 

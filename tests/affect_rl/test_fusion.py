@@ -66,6 +66,16 @@ def test_equation_7_as_published_has_no_residual() -> None:
     torch.testing.assert_close(mixed, expected)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_warm_start_may_compute_in_half_precision(residual: bool) -> None:
+    fusion = Fusion(replace(SHAPE, residual=residual))
+    percepts = [percept(1), percept(2, fused=False)]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = tokens(fusion, percepts)
+        half.float().sum().backward()
+    torch.testing.assert_close(half.float(), tokens(fusion, percepts), atol=0.1, rtol=0.1)
+
+
 def test_raaf_without_support_is_the_identity() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8)
