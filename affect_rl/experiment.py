@@ -53,6 +53,8 @@ class ExperimentSpec(Section):
     """Runs of each arm, with the seeds 0, 1, ..."""
     reference: str
     """The arm that the others are compared with."""
+    compare: list[tuple[str, str]] = Field(default_factory=list)
+    """Further pairs of arms to compare, the first minus the second."""
     arms: dict[str, ArmSpec]
     """Arms by the names that tables call them, in their order."""
     baseline: bool = True
@@ -64,7 +66,14 @@ class ExperimentSpec(Section):
     def _names_its_reference(self) -> Self:
         if self.reference not in self.arms:
             raise ValueError(f"reference={self.reference!r} is not an arm; choose one of {', '.join(self.arms)}")
+        for arm in (name for pair in self.compare for name in pair if name not in self.arms):
+            raise ValueError(f"compare names {arm!r}, which is not an arm; choose from {', '.join(self.arms)}")
         return self
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Arms that are compared: the reference with all others, then those that the file names."""
+        return [(self.reference, arm) for arm in self.arms if arm != self.reference] + self.compare
 
     def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
         """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line."""

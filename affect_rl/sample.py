@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -50,6 +51,13 @@ class AffectSample:
     video: np.ndarray | None = None
     description: str = ""
     value: float | None = None
+
+    def with_dropout(self, chance: float, seed: int) -> Self:
+        """The sample, or by chance without its audio or its video; one of them always stays."""
+        draw = random.Random(seed)
+        if self.audio is None or self.video is None or draw.random() >= chance:
+            return self
+        return self.without([draw.choice(["audio", "video"])])
 
     def without(self, modalities: Collection[Modality], *, zeros: bool = False) -> Self:
         """The sample as one sees it who lacks some modalities: no words, no features.

@@ -231,6 +231,9 @@ class EpisodeConfig(Section):
     the sample's own as they are, or nothing."""
     absent: tuple[Modality, ...] = ()
     """Modalities withheld from agents and search, to see what their loss costs."""
+    dropout: Fraction = 0.0
+    """Chance that voice or face is withheld from an episode of the warm start or of training, where there are both. So
+    an agent learns to do without, and RAAF to stand in."""
     zero_absent: bool = False
     """Show zeros where audio or video is withheld, instead of telling that it is missing."""
     retrieval: bool = True

@@ -203,13 +203,12 @@ def _summarise(
             **{name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]},
         )
     comparisons = []
-    for arm in spec.arms:
-        if arm != spec.reference:
-            gains = scoring.compare(answers[arm], answers[spec.reference], resamples=resamples)
-            comparisons += [
-                Comparison(reference=spec.reference, other=arm, metric=m, difference=_interval(gains[m]), p=gains[m].p)
-                for m in scoring.names
-            ]
+    for one, other in spec.pairs:
+        gains = scoring.compare(answers[other], answers[one], resamples=resamples)
+        comparisons += [
+            Comparison(reference=one, other=other, metric=m, difference=_interval(gains[m]), p=gains[m].p)
+            for m in scoring.names
+        ]
     baselines = {}
     if spec.baseline and dataset.candidates:
         mean = scoring.evaluate([logistic_regression(dataset, samples)], resamples=resamples)

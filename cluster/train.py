@@ -118,10 +118,12 @@ def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: i
     """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
     keys = [(step, place, attempt) for place in range(len(samples))]
     config = config.at_step(step)
-    return [
-        EpisodeJob.of(config, key, sample, episode_seed(config.seed, "train", *key), config.episode.temperature)
-        for key, sample in zip(keys, samples, strict=True)
-    ]
+    episode, jobs = config.episode, []
+    for key, sample in zip(keys, samples, strict=True):
+        seed = episode_seed(config.seed, "train", *key)
+        seen = sample.with_dropout(episode.dropout, seed)
+        jobs.append(EpisodeJob.of(config, key, seen, seed, episode.temperature))
+    return jobs
 
 
 def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int) -> tuple[list[Trajectory], int]:

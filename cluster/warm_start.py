@@ -123,7 +123,7 @@ async def _demonstrate_all(
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
             seed = episode_seed(config.seed, "demonstration", sample.id)
-            return await demonstrate(sample, retrieve, annotator, episode, seed)
+            return await demonstrate(sample.with_dropout(episode.dropout, seed), retrieve, annotator, episode, seed)
 
     return await asyncio.gather(*map(one, samples))
 

@@ -22,6 +22,7 @@ SOUND = "name: e\ntitle: t\nconfig: configs/quickstart.yaml\nreference: a\narms:
         ("policy: sft", "policy: best", "arms.b.policy: Input should be 'none', 'sft' or 'trained'"),
         ("title: t", "seeds: 0", "seeds: Input should be greater than 0"),
         ("title: t\n", "", "title: Field required"),
+        ("title: t", "title: t\ncompare: [[a, c]]", "compare names 'c', which is not an arm; choose from a, b"),
         ("name: e", "name: [", "is not YAML"),
     ],
 )
