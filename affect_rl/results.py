@@ -2,6 +2,8 @@
 
 ``results.json``  what was run, every arm's metrics per seed, and the comparisons (`Results`)
 ``results.md``  the same as tables
+``config.yaml``  the resolved configuration of the reference arm's first run
+``report.html``  all of it as a page, plots included (`affect_rl.report`)
 ``predictions.parquet``  each sample's answer under each arm and seed (`PREDICTIONS`)
 ``episodes.parquet``  some episodes in full (`affect_rl.trajectory_store.SCHEMA`, with arm and seed)
 ``curves.parquet``  the metrics of every training step (long form: arm, seed, step, metric, value)
@@ -24,6 +26,7 @@ from affect_rl.errors import AffectError
 from affect_rl.scoring import COUNTS
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
+CONFIG, PAGE = "config.yaml", "report.html"
 EPISODES_FILE, CURVES_FILE, DETAILS_FILE = "episodes.parquet", "curves.parquet", "details.parquet"
 
 _KEY = [("arm", pa.string()), ("seed", pa.int32())]
@@ -166,12 +169,13 @@ class Results(Record):
         return f"# {self.experiment}\n\n{self.title}\n\n{_table(rows)}\n{_table(compared)}\n{about}{notes}"
 
 
-def write_results(directory: Path, results: Results, tables: Mapping[str, pa.Table]) -> None:
+def write_results(directory: Path, results: Results, config: str, tables: Mapping[str, pa.Table]) -> None:
     """Write a result directory, whole or not at all; one that was there is replaced.
 
     Args:
         directory: where.
         results: what ``results.json`` and ``results.md`` say.
+        config: what ``config.yaml`` says.
         tables: Parquet files by name.
     """
     partial = directory.with_name(directory.name + ".partial")
@@ -179,6 +183,7 @@ def write_results(directory: Path, results: Results, tables: Mapping[str, pa.Tab
     partial.mkdir(parents=True)
     (partial / RESULTS).write_text(results.model_dump_json(indent=1) + "\n", encoding="utf8")
     (partial / TABLES).write_text(results.markdown(), encoding="utf8")
+    (partial / CONFIG).write_text(config, encoding="utf8")
     for name, table in tables.items():
         pq.write_table(table, partial / name)
     shutil.rmtree(directory, ignore_errors=True)

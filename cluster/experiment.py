@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from affect_rl.baselines import logistic_regression
 from affect_rl.bootstrap import Difference, Estimate
-from affect_rl.config import Config
+from affect_rl.config import Config, dump_config
 from affect_rl.data.dataset import Dataset
 from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
 from affect_rl.results import (
@@ -97,7 +97,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     if spec.fusion_details:
         arms = {arm: [(run.answers(), run.fusion()) for run in runs] for arm, runs in found.items()}
         tables[DETAILS_FILE] = fusion_details(spec.reference, dataset, samples, arms)
-    write_results(out, results, tables)
+    write_results(out, results, dump_config(base), tables)
     return results
 
 

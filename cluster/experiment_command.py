@@ -17,6 +17,9 @@ def experiment(
 ) -> None:
     """Run all arms of an experiment with all seeds, and write its tables. Finished parts are found again."""
     from affect_rl.experiment import load_experiment
+    from affect_rl.report.experiment import Experiment
+    from affect_rl.report.page import render_page, write
+    from affect_rl.results import PAGE
     from cluster.experiment import run_experiment
     from cluster.tracking import set_up_logging
 
@@ -26,5 +29,6 @@ def experiment(
     command = " ".join(["affect-rl experiment", str(file), f"--config {spec.config}", *(overrides or ())])
     directory = out or Path("results") / spec.name
     results = run_experiment(spec, directory, tuple(overrides or ()), command)
+    write(directory / PAGE, render_page([Experiment.read(directory)]))
     typer.echo(results.markdown())
-    typer.echo(f"{directory}. Read it: affect-rl report {directory}")
+    typer.echo(f"{directory}, to be read as {directory / PAGE}")

@@ -19,9 +19,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
-from affect_rl.config import Config, dump_config
+from affect_rl.config import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 
 _MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "cluster")
@@ -83,12 +81,13 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         if path.exists():
-            then, now = _flat(yaml.safe_load(path.read_text())), _flat(config.model_dump(mode="json"))
-            changed = [key for key in now if now[key] != then.get(key) and not key.startswith(_MAY_DIFFER)]
+            # Read as a configuration, for settings that are younger than the run had their defaults.
+            then, now = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
+            changed = [key for key in now if now[key] != then[key] and not key.startswith(_MAY_DIFFER)]
             if changed:
                 key = changed[0]
                 raise AffectError(
-                    f"{path}: the run was started with {key}={then.get(key)!r}, now it is {now[key]!r}; "
+                    f"{path}: the run was started with {key}={then[key]!r}, now it is {now[key]!r}; "
                     "go on with the configuration it was started with, or choose another `name`"
                 )
         self.path.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ def warm_start(
         Metrics of the last step.
     """
     base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
-    if not config.policy:
+    if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
     prompts = make_prompts(AffectPolicy.load(base), config)
     samples = training_samples(config, dataset)

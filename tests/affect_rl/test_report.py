@@ -105,7 +105,7 @@ def make_experiment(
     if name == "fusion":
         rows = [row for arm, seed in runs for row in _detail_rows(rng, arm, seed, ids)]
         tables[DETAILS_FILE] = pa.Table.from_pylist(rows, DETAILS)
-    write_results(directory, results, tables)
+    write_results(directory, results, "", tables)
     return results
 
 

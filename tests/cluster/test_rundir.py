@@ -30,6 +30,16 @@ def test_a_stage_of_the_same_run_may_change_how_long_but_not_what(tmp_path: Path
         run.open(_config("learner.lr=0.5"))
 
 
+def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.open(load_config(None))
+    file = run.path / "config.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "dropout" not in line))
+    with pytest.raises(AffectError, match=r"started with episode.dropout=0.0, now it is 0.5"):
+        run.open(load_config(None, ["episode.dropout=0.5"]))
+    run.open(load_config(None))
+
+
 def test_a_trained_run_is_not_trained_over(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.open(_config())
