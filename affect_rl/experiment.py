@@ -108,8 +108,9 @@ def base_key(config: Config) -> str:
 def warm_start_key(config: Config) -> str:
     """Name of the SFT stage that a run starts from."""
     tree = _settings(config, include={"data", "model", "retrieval", "episode", "sft", "seed"})
+    episode = tree.setdefault("episode", {})  # there even if nothing of it is left
     for name in _PLAYED_ONLY:
-        tree.get("episode", {}).pop(name, None)
+        episode.pop(name, None)
     return f"sft-{_digest(tree)}"
 
 

@@ -553,7 +553,7 @@ def test_fusion_shows_routing_by_state_and_gain_by_relation(three: tuple[list[Pa
     (routing,) = (label for label in labels if label.startswith("routing weights of affect_agent"))
     states = ("balanced", "video-led", "audio-led", "conflicting")
     assert all(re.search(rf"{s}: expert \d [\d.]+(, expert \d [\d.]+){{3}}", routing) for s in states)
-    assert any(label.startswith("gain of RAAF, no_rag: helpful ") for label in labels)
+    assert any(label.startswith("gain over no_rag: helpful ") for label in labels)
     table = pq.read_table(fusion / DETAILS_FILE).to_pylist()
     mean = np.mean([r["value"] for r in table if (r["arm"], r["name"]) == ("no_rag", "gain/conflicting")])
     shown = page.table("Mean over samples of each").column("no_rag")
