@@ -6,11 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from affect_rl.data.dataset import Dataset
 from affect_rl.sample import AffectSample
+
+
+def fitted_classifier(features: np.ndarray | Sequence[np.ndarray], labels: Sequence[str]) -> Pipeline:
+    """Logistic regression on standardised features ``[n, d]``."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features, labels)
 
 
 def logistic_regression(dataset: Dataset, test: Sequence[AffectSample]) -> list[tuple[str, ...]]:
@@ -26,8 +31,7 @@ def logistic_regression(dataset: Dataset, test: Sequence[AffectSample]) -> list[
         )
 
     train = dataset.samples("train")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(features(train), [s.labels[0] for s in train])
+    model = fitted_classifier(features(train), [s.labels[0] for s in train])
     return [(str(label),) for label in model.predict(features(test))]
 
 

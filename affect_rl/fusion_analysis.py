@@ -12,10 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline
 
+from affect_rl.baselines import fitted_classifier
 from affect_rl.data.dataset import Dataset
 from affect_rl.fusion import Fusion, collate_percepts
 from affect_rl.sample import AffectSample
@@ -42,13 +41,13 @@ class Judge:
     """Judges by one modality alone: a logistic regression on the mean over frames, fitted to the train split."""
 
     modality: Literal["audio", "video"]
-    model: LogisticRegression
+    model: Pipeline
 
     @classmethod
     def fit(cls, modality: Literal["audio", "video"], train: Sequence[AffectSample]) -> Judge:
         seen = [(frames.mean(axis=0), s.labels[0]) for s in train if (frames := getattr(s, modality)) is not None]
         features, labels = zip(*seen, strict=True)
-        return cls(modality, make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features, labels))
+        return cls(modality, fitted_classifier(features, labels))
 
     def __call__(self, sample: AffectSample) -> tuple[str, float]:
         """The likeliest label and its probability; 0 where the modality is absent."""

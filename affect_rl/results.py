@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
-from affect_rl.scoring import COUNTS
+from affect_rl.scoring import in_unit
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"
@@ -163,7 +163,7 @@ class Results(Record):
         compared = [[self.main.replace("_", " "), "difference", "p"]]
         for c in self.comparisons:
             if c.metric == self.main:
-                compared.append([f"{c.reference} - {c.other}", _in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])
+                compared.append([f"{c.reference} - {c.other}", in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])
         notes = "".join(f"- {note}\n" for note in self.notes)
         about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {self.selection}. `{self.command}`\n"
         return f"# {self.experiment}\n\n{self.title}\n\n{_table(rows)}\n{_table(compared)}\n{about}{notes}"
@@ -196,10 +196,4 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _cell(metrics: Mapping[str, Interval], name: str) -> str:
-    return _in_unit(name, metrics[name]) if name in metrics else ""
-
-
-def _in_unit(metric: str, value: Interval, sign: str = "") -> str:
-    """In percent, unless the metric is a count."""
-    scale, form = (1, f"{sign}.2f") if metric in COUNTS else (100, f"{sign}.1f")
-    return f"{scale * value.value:{form}} [{scale * value.low:{form}}, {scale * value.high:{form}}]"
+    return in_unit(name, metrics[name]) if name in metrics else ""

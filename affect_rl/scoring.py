@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,23 @@ Answers = Sequence[Sequence[str]]
 COUNTS = ("labels_per_answer",)
 """Metrics that are no shares."""
 OPEN_METRICS = ("f_s", "precision", "recall", "exact", "labels_per_answer", "invalid_rate")
+
+
+class HasInterval(Protocol):
+    """An estimate or a difference, in whatever record it stands."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def in_unit(metric: str, of: HasInterval, sign: str = "") -> str:
+    """A metric with its interval, in percent unless it is a count; ``sign="+"`` writes the sign of differences."""
+    scale, form = (1, f"{sign}.2f") if metric in COUNTS else (100, f"{sign}.1f")
+    return f"{scale * of.value:{form}} [{scale * of.low:{form}}, {scale * of.high:{form}}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
+def _check_heads(heads: int, name: str, width: int) -> None:
+    if width % heads:
+        raise ValueError(f"heads={heads} does not divide {name}={width}; choose heads from the divisors of {name}")
+
+
 class DataConfig(Section):
     """Which dataset, and how much of it."""
 
@@ -53,10 +58,7 @@ class TinyModelConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
-            )
+        _check_heads(self.heads, "dim", self.dim)
         return self
 
 
@@ -98,10 +100,8 @@ class SlotConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.connector == "qformer" and (self.width or 768) % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide width={self.width or 768}; choose heads from the divisors of width"
-            )
+        if self.connector == "qformer":
+            _check_heads(self.heads, "width", self.width or 768)
         return self
 
     @property
@@ -133,10 +133,7 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide dim={self.dim}; choose heads from the divisors of dim"
-            )
+        _check_heads(self.heads, "dim", self.dim)
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}; lower top_k or raise experts")
         names = [slot.name for slot in self.slots]

@@ -15,7 +15,7 @@ from affect_rl.bootstrap import Difference, Estimate, mean_interval
 from affect_rl.config import Config
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import COUNTS, Scoring, scoring_of
+from affect_rl.scoring import Scoring, in_unit, scoring_of
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
 from cluster.pool import RolloutPool
@@ -64,12 +64,12 @@ class Evaluation:
         blank = [""] if self.differences else []
         for metric in self.results[0].scores:
             title = metric.replace("_", " ").replace("/", " ")
-            row = [title, *(_in_unit(metric, r.scores[metric]) for r in self.results), *blank]
+            row = [title, *(in_unit(metric, r.scores[metric]) for r in self.results), *blank]
             if self.differences and metric in self.differences:
-                row[-1] = _in_unit(metric, self.differences[metric], sign=True)
+                row[-1] = in_unit(metric, self.differences[metric], sign="+")
             rows.append(row)
         for role in self.results[0].invalid:
-            rows.append([f"invalid {role}", *(_in_unit(role, r.invalid[role]) for r in self.results), *blank])
+            rows.append([f"invalid {role}", *(in_unit(role, r.invalid[role]) for r in self.results), *blank])
         for kind in ("generated", "prompt"):
             cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
             rows.append([f"{kind} tokens per sample", *cells, *blank])
@@ -151,10 +151,3 @@ def _result(name: str, episodes: Sequence[Trajectory], scoring: Scoring, config:
         "prompt": interval([float(t.prompt_tokens) for t in episodes]),
     }
     return PolicyResult(name, scoring.evaluate([predicted], **_bootstrap(config)), invalid, tokens, predicted)
-
-
-def _in_unit(metric: str, value: Estimate | Difference, sign: bool = False) -> str:
-    """With its interval, in percent unless the metric is a count."""
-    form, scale = "+.1f" if sign else ".1f", 1 if metric in COUNTS else 100
-    low, high = (f"{scale * bound:{form}}" for bound in (value.low, value.high))
-    return f"{scale * value.value:{form}} [{low}, {high}]"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -92,7 +93,7 @@ class RolloutEngine:
     def __init__(self, policy_dir: Path, config: RolloutConfig, *, context: int, seed: int) -> None:
         check_manifest(policy_dir)
         register()
-        _use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
+        use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)
         if not config.gpus_per_worker:
@@ -272,7 +273,7 @@ class RolloutEngine:
         self._engine.engine_core.shutdown()
 
 
-def _use_threads(threads: int) -> None:
+def use_threads(threads: int) -> None:
     """Fix the CPU threads of this process; vLLM would otherwise take one for itself and all for loading."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
@@ -292,32 +293,38 @@ def _check_cpu_limits(policy: AffectConfig, config: RolloutConfig) -> None:
         raise AffectError(f"rollout.block_size={config.block_size} is not a multiple of 32, as vLLM on CPU needs it")
 
 
+def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[str, Any]:
+    """Arguments of any vLLM engine here that follow from `config`, for prompts and answers of `context` tokens."""
+    return {
+        "max_model_len": context,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_batched_tokens, context),
+        "block_size": config.block_size,
+        "enable_prefix_caching": config.prefix_caching,
+        "kv_cache_memory_bytes": None if on_gpu else int(config.kv_cache_gib * 2**30),
+        "gpu_memory_utilization": config.gpu_memory,
+        "tensor_parallel_size": config.tensor_parallel,
+        "enforce_eager": config.enforce_eager,
+        "generation_config": "vllm",
+        # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
+        "enable_chunked_prefill": None if on_gpu else False,
+        "use_tqdm_on_load": False,
+    }
+
+
 def _engine_args(
     policy_dir: Path, policy_config: AffectConfig, config: RolloutConfig, context: int, seed: int
 ) -> EngineArgs:
-    on_gpu = config.gpus_per_worker > 0
     return EngineArgs(
+        **engine_sizes(config, context, on_gpu=config.gpus_per_worker > 0),
         model=str(policy_dir),
         seed=seed,
         # vLLM's "auto" would serve float32 weights in half precision.
         dtype=str(policy_config.dtype).removeprefix("torch."),
-        max_model_len=context,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_batched_tokens, context),
-        block_size=config.block_size,
-        enable_prefix_caching=config.prefix_caching,
-        kv_cache_memory_bytes=None if on_gpu else int(config.kv_cache_gib * 2**30),
-        gpu_memory_utilization=config.gpu_memory,
-        tensor_parallel_size=config.tensor_parallel,
-        enforce_eager=config.enforce_eager,
         # Behaviour log-probs are those of the distribution sampled from, temperature included.
         logprobs_mode="processed_logprobs",
-        generation_config="vllm",
         async_scheduling=False,
-        # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
-        enable_chunked_prefill=None if on_gpu else False,
         mm_processor_cache_gb=0,
         weight_transfer_config=WeightTransferConfig(backend=config.transfer),
         disable_log_stats=True,
-        use_tqdm_on_load=False,
     )

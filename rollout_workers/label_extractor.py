@@ -151,14 +151,12 @@ class LabelExtractor:
 
     def _start(self, context: int) -> LLM:
         """An engine for prompts and answers of at most `context` tokens."""
-        import torch
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        config, on_gpu = self._config, not current_platform.is_cpu()
-        threads = config.threads or len(os.sched_getaffinity(0))
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)
+        from rollout_workers.engine import engine_sizes, use_threads
+
+        use_threads(self._config.threads or len(os.sched_getaffinity(0)))
         try:
             return LLM(
                 self._checkpoint.name,
@@ -166,18 +164,7 @@ class LabelExtractor:
                 tokenizer_revision=self._checkpoint.revision,
                 dtype=self._dtype,
                 seed=_SEED,
-                max_model_len=context,
-                max_num_seqs=config.max_num_seqs,
-                max_num_batched_tokens=max(config.max_batched_tokens, context),
-                block_size=config.block_size,
-                enable_prefix_caching=config.prefix_caching,
-                kv_cache_memory_bytes=None if on_gpu else int(config.kv_cache_gib * 2**30),
-                gpu_memory_utilization=config.gpu_memory,
-                tensor_parallel_size=config.tensor_parallel,
-                enforce_eager=config.enforce_eager,
-                generation_config="vllm",
-                enable_chunked_prefill=None if on_gpu else False,  # see `rollout_workers.engine`
-                use_tqdm_on_load=False,
+                **engine_sizes(self._config, context, on_gpu=not current_platform.is_cpu()),
             )
         except (ValueError, RuntimeError) as error:
             raise _unusable(self._checkpoint.name, error) from error

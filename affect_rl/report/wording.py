@@ -7,6 +7,7 @@ import json
 from affect_rl.bootstrap import Estimate
 from affect_rl.metrics import METRICS
 from affect_rl.results import Interval, Results
+from affect_rl.scoring import COUNTS
 
 SELECTION = {
     "dev": "the policy that was best on dev",
@@ -24,8 +25,6 @@ _HEADERS = {
     "f_s": "F_s",
     "waf": "WAF",
 }
-_COUNTS = {"labels_per_answer"}
-"""Metrics that are no shares; they are not shown in percent."""
 
 
 def metrics(results: Results) -> list[str]:
@@ -47,17 +46,17 @@ def title(metric: str) -> str:
 
 def unit(metric: str) -> str:
     """What a metric is counted in."""
-    return "" if metric in _COUNTS else "percent"
+    return "" if metric in COUNTS else "percent"
 
 
 def scale(metric: str) -> float:
     """What a metric is multiplied by to be in its unit."""
-    return 1 if metric in _COUNTS else 100
+    return 1 if metric in COUNTS else 100
 
 
 def number(metric: str, value: float, sign: bool = False) -> str:
     """A metric's value in its unit."""
-    return signed(scale(metric) * value, 2 if metric in _COUNTS else 1, sign)
+    return signed(scale(metric) * value, 2 if metric in COUNTS else 1, sign)
 
 
 def interval(metric: str, of: Interval, sign: bool = False) -> str:
