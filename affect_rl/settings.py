@@ -37,11 +37,11 @@ class DataConfig(Section):
     dir: str = "data/synth"
     """Dataset directory written by ``affect-rl data``."""
     max_train: Natural = 0
-    """Use only the first n training samples; 0: all."""
+    """Use only n training samples, drawn at random once and for all; 0: all."""
     max_dev: Natural = 0
-    """Use only the first n dev samples; 0: all."""
+    """Use only n dev samples, drawn at random once and for all; 0: all."""
     max_test: Natural = 0
-    """Use only the first n test samples; 0: all."""
+    """Use only n test samples, drawn at random once and for all; 0: all."""
 
 
 class TinyModelConfig(Section):

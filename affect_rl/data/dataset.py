@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -136,7 +137,9 @@ class Dataset:
         return {split: self.manifest.splits[split].rows for split in SPLITS if split in self.manifest.splits}
 
     def samples(self, split: Split, limit: int = 0) -> list[AffectSample]:
-        """The samples of a split in file order; the first `limit` of them if it is above 0.
+        """The samples of a split in file order; if `limit` is above 0, at most so many, the same ones every time.
+
+        They are drawn at random: files are often sorted by speaker, so the first ones would be no fair sample.
 
         A dataset without a library has an empty one; any other split must be there.
 
@@ -149,7 +152,10 @@ class Dataset:
             raise AffectError(f"{self.directory}: has no split {split!r}; it has {', '.join(self.counts)}")
         if split not in self._samples:
             self._samples[split] = self._read(split)
-        return self._samples[split][: limit or None]
+        samples = self._samples[split]
+        if not 0 < limit < len(samples):
+            return samples
+        return [samples[i] for i in sorted(random.Random(split).sample(range(len(samples)), limit))]
 
     def _read(self, split: Split) -> list[AffectSample]:
         path = self.directory / f"{split}.parquet"

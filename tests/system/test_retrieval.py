@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Cognitive, Exclusion, Support, render_evidence
@@ -41,6 +43,12 @@ def queries_of(sample: AffectSample) -> dict[str, str]:
     words = render_evidence(sample).split()
     chance = random.Random(sample.id)
     return {group: " ".join(chance.choices(words, k=3)) for group in QUERIES}
+
+
+def wait_for_death(actor: ActorHandle) -> None:
+    """`ray.kill` returns before the process is gone, and until then the actor may answer."""
+    with pytest.raises(RayActorError):
+        ray.get(actor.__ray_call__.remote(lambda _: time.sleep(30)))
 
 
 async def answers(retriever: Any, samples: list[AffectSample]) -> list[Cognitive | Support]:
@@ -169,6 +177,8 @@ def test_actors_can_be_found_by_name_and_the_loss_of_all_shards_is_an_error(evid
     client = launch_retrieval(evidence_index, config, name="doomed")
     assert ray.get_actor("doomed-front") == client.front and ray.get_actor("doomed-shard-1") == client.shards[1]
     client.close()
+    for shard in client.shards:
+        wait_for_death(shard)
 
     async def search() -> None:
         pool = ShardPool(client.shards, config.model_copy(update={"deadline_s": 1.0}))
