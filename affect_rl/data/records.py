@@ -145,7 +145,10 @@ def _npz(path: Path) -> Iterator[Record]:
                 raise AffectError(f"{path}: sample {name!r} is {values!r}; expected a dictionary")
             yield Record(f"{path}: sample {name!r}", {"name": name, **values})
     elif "name2reason" in arrays:
-        raise AffectError(f"{path}: holds free text (name2reason); give the labels read from it, the -openset.npz")
+        raise AffectError(
+            f"{path}: holds free text (name2reason); have it read with --free-text name2reason, or give the labels "
+            "read from it, the -openset.npz"
+        )
     else:
         raise AffectError(
             f"{path}: holds {', '.join(map(repr, arrays)) or 'nothing'}; expected 'filenames' and 'fileitems', or a "

@@ -264,7 +264,7 @@ BAD_PREDICTIONS = [
     (jsonl(*answer(predictions="joy")), "predictions is 'joy'; expected an object with one entry a system"),
     (jsonl(*ROWS), "answers.jsonl: has no column of predictions; add one beside 'name'"),
     (npz(filenames=["u1"], fileitems=["a", "b"]), "answers.npz: has 1 filenames for 2 fileitems"),
-    (npz(name2reason={"u1": "He smiles."}), "holds free text (name2reason); give the labels read from it"),
+    (npz(name2reason={"u1": "He smiles."}), "holds free text (name2reason); have it read with --free-text name2reason"),
     (npz(names=["u1"]), "answers.npz: holds 'names'; expected 'filenames' and 'fileitems', or a test corpus"),
     (npz(test_corpus={"u1": "joy"}), "answers.npz: sample 'u1' is 'joy'; expected a dictionary"),
 ]  # fmt: skip

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
 from affect_rl.trajectory import ROLES
 from affect_rl.trajectory_store import read_trajectories
-from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
+from cluster.jobs import Job, make_job, open_job, run_evaluation, run_training, run_warm_start
 from cluster.sampler import StepSampler
+from cluster.services import Services
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 TIMES = re.compile(r"time|.*_s$")
@@ -52,19 +55,29 @@ def settings(world: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sft(cluster: None, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def services(cluster: None) -> Iterator[Services]:
+    """Actors that jobs with the same settings share; the jobs that need others come last."""
+    with closing(Services()) as services:
+        yield services
+
+
+@pytest.fixture(scope="module")
+def sft(services: Services, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy after a short warm start."""
-    with open_job(load_config(None, [*settings, f"runs_dir={tmp_path_factory.mktemp('sft')}"])) as job:
-        return run_warm_start(job)
+    config = load_config(None, [*settings, f"runs_dir={tmp_path_factory.mktemp('sft')}"])
+    return run_warm_start(_job(config, services))
 
 
 def _config(settings: list[str], sft: Path, runs: Path, name: str, *more: str) -> Config:
     return load_config(None, [*settings, f"policy={sft}", f"runs_dir={runs}", f"name={name}", *more])
 
 
-def _train(config: Config, *, resume: bool = False) -> list[dict[str, Any]]:
-    with open_job(config) as job:
-        run_training(job, resume=resume)
+def _job(config: Config, services: Services) -> Job:
+    return make_job(config, Dataset.load(config.data.dir), services)
+
+
+def _train(config: Config, services: Services, *, resume: bool = False) -> list[dict[str, Any]]:
+    run_training(_job(config, services), resume=resume)
     return _metrics(config.run_dir)
 
 
@@ -83,10 +96,10 @@ def _processes(name: str) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def reference(sft: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Config:
+def reference(sft: Path, settings: list[str], services: Services, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run that nothing disturbed."""
     config = _config(settings, sft, tmp_path_factory.mktemp("runs"), "reference")
-    _train(config)
+    _train(config, services)
     return config
 
 
@@ -120,40 +133,84 @@ def test_the_run_directory_holds_what_a_user_needs(reference: Config, sft: Path)
 
 
 def test_the_same_seed_gives_the_same_numbers(
-    reference: Config, sft: Path, settings: list[str], tmp_path: Path
+    reference: Config, sft: Path, settings: list[str], services: Services, tmp_path: Path
 ) -> None:
-    again = _train(_config(settings, sft, tmp_path, "again"))
+    again = _train(_config(settings, sft, tmp_path, "again"), services)
     assert _numbers(again) == _numbers(_metrics(reference.run_dir))
     weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, tmp_path / "again")]
     assert weights[0] == weights[1]
 
 
-def test_a_learning_rate_of_zero_moves_nothing(sft: Path, settings: list[str], tmp_path: Path) -> None:
-    metrics = _train(_config(settings, sft, tmp_path, "still", "learner.lr=0", "train.steps=2"))
+def test_a_learning_rate_of_zero_moves_nothing(
+    sft: Path, settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    metrics = _train(_config(settings, sft, tmp_path, "still", "learner.lr=0", "train.steps=2"), services)
     for line in metrics:
         assert abs(line["ratio/first"] - 1) < 1e-4
         assert all(line[f"kl/{role}"] == pytest.approx(0, abs=1e-6) for role in ROLES)
 
 
-def test_overlapped_training_bounds_staleness(sft: Path, settings: list[str], tmp_path: Path) -> None:
-    metrics = _train(
-        _config(
-            settings,
-            sft,
-            tmp_path,
-            "overlapped",
-            "train.max_staleness=1",
-            "rollout.deterministic=false",
-            "train.steps=4",
-        )
-    )
+def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
+    reference: Config, sft: Path, settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    file, run = tmp_path / "job.yaml", tmp_path / "runs" / "killed"
+    file.write_text("")
+    config = _config(settings, sft, tmp_path / "runs", "killed", "cluster.dashboard=false")
+    overrides = [*settings, f"policy={sft}", f"runs_dir={tmp_path / 'runs'}", "name=killed", "cluster.dashboard=false"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", str(file), *overrides], env=environment)
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "step-00002" / "progress.json").exists():
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    resumed = _train(config, services, resume=True)
+    assert [line["step"] for line in resumed] == [1, 2, 3]
+    assert _numbers(resumed) == _numbers(_metrics(reference.run_dir))
+    weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, run)]
+    assert weights[0] == weights[1]
+
+
+def test_evaluation_writes_tables_and_compares_paired(
+    reference: Config, sft: Path, services: Services, tmp_path: Path
+) -> None:
+    job = _job(reference, services)
+    result = run_evaluation(job, {"SFT": sft, "again": sft, "MAPPO": job.run.policy}, tmp_path)
+    assert result.results[0].predicted == result.results[1].predicted
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["samples"] == 16 and set(report["policies"]) == {"SFT", "again", "MAPPO"}
+    assert "weighted_f1" in report["differences"]
+    assert (tmp_path / "evaluation.md").read_text().startswith("| test, n = 16 | SFT | again | MAPPO | MAPPO - SFT |")
+
+
+def test_mistakes_are_named_before_anything_starts(
+    sft: Path, settings: list[str], reference: Config, services: Services, tmp_path: Path
+) -> None:
+    trained = _job(reference, services)
+    with pytest.raises(AffectError, match="has been trained already; pass --resume"):
+        run_training(trained)
+    with pytest.raises(AffectError, match=r"no manifest\.json, so this is no policy directory"):
+        run_evaluation(trained, {"nothing": tmp_path}, tmp_path / "out")
+    missing = _job(_config(settings, tmp_path / "absent", tmp_path, "lost"), services)
+    with pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"):
+        run_training(missing)
+    with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", "data.dir=absent")):
+        pass
+
+
+def test_overlapped_training_bounds_staleness(
+    sft: Path, settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    more = ["train.max_staleness=1", "rollout.deterministic=false", "train.steps=4"]
+    metrics = _train(_config(settings, sft, tmp_path, "overlapped", *more), services)
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert metrics[-1]["counts/episodes"] == 4 * 16
     assert all(0 <= line["episode/staleness"] <= 1 for line in metrics)
     assert any(line["episode/staleness"] > 0 for line in metrics)
 
 
-def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], tmp_path: Path) -> None:
+def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], services: Services, tmp_path: Path) -> None:
     config = _config(
         settings, sft, tmp_path, "wounded", "train.steps=4", "rollout.workers=2", "train.samples_per_step=32"
     )
@@ -170,7 +227,7 @@ def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], tmp_path: 
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    metrics = _train(config)
+    metrics = _train(config, services)
     thread.join(timeout=1)
     assert killed == ["RolloutWorker", "IndexShard"]
     assert metrics[-1]["counts/episodes"] == 4 * 32
@@ -179,53 +236,3 @@ def test_killed_actors_cost_no_sample(sft: Path, settings: list[str], tmp_path: 
     for step in range(4):
         rows = read_trajectories(config.run_dir / "trajectories" / f"step-{step + 1:05d}.parquet")
         assert Counter(row["sample_id"] for row in rows) == Counter(s.id for s in sampler.batch(step))
-
-
-def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
-    reference: Config, sft: Path, settings: list[str], tmp_path: Path
-) -> None:
-    file, run = tmp_path / "job.yaml", tmp_path / "runs" / "killed"
-    file.write_text("")
-    config = _config(settings, sft, tmp_path / "runs", "killed", "cluster.dashboard=false")
-    overrides = [*settings, f"policy={sft}", f"runs_dir={tmp_path / 'runs'}", "name=killed", "cluster.dashboard=false"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", str(file), *overrides], env=environment)
-    deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / "step-00002" / "progress.json").exists():
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    driver.kill()
-    driver.wait()
-    resumed = _train(config, resume=True)
-    assert [line["step"] for line in resumed] == [1, 2, 3]
-    assert _numbers(resumed) == _numbers(_metrics(reference.run_dir))
-    weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, run)]
-    assert weights[0] == weights[1]
-
-
-def test_evaluation_writes_tables_and_compares_paired(reference: Config, sft: Path, tmp_path: Path) -> None:
-    with open_job(reference) as job:
-        result = run_evaluation(job, {"SFT": sft, "again": sft, "MAPPO": job.run.policy}, tmp_path)
-    assert result.results[0].predicted == result.results[1].predicted
-    report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert report["samples"] == 16 and set(report["policies"]) == {"SFT", "again", "MAPPO"}
-    assert "weighted_f1" in report["differences"]
-    assert (tmp_path / "evaluation.md").read_text().startswith("| test, n = 16 | SFT | again | MAPPO | MAPPO - SFT |")
-
-
-def test_mistakes_are_named_before_anything_starts(
-    cluster: None, sft: Path, settings: list[str], reference: Config, tmp_path: Path
-) -> None:
-    with open_job(reference) as job:
-        with pytest.raises(AffectError, match="has been trained already; pass --resume"):
-            run_training(job)
-        with pytest.raises(AffectError, match=r"no manifest\.json, so this is no policy directory"):
-            run_evaluation(job, {"nothing": tmp_path}, tmp_path / "out")
-    missing = _config(settings, tmp_path / "absent", tmp_path, "lost")
-    with (
-        open_job(missing) as job,
-        pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"),
-    ):
-        run_training(job)
-    with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", "data.dir=absent")):
-        pass
