@@ -199,6 +199,8 @@ def write_backbone(layout: Layout, backbone: Backbone, path: Path) -> Path:
 def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig) -> AffectPolicy:
     """A policy of the same language model with fusion modules of the given sizes; tensors that fit are kept.
 
+    Experts that were trained for another mixture are not: they and their router begin anew together.
+
     Raises:
         AffectError: both the policy and the settings have slots.
     """
@@ -216,6 +218,9 @@ def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig) -> AffectPolicy:
     )
     fresh = adapted.fusion.state_dict()
     kept = {n: t for n, t in policy.fusion.state_dict().items() if n in fresh and fresh[n].shape == t.shape}
+    mixtures = [(s.experts, s.top_k, s.residual) for s in (shape, adapted.fusion.shape)]
+    if mixtures[0] != mixtures[1]:
+        kept = {name: tensor for name, tensor in kept.items() if not name.startswith("moe.")}
     adapted.fusion.load_state_dict(kept, strict=False)
     return adapted
 

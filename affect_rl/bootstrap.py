@@ -68,7 +68,7 @@ def resampled(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
 
 
-def drawn_samples(n: int, resamples: int, seed: int) -> np.ndarray:
+def drawn_samples(n: int, resamples: int, seed: int | tuple[int, ...]) -> np.ndarray:
     """How often each of n samples occurs ``[1 + R, n]``: once in the first row, as drawn in the others."""
     return np.vstack([np.ones(n, np.int64), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)])
 

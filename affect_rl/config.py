@@ -129,12 +129,12 @@ class Config(Section):
         """The policy that MAPPO starts from: `policy`, or what the run's warm start left."""
         return Path(self.policy) if self.policy else self.run_dir / "sft"
 
-    def at_step(self, step: int) -> Config:
-        """The configuration of a training step (from 0), which differs with ``train.in_turn``."""
+    def in_turn(self, place: int) -> Config:
+        """The configuration of an episode by its sample's place (from 0), which differs with ``train.in_turn``."""
         if not self.train.in_turn:
             return self
         learning = self.episode.learning
-        role = learning[min(step * len(learning) // self.train.steps, len(learning) - 1)]
+        role = learning[place % len(learning)]
         return self.model_copy(update={"episode": self.episode.model_copy(update={"sampled": (role,)})})
 
     def batch_arithmetic(self) -> str:

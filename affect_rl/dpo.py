@@ -3,9 +3,9 @@
 Rafailov et al. (arXiv 2305.18290), equation 7: ``L = -E log sigmoid(beta (m_chosen - m_rejected))`` with the margin
 ``m = sum_t log(pi_theta / pi_sft)`` of an answer. Its gradient is that of a policy gradient in which all tokens of
 an answer have one advantage, ``+- beta sigmoid(-z)`` with ``z = beta (m_chosen - m_rejected)``. So preferences
-become advantages: the first optimiser step of an update is exactly DPO, and the clipped ratio keeps later ones near
-the policy that the advantages were computed for. Pairs are formed as RAG-DDR does (arXiv 2410.13509): an agent's
-best against its worst answer to the same prompt, by the reward of what came of it.
+become advantages: with one minibatch the first optimiser step of an update is exactly DPO, and the clipped ratio keeps
+later ones near the policy that the advantages were computed for. Pairs are formed as RAG-DDR does (arXiv
+2410.13509): an agent's best against its worst answer to the same prompt, by the reward of what came of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,30 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from affect_rl.batching import TokenSequence
 from affect_rl.mappo import AGENTS
+
+
+def preference_pairs(sequences: Sequence[TokenSequence], sample_ids: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (chosen, rejected) of answers to the same prompt.
+
+    The same token ids are not enough: the features of a clip stand behind placeholders, and other clips may have
+    the same words; and dropout may withhold a modality from one of a sample's episodes.
+
+    Args:
+        sequences: ``[S]``.
+        sample_ids: of the groups that the sequences name.
+    """
+    prompts = [
+        (
+            sample_ids[s.group],
+            s.role,
+            s.prompt.token_ids,
+            *((p.audio is None, p.video is None) for p in s.prompt.percepts),
+        )
+        for s in sequences
+    ]
+    return best_against_worst(prompts, [s.reward for s in sequences])
 
 
 def best_against_worst(prompts: Sequence[Hashable], rewards: Sequence[float]) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from affect_rl.evidence import GROUPS, Cognitive, Evidence, Exclusion, Group, Re
 from affect_rl.parsers import Answer, Plan, parse_answer, parse_plan, parse_selection
 from affect_rl.prompts import Prompts
 from affect_rl.rewards import agent_rewards, score
-from affect_rl.sample import AffectSample
+from affect_rl.sample import AffectSample, Modality
 from affect_rl.settings import EpisodeConfig, RewardConfig
 from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Request, Role, Trajectory, Turn
 
@@ -167,12 +167,19 @@ class Episode:
 
     def _view(self) -> Percept:
         """The sample's features and their support, as the generator gets them."""
-        audio, video, support = self.sample.audio, self.sample.video, self.support
-        if self.config.support == "raaf":
-            return Percept(audio, video, support.audio, support.video, fused=True)
-        if self.config.support == "direct":
-            audio, video = _joined(audio, support.audio), _joined(video, support.video)
-        return Percept(audio, video, fused=True)
+        audio, audio_support = self._with_support("audio", self.sample.audio, self.support.audio)
+        video, video_support = self._with_support("video", self.sample.video, self.support.video)
+        return Percept(audio, video, audio_support, video_support, fused=True)
+
+    def _with_support(
+        self, modality: Modality, own: np.ndarray | None, neighbours: np.ndarray | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Frames of one modality and what RAAF is to fuse them with."""
+        lacking = own is None or modality in self.config.absent  # zeros are no features
+        use = (self.config.stand_in if lacking else "") or self.config.support
+        if use == "direct":
+            return _joined(own, neighbours), None
+        return own, neighbours if use == "raaf" else None
 
     # -- counterfactuals -------------------------------------------------------------------------
 

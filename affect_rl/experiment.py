@@ -16,12 +16,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from affect_rl.config import Config, explain, load_config
+from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
+from affect_rl.policy import MANIFEST as POLICY
 from affect_rl.settings import Natural, Positive, Section
 
 _NOT_COMPUTED = {"name", "runs_dir", "policy", "cluster"}
 """Settings that change where something runs, not what comes out."""
-_PLAYED_ONLY = {"temperature", "counterfactuals", "frozen"}
+_PLAYED_ONLY = {"temperature", "counterfactuals", "frozen", "frozen_policy"}
 """Settings of an episode that do not concern demonstrations."""
 
 
@@ -76,9 +78,16 @@ class ExperimentSpec(Section):
         return [(self.reference, arm) for arm in self.arms if arm != self.reference] + self.compare
 
     def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
-        """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line."""
+        """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line.
+
+        Raises:
+            AffectError: one of them would undo what tells arms apart.
+        """
         spec = self.arms[arm]
         changes = self.overrides | spec.train | (spec.evaluate if evaluate else {})
+        for key in (override.partition("=")[0] for override in more):
+            if key in spec.train | spec.evaluate:
+                raise AffectError(f"{key}: arm {arm!r} of experiment {self.name} sets it; change it in the file")
         overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         return load_config(self.config, [*overrides, *more, f"seed={seed}"])
 
@@ -114,9 +123,11 @@ def warm_start_key(config: Config) -> str:
     return f"sft-{_digest(tree)}"
 
 
-def bridge_key(config: Config, steps: int) -> str:
-    """Name of the second SFT stage of a bridge."""
-    return f"bridge-{_digest([warm_start_key(config), steps])}"
+def bridge_key(config: Config, start: Path, steps: int) -> str:
+    """Name of the second SFT stage of a bridge, which begins with the policy `start`."""
+    return (
+        f"bridge-{_digest([str(start), steps, _settings(config, include={'sft', 'episode', 'retrieval', 'rewards'})])}"
+    )
 
 
 def training_key(config: Config, start: Path) -> str:
@@ -130,8 +141,15 @@ def evaluation_key(config: Config, policy: Path) -> str:
 
 
 def _settings(config: Config, **parts: set[str]) -> dict[str, Any]:
-    """What differs from the defaults, so that a stage keeps its name when the configuration gets a new field."""
-    return config.model_dump(mode="json", exclude_defaults=True, **parts)  # type: ignore[arg-type]
+    """What differs from the defaults, so that a stage keeps its name when the configuration gets a new field.
+
+    And the manifests of the directories that the settings name, which hold the hashes of their files.
+    """
+    named = [Path(config.data.dir) / DATASET, Path(config.model.base) / POLICY]
+    if config.retrieval.library:
+        named.append(Path(config.retrieval.library) / DATASET)
+    content = [file.read_text() for file in named if file.is_file()]
+    return {"content": content, **config.model_dump(mode="json", exclude_defaults=True, **parts)}  # type: ignore[arg-type]
 
 
 def _digest(tree: Any) -> str:

@@ -68,11 +68,8 @@ class Scoring:
     def evaluate(
         self, runs: Sequence[Answers], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
     ) -> dict[str, Estimate]:
-        """Metrics of the runs of one policy or arm: their mean, with a bootstrap interval over the samples.
-
-        The interval does not say how runs vary.
-        """
-        drawn = self._mean(runs, drawn_samples(self.count, resamples, seed))
+        """Metrics of the runs of one policy or arm: their mean, with a bootstrap interval over runs and samples."""
+        drawn = self._mean(runs, drawn_samples(self.count, resamples, seed), seed)
         return {name: estimate(values[0], values[1:], confidence) for name, values in drawn.items()}
 
     def compare(
@@ -84,9 +81,12 @@ class Scoring:
         confidence: float = 0.95,
         seed: int = 0,
     ) -> dict[str, Difference]:
-        """Metrics of B minus those of A, each the mean over its runs; paired: a resample is the same for all."""
+        """Metrics of B minus those of A, each the mean over its runs.
+
+        Paired twice: a resample has the same samples for all runs, and run i of A where it has run i of B.
+        """
         draws = drawn_samples(self.count, resamples, seed)
-        a, b = self._mean(runs_a, draws), self._mean(runs_b, draws)
+        a, b = self._mean(runs_a, draws, seed), self._mean(runs_b, draws, seed)
         gains = {name: b[name] - a[name] for name in self.names}
         return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
 
@@ -95,9 +95,11 @@ class Scoring:
         once = np.ones((1, self.count), np.int64)
         return [{name: float(found[name][0]) for name in self.names} for found in (self.measure(r, once) for r in runs)]
 
-    def _mean(self, runs: Sequence[Answers], draws: np.ndarray) -> dict[str, np.ndarray]:
+    def _mean(self, runs: Sequence[Answers], draws: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Means ``[D]`` over the runs: all of them for the first row of `draws`, drawn ones for each other row."""
         found = [self.measure(answers, draws) for answers in runs]
-        return {name: np.mean([run[name] for run in found], axis=0) for name in found[0]}
+        weights = drawn_samples(len(runs), len(draws) - 1, (seed, 1)).T / len(runs)
+        return {name: (weights * [run[name] for run in found]).sum(axis=0) for name in found[0]}
 
 
 def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
@@ -109,7 +111,7 @@ def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
         def closed(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
             found = closed_set_metrics(answers, true, candidates, draws)
             recall = found.pop("recall")
-            present = [(i, label) for i, label in enumerate(candidates) if not np.isnan(recall[0, i])]
+            present = [(i, label) for i, label in enumerate(candidates) if (label,) in true]  # not in ties alone
             return found | {f"recall/{label}": recall[:, i] for i, label in present}
 
         return Scoring(METRICS, "weighted_f1", len(samples), closed)

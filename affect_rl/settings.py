@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from affect_rl.evidence import GROUPS, Group
-from affect_rl.sample import Modality
+from affect_rl.sample import Modality, Split
 from affect_rl.trajectory import ROLES, Role
 
 Positive = Annotated[int, Field(gt=0)]
@@ -42,6 +42,10 @@ class DataConfig(Section):
     """Use only n dev samples, drawn at random once and for all; 0: all."""
     max_test: Natural = 0
     """Use only n test samples, drawn at random once and for all; 0: all."""
+
+    def limit(self, split: Split) -> int:
+        """How many samples of a split are used; 0: all."""
+        return {"train": self.max_train, "dev": self.max_dev, "test": self.max_test}.get(split, 0)
 
 
 class TinyModelConfig(Section):
@@ -169,8 +173,10 @@ class RetrievalConfig(Section):
     """Put before each query; E5 encoders want ``query: ``."""
     passage_prefix: str = ""
     """Put before each library text; E5 encoders want ``passage: ``."""
+    library: str = ""
+    """Dataset directory that gives the evidence; empty: ``data.dir``."""
     index_dir: str = ""
-    """Directory of a built index; empty: built beside the dataset on first use."""
+    """Directory of a built index; empty: built beside the library's dataset on first use."""
     factory: str = "Flat"
     """FAISS ``index_factory`` string of the text index."""
     perceptual_factory: str = "Flat"
@@ -218,7 +224,9 @@ class EpisodeConfig(Section):
     """Who plays; the generator always does. Without the planner the utterance is the query of every group, without the
     filter retrieval order decides."""
     frozen: tuple[Role, ...] = ()
-    """Agents that are not trained: they play with the policy that the run started with, on an engine of their own."""
+    """Agents that are not trained: they play with `frozen_policy`, on an engine of their own."""
+    frozen_policy: str = ""
+    """Directory of the policy that frozen agents play with; empty: the one that the run started with."""
     sampled: tuple[Role, ...] = ROLES
     """Agents that explore in training: they sample at `temperature` and learn. The others answer greedily."""
     groups: tuple[Group, ...] = GROUPS
@@ -226,6 +234,8 @@ class EpisodeConfig(Section):
     support: Literal["raaf", "direct", "none"] = "raaf"
     """What the generator gets of the perceptual neighbours' features: fused with the sample's own by RAAF, put behind
     the sample's own as they are, or nothing."""
+    stand_in: Literal["", "raaf", "direct", "none"] = ""
+    """The same for a modality that the sample lacks, where the neighbours' features stand in; empty: as `support`."""
     absent: tuple[Modality, ...] = ()
     """Modalities withheld from agents and search, to see what their loss costs."""
     dropout: Fraction = 0.0
@@ -431,7 +441,7 @@ class TrainConfig(Section):
     copies: Positive = 1
     """Episodes of each sample in a step, each with a seed of its own."""
     in_turn: bool = False
-    """Train one agent after the other, each for an equal share of the steps, while the others answer greedily."""
+    """In each episode one agent explores and learns while the others answer greedily; in turn from sample to sample."""
     max_staleness: Natural = 0
     """Weight versions a trajectory may lag behind; 0 is synchronous training."""
     eval_every: Natural = 10

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import shorten
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -14,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from affect_rl.errors import AffectError
 
 PAD_TOKEN = "<|pad|>"
 END_TOKEN = "<|end|>"
@@ -65,9 +69,20 @@ def tiny_language_model(
 
 
 def pretrained_language_model(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer by local path or hub name, with a placeholder token."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    """A causal language model and its tokenizer by local path or hub name, with a placeholder token.
+
+    Raises:
+        AffectError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = shorten(str(error), 160, placeholder=" ...")
+        raise AffectError(
+            f"model.base={name}: cannot be loaded ({reason}); give the directory of a policy or of a causal language "
+            "model, or a hub name"
+        ) from error
     tokenizer.add_special_tokens({"additional_special_tokens": [PERCEPT_TOKEN]})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

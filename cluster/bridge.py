@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from affect_rl.errors import AffectError
 from affect_rl.policy import WEIGHTS
 from affect_rl.weights import stored_weights
 from cluster.jobs import Job
@@ -17,7 +18,11 @@ from rollout_workers.worker import EpisodeJob
 def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> None:
     """Search silver selections on the training split with `reader`, and train it on them; writes `directory`.
 
-    The reader's own answers are demonstrations, too, where they were right, so that it stays what it is.
+    A search that found no evidence with which the reader is right teaches nothing. The model forgets how to read
+    meanwhile, so the reader must be frozen.
+
+    Raises:
+        AffectError: the reader was never right.
     """
     config, pool = job.config, job.pool(reader)
     pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
@@ -25,6 +30,10 @@ def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> No
     samples = training_samples(config, job.dataset)
     seeds = {s.id: episode_seed(config.seed, "silver", s.id) for s in samples}
     jobs = [EpisodeJob.of(config, ("silver", s.id), s, seeds[s.id], 0.0, evaluate=True) for s in samples]
-    played = pool.play([replace(job, silver=True, frozen_policy=None) for job in jobs])
-    turns = [[t for t in e.turns if t.role == "filter" or e.scores["full"] == 1] for e in played]
+    played = pool.play([replace(job, silver=True) for job in jobs])
+    turns = [[t for t in e.turns if t.role == "filter"] for e in played if e.scores["full"] > 0]
+    if not turns:
+        raise AffectError(
+            f"{reader}: was right about none of {len(samples)} samples, so there is no silver; train it more"
+        )
     run_sft(config, turns, reader, directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -22,6 +23,8 @@ from affect_rl.baselines import logistic_regression
 from affect_rl.bootstrap import Difference, Estimate
 from affect_rl.config import Config, dump_config
 from affect_rl.data.dataset import Dataset
+from affect_rl.data.library import evidence_library
+from affect_rl.errors import AffectError
 from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
 from affect_rl.results import (
     CURVES,
@@ -85,7 +88,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     """Run what is not there yet, and write the result directory `out`."""
     base = spec.run_config(spec.reference, 0, overrides)
     dataset = Dataset.load(base.data.dir)
-    samples = dataset.samples(base.evaluate.split, base.data.max_test)
+    samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
     found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
     with ray_session(base), closing(Services()) as services:
         for seed in range(spec.seeds):
@@ -113,18 +116,25 @@ def _run_arm(
     config = spec.run_config(arm, seed, overrides)
     untrained = spec.arms[arm].policy == "none"
     start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
+    config, reader = _frozen_at(config, start), start
     if steps := spec.arms[arm].bridge_steps:
         start = _bridged(config, start, steps, dataset, services)
     training, policy = None, start
     if spec.arms[arm].policy == "trained":
         training = _trained(config, start, dataset, services)
         policy = training / "policy"
-    # Frozen agents play with `start` in evaluation, too.
-    config = spec.run_config(arm, seed, overrides, evaluate=True).model_copy(update={"policy": str(start)})
+    config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
     if not (directory / "cost.json").exists():
         _evaluate(make_job(config, dataset, services), policy, samples, directory, shown=EPISODES if seed == 0 else 0)
     return Evaluated(directory, training)
+
+
+def _frozen_at(config: Config, policy: Path) -> Config:
+    """Let frozen agents, if there are any, play with `policy` all through."""
+    if not config.episode.frozen:
+        return config
+    return config.model_copy(update={"episode": config.episode.model_copy(update={"frozen_policy": str(policy)})})
 
 
 def _created(config: Config, dataset: Dataset) -> Path:
@@ -138,12 +148,13 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
     config = config.model_copy(update={"name": warm_start_key(config)})
     run = RunDirectory(config.run_dir)
     if not run.sft.exists():
+        shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
         run_warm_start(make_job(config, dataset, services))
     return run.sft
 
 
 def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
-    policy = Path(config.runs_dir) / bridge_key(config, steps) / "sft"
+    policy = Path(config.runs_dir) / bridge_key(config, reader, steps) / "sft"
     if not policy.exists():
         bridge_warm_start(make_job(config, dataset, services), reader, policy, steps)
     return policy
@@ -154,6 +165,8 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     run = RunDirectory(config.run_dir)
     if not run.policy.exists():
         run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+    if not run.policy.exists():
+        raise AffectError(f"{run.path}: the training was stopped; the same command goes on")
     return run.path
 
 
@@ -172,7 +185,8 @@ def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory
     pq.write_table(pa.table(predicted), directory / PREDICTIONS_FILE)
     texts = pa.array([s.text for s in samples[:shown]], pa.string())
     pq.write_table(trajectory_table(pool.play(again)).append_column("text", texts), directory / EPISODES_FILE)
-    pq.write_table(fusion_table(job.dataset, policy, samples, episodes), directory / FUSION_FILE)
+    library = evidence_library(job.dataset, config.retrieval)
+    pq.write_table(fusion_table(library, policy, samples, episodes), directory / FUSION_FILE)
     cost = {
         "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
         "seconds_per_sample": seconds / len(episodes),
@@ -210,7 +224,7 @@ def _summarise(
             for m in scoring.names
         ]
     baselines = {}
-    if spec.baseline and dataset.candidates:
+    if spec.baseline and dataset.candidates and (dataset.audio_dim or dataset.video_dim):
         mean = scoring.evaluate([logistic_regression(dataset, samples)], resamples=resamples)
         baselines["logistic regression"] = {name: _interval(mean[name]) for name in scoring.names}
     return Results(
@@ -252,7 +266,7 @@ def _tables(samples: Sequence[AffectSample], found: dict[str, list[Evaluated]]) 
 def _curves(training: Path) -> pa.Table:
     """The training metrics in long form."""
     lines = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
-    rows = [(line["step"], name, float(value)) for line in lines for name, value in line.items() if name != "step"]
+    rows = [(line["step"], name, value) for line in lines for name, value in line.items() if name != "step"]
     return pa.table(dict(zip(("step", "metric", "value"), map(list, zip(*rows, strict=True)), strict=True)))
 
 

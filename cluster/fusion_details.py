@@ -28,10 +28,10 @@ Evaluated = tuple[list[tuple[str, ...]], list[dict[str, Any]]]
 
 
 def fusion_table(
-    dataset: Dataset, policy: Path, samples: Sequence[AffectSample], episodes: Sequence[Trajectory]
+    library: Sequence[AffectSample], policy: Path, samples: Sequence[AffectSample], episodes: Sequence[Trajectory]
 ) -> pa.Table:
-    """The table `FUSION` of an evaluation."""
-    labels = {s.id: s.labels for split in ("library", "train") for s in dataset.samples(split)}
+    """The table `FUSION` of an evaluation with evidence from `library`."""
+    labels = {s.id: s.labels for s in library}
     relations = [
         support_relation(s.labels, [labels[i] for i in t.support_ids]) for s, t in zip(samples, episodes, strict=True)
     ]
@@ -48,9 +48,10 @@ def fusion_details(
     """Rows of `DETAILS` from all arms' evaluations, one a seed.
 
     ``gain/<relation>`` is the reference's score less the arm's, by the relation of the reference's support;
-    ``routing/<state>/<expert>`` a sample's mixture weight; ``load_entropy`` one number for all samples.
+    ``routing/<state>/<expert>`` a sample's mixture weight, where the dataset has voice and face; ``load_entropy`` one
+    number for all samples.
     """
-    states = modality_states(dataset, samples)
+    states = modality_states(dataset, samples) if dataset.audio_dim and dataset.video_dim else [None] * len(samples)
     rows: list[tuple[str, int, str, str, float]] = []
     for arm, runs in arms.items():
         for seed, ((answers, fused), (best, support)) in enumerate(zip(runs, arms[reference], strict=True)):
@@ -60,7 +61,7 @@ def fusion_details(
                         rows.append((arm, seed, s.id, f"gain/{row['relation']}", score(other, s) - score(own, s)))
             routed = [(row, state) for row, state in zip(fused, states, strict=True) if row["weights"]]
             for row, state in routed:
-                for expert, weight in enumerate(row["weights"], start=1):
+                for expert, weight in enumerate(row["weights"] if state else [], start=1):
                     rows.append((arm, seed, row["sample_id"], f"routing/{state}/{expert}", weight))
             if routed:
                 rows.append(

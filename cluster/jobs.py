@@ -109,11 +109,10 @@ def run_training(job: Job, *, resume: bool = False) -> Progress:
 def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
     """Evaluate policies on ``evaluate.split``, write the results to `out`."""
     split = job.config.evaluate.split
-    limit = job.config.data.max_test if split == "test" else job.config.data.max_dev
     for directory in policies.values():
         check_manifest(directory)
     pool = job.pool(next(iter(policies.values())))
-    evaluation = evaluate_policies(job.config, job.dataset.samples(split, limit), policies, pool)
+    evaluation = evaluate_policies(job.config, job.dataset.samples(split, job.config.data.limit(split)), policies, pool)
     evaluation.write(out)
     return evaluation
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
+from affect_rl.data.library import evidence_library
 from cluster.pool import RolloutPool
 from retrieval_service.client import RetrievalClient
 from retrieval_service.index import ensure_index
@@ -33,15 +34,15 @@ class Services:
         settings = (config.data.dir, config.retrieval)
         if self._retrieval is None or settings != self._retrieval_settings:
             self.close()  # engines hold a client of the service
-            library = [s for split in config.retrieval.library_splits for s in dataset.samples(split)]
-            index_dir = Path(config.retrieval.index_dir or f"{config.data.dir}-index")
+            library = evidence_library(dataset, config.retrieval)
+            index_dir = Path(config.retrieval.index_dir or f"{config.retrieval.library or config.data.dir}-index")
             self._retrieval = launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)
             self._retrieval_settings = settings
         return self._retrieval
 
     def pool(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> RolloutPool:
         """Engines for a job, started with `policy` if there are none that fit; their weights may be any."""
-        shape = (config.model, config.rollout, config.data.dir, config.episode.evidence_tokens)
+        shape = (config.model, config.rollout, config.data, config.episode.evidence_tokens)
         settings = (*shape, config.train.max_staleness == 0)
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:

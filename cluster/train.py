@@ -116,13 +116,13 @@ def train(
 
 def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: int = 0) -> list[EpisodeJob]:
     """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
-    keys = [(step, place, attempt) for place in range(len(samples))]
-    config = config.at_step(step)
-    episode, jobs = config.episode, []
-    for key, sample in zip(keys, samples, strict=True):
+    jobs = []
+    for place, sample in enumerate(samples):
+        key = (step, place, attempt)
         seed = episode_seed(config.seed, "train", *key)
-        seen = sample.with_dropout(episode.dropout, seed)
-        jobs.append(EpisodeJob.of(config, key, seen, seed, episode.temperature))
+        seen = sample.with_dropout(config.episode.dropout, seed)
+        its = config.in_turn((step * len(samples) + place) // config.train.copies)
+        jobs.append(EpisodeJob.of(its, key, seen, seed, its.episode.temperature))
     return jobs
 
 

@@ -35,7 +35,7 @@ from affect_rl.batching import (
     turns_to_sequences,
 )
 from affect_rl.config import Config
-from affect_rl.dpo import best_against_worst, preference_advantages
+from affect_rl.dpo import preference_advantages, preference_pairs
 from affect_rl.errors import AffectError
 from affect_rl.policy import MANIFEST, AffectPolicy, Lora, Reference
 from affect_rl.trajectory import ROLES, Trajectory
@@ -142,14 +142,15 @@ class LearnerWorker:
         flat = FlatTokens(*(part.to(self._device) for part in flatten(sequences)))
         prepared = self._prepare(sequences, flat)
         targets = (
-            self._preferences(sequences, flat, prepared)
+            self._preferences(sequences, trajectories, flat, prepared)
             if settings.algorithm == "dpo"
             else self._advantages(flat, prepared)
         )
         prepared_at = time.perf_counter()
 
         report, norms = Report.empty(self._device), []
-        groups = [s.group for s in sequences]
+        first = {t.sample_id: place for place, t in reversed([*enumerate(trajectories)])}
+        groups = [first[trajectories[s.group].sample_id] for s in sequences]  # a sample's copies stay together
         for epoch in range(settings.epochs):
             for chosen in minibatches(groups, settings.minibatches, (self._seed, self._updates, epoch)):
                 norms.append(self._optimise(sequences, flat, prepared, targets, chosen, report))
@@ -197,10 +198,14 @@ class LearnerWorker:
         return targets
 
     def _preferences(
-        self, sequences: Sequence[TokenSequence], flat: FlatTokens, prepared: Prepared
+        self,
+        sequences: Sequence[TokenSequence],
+        trajectories: Sequence[Trajectory],
+        flat: FlatTokens,
+        prepared: Prepared,
     ) -> mappo.Advantages:
         """DPO has no critic: its values are their own targets."""
-        pairs = best_against_worst([(s.role, s.prompt.token_ids) for s in sequences], [s.reward for s in sequences])
+        pairs = preference_pairs(sequences, [t.sample_id for t in trajectories])
         advantages = preference_advantages(
             prepared.logprobs, prepared.reference, flat.roles, flat.lengths, pairs, self._settings.preference_weight
         )
@@ -219,7 +224,10 @@ class LearnerWorker:
         s = self._settings
         mine = torch.zeros(len(sequences), dtype=torch.bool, device=self._device)
         mine[list(chosen)] = True
-        tokens = flat.roles[mine.repeat_interleave(flat.lengths)].bincount(minlength=len(ROLES))
+        mine = mine.repeat_interleave(flat.lengths)
+        if s.algorithm == "dpo" and not targets.advantages[mine].any():
+            return 0.0, 0.0  # nothing was preferred; a step would follow the optimiser's momentum alone
+        tokens = flat.roles[mine].bincount(minlength=len(ROLES))
         percepts = torch.tensor(sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
         for batch in self._passes(sequences, flat, chosen):
             at = batch.places

@@ -60,7 +60,7 @@ class EpisodeJob:
     ) -> Self:
         """An episode of a run; one that is played to `evaluate` has no counterfactuals."""
         episode = config.episode.model_copy(update={"counterfactuals": False}) if evaluate else config.episode
-        frozen = config.initial_policy.resolve() if episode.frozen else None
+        frozen = Path(episode.frozen_policy or config.initial_policy).resolve() if episode.frozen else None
         return cls(key, sample, seed, temperature, episode, config.rewards, frozen)
 
 

@@ -197,6 +197,18 @@ def test_new_fusion_keeps_what_the_checkpoint_brought(
     assert again.fusion.shape == adapted.fusion.shape
 
 
+@pytest.mark.parametrize(("change", "kept"), [({}, True), ({"residual": False}, False), ({"experts": 2}, False)])
+def test_experts_of_another_mixture_begin_anew(
+    read: Callable[..., Backbone], change: dict[str, Any], kept: bool
+) -> None:
+    policy = read("pandagpt").policy
+    for parameter in policy.fusion.moe.parameters():
+        nn.init.constant_(parameter, 3.0)
+    sizes = {"dim": policy.fusion.shape.dim, "heads": policy.fusion.shape.heads, "experts": policy.fusion.shape.experts}
+    adapted = adapt_fusion(policy, FusionConfig(**{**sizes, **change}))
+    assert all(torch.all(p == 3).item() == kept for p in adapted.fusion.moe.parameters())
+
+
 def test_merged_adapters_cannot_be_written_back(read: Callable[..., Backbone], tmp_path: Path) -> None:
     backbone = read("pandagpt")
     merged = AffectPolicy.load(backbone.policy.save(tmp_path / "policy"))

@@ -113,11 +113,10 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_agents_in_turn_share_the_steps() -> None:
-    config = load_config(None, ["train.in_turn=true", "train.steps=7", "episode.frozen=[generator]"])
-    turns = [config.at_step(step).episode.learning for step in range(8)]
-    assert turns == [("planner",)] * 4 + [("filter",)] * 4
-    assert load_config(None, []).at_step(3).episode.learning == ("planner", "filter", "generator")
+def test_agents_take_turns_from_sample_to_sample() -> None:
+    config = load_config(None, ["train.in_turn=true", "episode.frozen=[generator]"])
+    assert [config.in_turn(place).episode.learning for place in range(4)] == [("planner",), ("filter",)] * 2
+    assert load_config(None, []).in_turn(3).episode.learning == ("planner", "filter", "generator")
 
 
 def test_an_override_may_meet_a_section_the_file_lacks(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from affect_rl import mappo
-from affect_rl.dpo import best_against_worst, preference_advantages
+from affect_rl.batching import TokenSequence
+from affect_rl.dpo import best_against_worst, preference_advantages, preference_pairs
+from affect_rl.trajectory import Percept, Prompt, Role
 
 
 @given(st.lists(st.integers(1, 6), min_size=4, max_size=8), st.floats(0.05, 2), st.integers(0, 99), st.booleans())
@@ -46,6 +49,18 @@ def test_pairs_are_the_best_against_the_worst_answer_to_one_prompt() -> None:
     rewards = [0.5, 1.0, 1.5, -0.5, 0.0, 9.0, 1.0, 1.0]
     assert best_against_worst(prompts, rewards) == [(2, 3), (1, 4)]
     assert best_against_worst([], []) == []
+
+
+def test_answers_are_compared_for_the_same_sample_agent_and_percepts_only() -> None:
+    voice = np.ones((1, 2), np.float32)
+    heard, muted = Prompt((1, 2), (Percept(voice, None),)), Prompt((1, 2), (Percept(None, None),))
+
+    def answer(group: int, reward: float, role: Role = "planner", prompt: Prompt = heard) -> TokenSequence:
+        return TokenSequence(group, role, prompt, (3,), (0.0,), reward)
+
+    copies = ["clip a", "clip a", "clip b"]
+    assert preference_pairs([answer(0, 1.0), answer(1, 0.0), answer(2, -1.0)], copies) == [(0, 1)]
+    assert preference_pairs([answer(0, 1.0), answer(1, 0.0, "filter"), answer(1, 0.0, prompt=muted)], copies) == []
 
 
 @pytest.mark.parametrize("rewards", [[1.0, 0.0], [0.0, 1.0]])

@@ -239,10 +239,16 @@ def test_a_withheld_modality_reaches_nobody(
     np.testing.assert_array_equal(direct[1].audio, fused.audio_support)
     assert direct[1].video is not None and len(direct[1].video) > len(whole.video)
 
-    for turn in _play(whole, annotator, retriever, prompts, absent=("video",), zero_absent=True, support="none").turns:
+    for use, audio in (("direct", direct[1].audio), ("none", None)):
+        stood_in = _play(whole, annotator, retriever, prompts, absent=("audio",), stand_in=use).turns[2].prompt.percepts
+        np.testing.assert_array_equal(stood_in[1].audio, audio)
+        assert stood_in[1].audio_support is None and stood_in[1].video_support is not None, "the face keeps its own"
+
+    for turn in _play(whole, annotator, retriever, prompts, absent=("video",), zero_absent=True, stand_in="none").turns:
         for percept in turn.prompt.percepts:
             assert percept.video is not None and percept.video.shape == whole.video.shape and not percept.video.any()
             assert percept.video_support is None and percept.audio is whole.audio
+        assert turn.role != "generator" or turn.prompt.percepts[1].audio_support is not None
 
     mute = _play(whole, annotator, retriever, prompts, absent=("text",)).turns[2]
     assert whole.text not in prompts.tokenizer.decode(mute.prompt.token_ids)

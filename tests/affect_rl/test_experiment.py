@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from affect_rl.config import load_config
 from affect_rl.errors import AffectError
 from affect_rl.experiment import bridge_key, evaluation_key, load_experiment, training_key, warm_start_key
 
@@ -74,5 +75,30 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
     played = {o for o, c in changed.items() if evaluation_key(c, start) != evaluation_key(base, start)}
     assert played == training - {"learner.lr=1", "sft.lr=1"} | {"evaluate.split=dev"}
     assert training_key(base, start) != training_key(base, Path("other"))
-    assert bridge_key(base, 3) != bridge_key(base, 4)
+    names = {bridge_key(base, start, 3), bridge_key(base, start, 4), bridge_key(base, Path("other"), 3)}
+    assert len(names | {bridge_key(changed["rewards.kind=wheel"], start, 3)}) == 4
     assert warm_start_key(spec.run_config("a", 1)) != warm_start_key(base)
+
+
+@pytest.mark.parametrize(
+    ("setting", "manifest"),
+    [("data.dir", "dataset.json"), ("model.base", "manifest.json"), ("retrieval.library", "dataset.json")],
+)
+def test_a_stage_is_another_once_what_the_settings_name_has_changed(
+    setting: str, manifest: str, tmp_path: Path
+) -> None:
+    config = load_config(None, [f"{setting}={tmp_path}"])
+    keys = []
+    for content in ("one", "other"):
+        (tmp_path / manifest).write_text(content)
+        keys.append((warm_start_key(config), training_key(config, Path("start")), evaluation_key(config, Path("p"))))
+    assert not set(keys[0]) & set(keys[1])
+
+
+def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(SOUND.replace("a: {}", "a: {train: {learner.kl_weight: 0}}"))
+    with pytest.raises(
+        AffectError, match=r"learner\.kl_weight: arm 'a' of experiment e sets it; change it in the file"
+    ):
+        load_experiment(file).run_config("a", 0, ("learner.kl_weight=0.1",))

@@ -78,5 +78,24 @@ def test_runs_are_averaged_and_compared_on_the_same_samples() -> None:
     right, wrong = [*true], [("fear",), ("joy",), ("fear",), ("joy",)]
     scoring = scoring_of(_samples(true))
     assert scoring.evaluate([right, wrong], resamples=50)["accuracy"].value == 0.5
+    gain = scoring.compare([wrong, wrong], [right, right], resamples=200)["accuracy"]
+    assert gain.value == gain.low == gain.high == 1, "every sample and every run has the same gain"
     gain = scoring.compare([wrong, wrong], [right, wrong], resamples=200)["accuracy"]
-    assert gain.value == gain.low == gain.high == 0.5, "every sample has the same gain"
+    assert (gain.value, gain.low, gain.high) == (0.5, 0, 1), "runs are drawn, too, and in pairs"
+
+
+def test_the_spread_of_runs_is_in_the_interval() -> None:
+    """Against plain loops: draw runs, draw samples, average."""
+    rng = np.random.default_rng(0)
+    true = [("joy",)] * 40
+    runs = [[("joy",) if rng.random() < p else ("fear",) for _ in true] for p in (0.9, 0.6, 0.3)]
+    found = scoring_of(_samples(true)).evaluate(runs, resamples=4000)["accuracy"]
+    right = np.array([[a == t for a, t in zip(run, true, strict=True)] for run in runs])
+    means = [right[rng.integers(3, size=3)][:, rng.integers(40, size=40)].mean() for _ in range(4000)]
+    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.03)
+
+
+def test_a_class_that_is_true_in_ties_alone_has_no_recall() -> None:
+    scoring = scoring_of(_samples([("joy",), ("anger", "fear")]))
+    found = scoring.evaluate([[("joy",), ("anger",)], [("joy",), ("fear",)]], resamples=5)
+    assert [name for name in found if name.startswith("recall/")] == ["recall/joy"]
