@@ -179,7 +179,7 @@ def score_sentiment(
     Raises:
         ValueError: unequal lengths, or no value other than 0.
     """
-    answers, truth = _signs(predicted, values)
+    answers, truth = sentiment_signs(predicted, values)
     scores = evaluate(answers, truth, SIGNS, resamples=resamples, confidence=confidence, seed=seed)
     readable = {(sign,) for sign in SIGNS} | {("neutral",)}
     unreadable = [tuple(answer) not in readable for answer, value in zip(predicted, values, strict=True) if value != 0]
@@ -196,7 +196,7 @@ def compare_sentiment(
     seed: int = 0,
 ) -> dict[str, Difference]:
     """``waf`` and ``accuracy`` of system B minus those of system A, paired. Errors as in `score_sentiment`."""
-    (a, truth), (b, _) = (_signs(predicted, values) for predicted in (predicted_a, predicted_b))
+    (a, truth), (b, _) = (sentiment_signs(predicted, values) for predicted in (predicted_a, predicted_b))
     found = compare(a, b, truth, SIGNS, resamples=resamples, confidence=confidence, seed=seed)
     return {"waf": found["weighted_f1"], "accuracy": found["accuracy"]}
 
@@ -264,7 +264,7 @@ def _mean(by_wheel: np.ndarray) -> np.ndarray:
     return by_wheel.mean(axis=1)
 
 
-def _signs(predicted: Answers, values: Sequence[float]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def sentiment_signs(predicted: Answers, values: Sequence[float]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Answers and truths of the samples whose value is not 0, each as one of `SIGNS`."""
     if len(predicted) != len(values):
         raise ValueError(f"{len(predicted)} answers for {len(values)} samples; give one answer a sample")

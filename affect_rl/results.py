@@ -57,7 +57,7 @@ class Interval(Record):
 
 
 class Comparison(Record):
-    """The reference minus another arm on the same samples and seeds: mean over seeds, paired bootstrap over samples.
+    """The reference minus another arm on the same samples and seeds: mean over seeds, paired bootstrap over both.
 
     Attributes:
         reference: the arm that is compared.

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from affect_rl.benchmark_metrics import open_label_metrics
+from affect_rl.benchmark_metrics import SIGNS, open_label_metrics, sentiment_signs
 from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
 from affect_rl.metrics import METRICS, closed_set_metrics
 from affect_rl.rewards import score
@@ -25,6 +25,7 @@ Answers = Sequence[Sequence[str]]
 
 COUNTS = ("labels_per_answer",)
 """Metrics that are no shares."""
+SENTIMENT_METRICS = ("waf", *METRICS)
 OPEN_METRICS = ("f_s", "precision", "recall", "exact", "labels_per_answer", "invalid_rate")
 
 
@@ -103,7 +104,7 @@ class Scoring:
 
 
 def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
-    """The metrics for samples of one dataset: of their closed set, or of open labels by the project's wheel."""
+    """The metrics for samples of one dataset: of their closed set, of sentiments, or of open labels by our wheel."""
     true = [s.labels for s in samples]
     if samples[0].label_kind != "open":
         candidates = samples[0].candidates
@@ -114,7 +115,16 @@ def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
             present = [(i, label) for i, label in enumerate(candidates) if (label,) in true]  # not in ties alone
             return found | {f"recall/{label}": recall[:, i] for i, label in present}
 
-        return Scoring(METRICS, "weighted_f1", len(samples), closed)
+        if samples[0].label_kind == "closed":
+            return Scoring(METRICS, "weighted_f1", len(samples), closed)
+        values = [s.value or 0.0 for s in samples]
+        polar = np.array(values) != 0
+
+        def sentiment(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+            found = closed_set_metrics(*sentiment_signs(answers, values), SIGNS, draws[:, polar])
+            return {"waf": found["weighted_f1"]} | closed(answers, draws)
+
+        return Scoring(SENTIMENT_METRICS, "waf", len(samples), sentiment)
 
     wheels = own_wheel()
 

@@ -30,6 +30,7 @@ _AGENT_CURVES = {
 _TEAM_CURVES = {
     "dev/weighted_f1": "Weighted F1 on dev",
     "dev/f_s": "F_s on dev",
+    "dev/waf": "WAF on dev",
     "episode/score": "Score of the training episodes",
 }
 _SIGNS = {

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from affect_rl.benchmark_metrics import score_open_labels
+from affect_rl.benchmark_metrics import score_open_labels, score_sentiment
 from affect_rl.metrics import METRICS, compare, evaluate
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import OPEN_METRICS, scoring_of
+from affect_rl.scoring import OPEN_METRICS, SENTIMENT_METRICS, scoring_of
 from affect_rl.wheels import own_wheel
 
 LABELS = ("anger", "fear", "joy")
+SENTIMENTS = [("positive",), ("negative",), ("neutral",), ()]
 WORDS = ("happy", "cheerful", "furious", "scared", "sad", "gloomy", "zebra")
 
 answer = st.sampled_from([(), ("anger",), ("fear",), ("joy",)])
@@ -24,7 +27,7 @@ true_words = st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=2, uniqu
 
 
 def _samples(true: list[tuple[str, ...]], kind: str = "closed") -> list[AffectSample]:
-    candidates = LABELS if kind == "closed" else ()
+    candidates = {"closed": LABELS, "open": (), "sentiment": ("negative", "neutral", "positive")}[kind]
     return [AffectSample(f"{i}", "d", "test", f"c{i}", "", "t", t, kind, candidates) for i, t in enumerate(true)]  # type: ignore[arg-type]
 
 
@@ -55,6 +58,17 @@ def test_one_run_says_what_the_functions_for_one_policy_say(
     )
     gains, wanted = scoring.compare([a], [b], resamples=10), compare(a, b, true, LABELS, resamples=10)
     assert {n: g.value for n, g in gains.items()} == pytest.approx({n: g.value for n, g in wanted.items()})
+
+
+@given(st.lists(st.tuples(st.sampled_from([-2.0, -0.4, 0.0, 1.6]), st.sampled_from(SENTIMENTS)), min_size=3))
+def test_sentiments_are_scored_by_their_sign(rows: list[tuple[float, tuple[str, ...]]]) -> None:
+    rows += [(1.0, ("positive",))]  # WAF wants a sample that is not neutral
+    true = [("positive" if v > 0 else "negative" if v < 0 else "neutral",) for v, _ in rows]
+    samples = [replace(s, value=v) for s, (v, _) in zip(_samples(true, "sentiment"), rows, strict=True)]
+    scoring, answers = scoring_of(samples), [a for _, a in rows]
+    (run,) = scoring.per_run([answers])
+    assert scoring.main == "waf" and set(run) == set(SENTIMENT_METRICS)
+    assert run["waf"] == pytest.approx(score_sentiment(answers, [v for v, _ in rows], resamples=5).waf.value)
 
 
 @given(st.lists(st.tuples(true_words, words), min_size=1, max_size=20))
