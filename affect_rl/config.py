@@ -67,9 +67,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.episode.keep > self.retrieval.k:
+        if self.episode.keep > self.episode.k:
             raise ValueError(
-                f"episode.keep={self.episode.keep} exceeds retrieval.k={self.retrieval.k}; lower keep or raise k"
+                f"episode.keep={self.episode.keep} exceeds episode.k={self.episode.k}; lower keep or raise k"
             )
         if self.learner.algorithm == "dpo" and self.train.copies < 2:
             raise ValueError(

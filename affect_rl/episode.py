@@ -156,7 +156,7 @@ class Episode:
 
     async def _search(self, retrieve: Retrieve, queries: Mapping[Group, str]) -> Mapping[Group, tuple[Evidence, ...]]:
         asked = {group: queries[group] for group in self.config.groups}
-        found: Cognitive = await retrieve.cognitive(asked, Exclusion.of(self.sample))
+        found: Cognitive = await retrieve.cognitive(asked, self.config.k, Exclusion.of(self.sample))
         self.degraded |= found.degraded
         return found.groups
 

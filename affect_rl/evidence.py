@@ -89,8 +89,8 @@ class Support:
 class Retrieve(Protocol):
     """What an episode needs of a retrieval service."""
 
-    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
-        """Search the text index with one query a group."""
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+        """Search the text index with one query a group, for up to `k` pieces of evidence each."""
         ...
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:

@@ -187,8 +187,6 @@ class RetrievalConfig(Section):
     """Shard actors."""
     library_splits: tuple[Literal["library", "train"], ...] = ("library", "train")
     """Splits whose samples may be retrieved; dev and test are never in the library."""
-    k: Positive = 3
-    """Candidates per group on the cognitive path."""
     perceptual_k: Natural = 3
     """Neighbours on the perceptual path; 0 switches the path off."""
     oversample: Positive = 4
@@ -216,8 +214,10 @@ class EpisodeConfig(Section):
     """Longest filter answer, in tokens."""
     generator_tokens: Positive = 40
     """Longest generator answer, in tokens."""
+    k: Positive = 3
+    """Candidates per group."""
     keep: Positive = 1
-    """Evidence the filter may keep per group; at most `RetrievalConfig.k`."""
+    """Evidence the filter may keep per group; at most `k`."""
     evidence_tokens: Positive = 32
     """Longest one piece of evidence may be in a prompt; the sample itself is never cut."""
     agents: tuple[Role, ...] = ROLES

@@ -57,13 +57,13 @@ class RetrievalClient:
         # By name: actor handles among the arguments of an actor make Ray doubt that it can restart it.
         return self.connect, (self.name, len(self.shards), self._deadline_s)
 
-    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
-        """Search the text index with one query a group.
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+        """Search the text index with one query a group, for up to `k` pieces of evidence each.
 
         Raises:
             RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
         """
-        return await self._answer("cognitive path", self.front.cognitive.remote(dict(queries), exclusion))
+        return await self._answer("cognitive path", self.front.cognitive.remote(dict(queries), k, exclusion))
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """Search the feature index with a sample's own features ``[T, d]``.

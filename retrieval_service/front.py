@@ -58,9 +58,9 @@ class RetrievalFront:
     async def ready(self) -> None:
         """Returns once the front can answer."""
 
-    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
         """See `affect_rl.evidence.Retrieve`."""
-        return await self._retriever.cognitive(queries, exclusion)
+        return await self._retriever.cognitive(queries, k, exclusion)
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """See `affect_rl.evidence.Retrieve`."""

@@ -66,10 +66,10 @@ class Retriever:
         self._library = directory.library()
         self._encode, self._search = encode, search
 
-    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
-        """Up to `config.k` pieces of evidence per group; no id and no text is in two groups."""
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+        """Up to `k` pieces of evidence per group; no id and no text is in two groups."""
         vectors = dict(zip(queries, await self._encode(list(queries.values())), strict=True))
-        chosen, degraded = await self._fill("text", vectors, self._config.k, exclusion)
+        chosen, degraded = await self._fill("text", vectors, k, exclusion)
         evidence = {group: tuple(map(self._library.evidence, found)) for group, found in chosen.items()}
         return Cognitive(evidence, degraded)
 

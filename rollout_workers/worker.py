@@ -186,11 +186,11 @@ class _Outside:
     def __init__(self, retrieve: Retrieve, engines: Sequence[RolloutEngine]) -> None:
         self._retrieve, self._engines = retrieve, engines
 
-    async def cognitive(self, queries: Mapping[Group, str], exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
         with ExitStack() as waiting:
             for engine in self._engines:
                 waiting.enter_context(engine.outside())
-            return await self._retrieve.cognitive(queries, exclusion)
+            return await self._retrieve.cognitive(queries, k, exclusion)
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         with ExitStack() as waiting:

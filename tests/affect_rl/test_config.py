@@ -25,7 +25,7 @@ WRONG = [
     ("model.fusion.top_k=9", "top_k=9 exceeds experts=4; lower top_k or raise experts"),
     ("model.fusion.heads=3", "heads=3 does not divide dim=64; choose heads from the divisors of dim"),
     ("model.tiny.heads=3", "heads=3 does not divide dim=128"),
-    ("episode.keep=5", "episode.keep=5 exceeds retrieval.k=3; lower keep or raise k"),
+    ("episode.keep=5", "episode.keep=5 exceeds episode.k=3; lower keep or raise k"),
     ("learner.minibatches=65", "learner.minibatches=65 exceeds train.samples_per_step=64"),
     ("learner.minibatches=5", "train.samples_per_step=64 is not a multiple of learner.minibatches=5"),
     ("learner.workers=40", "a minibatch of 32 samples cannot feed learner.workers=40"),

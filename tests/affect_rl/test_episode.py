@@ -27,8 +27,8 @@ from retrieval_service.index import build_index
 from retrieval_service.retriever import LocalRetriever
 
 WORLD = synthesise(SynthSettings(train=12, dev=1, test=1, expressions=40, absent=0))
-RETRIEVAL = RetrievalConfig(k=2, library_splits=("library",))
-EPISODE = EpisodeConfig()
+RETRIEVAL = RetrievalConfig(library_splits=("library",))
+EPISODE = EpisodeConfig(k=2)
 REWARDS = RewardConfig()
 
 

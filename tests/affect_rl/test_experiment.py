@@ -59,11 +59,11 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         for override in (
             "name=x", "runs_dir=x", "cluster.dashboard=false", "evaluate.split=dev", "learner.lr=1", "seed=4",
             "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3",
-            "retrieval.k=5",
+            "episode.k=5",
         )
     }  # fmt: skip
     sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
-    assert sft == {"sft.lr=1", "data.max_train=3", "retrieval.k=5"}
+    assert sft == {"sft.lr=1", "data.max_train=3", "episode.k=5"}
     training = {o for o, c in changed.items() if training_key(c, start) != training_key(base, start)}
     assert training == set(changed) - {
         "name=x",

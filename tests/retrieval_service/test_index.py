@@ -46,7 +46,9 @@ def test_an_index_is_built_again_only_when_it_is_stale(evidence_library: list[Af
     manifest = path / "manifest.json"
     ensure_index(samples, path, CONFIG)
     built = manifest.stat().st_mtime_ns
-    ensure_index(samples, path, RetrievalConfig(shards=5, k=1))  # settings that the directory does not depend on
+    ensure_index(
+        samples, path, RetrievalConfig(shards=5, perceptual_k=1)
+    )  # settings that the directory does not depend on
     assert manifest.stat().st_mtime_ns == built
 
     def built_again(library: list[AffectSample], config: RetrievalConfig = CONFIG) -> bool:

@@ -27,8 +27,8 @@ def retriever(evidence_index: Path) -> LocalRetriever:
     return LocalRetriever(evidence_index, RetrievalConfig())
 
 
-def ask(retriever: LocalRetriever, queries: dict[str, str], exclusion: Exclusion = NOBODY) -> Cognitive:
-    return asyncio.run(retriever.cognitive(queries, exclusion))
+def ask(retriever: LocalRetriever, queries: dict[str, str], exclusion: Exclusion = NOBODY, k: int = 3) -> Cognitive:
+    return asyncio.run(retriever.cognitive(queries, k, exclusion))
 
 
 def neighbours(retriever: LocalRetriever, sample: AffectSample, exclusion: Exclusion = NOBODY) -> Support:
@@ -82,14 +82,15 @@ def test_a_samples_own_surroundings_are_never_retrieved(
     evidence_library: list[AffectSample],
     evidence_index: Path,
 ) -> None:
-    whole = LocalRetriever(evidence_index, RetrievalConfig(k=len(evidence_library), perceptual_k=len(evidence_library)))
+    everything = len(evidence_library)
+    whole = LocalRetriever(evidence_index, RetrievalConfig(perceptual_k=everything))
     samples = {sample.id: sample for sample in evidence_library}
     sample = evidence_library[7]
     query = {"supportive": render_evidence(sample)}
-    assert sample.id in {e.id for e in ask(whole, query).groups["supportive"]}
+    assert sample.id in {e.id for e in ask(whole, query, k=everything).groups["supportive"]}
 
     texts = {render_evidence(other) for other in evidence_library if not shares(sample, other)}
-    found = ask(whole, query, exclusion(sample)).groups["supportive"]
+    found = ask(whole, query, exclusion(sample), k=everything).groups["supportive"]
     assert not any(shares(sample, samples[e.id]) for e in found)
     assert {e.text for e in found} == texts  # and nobody else is left out
 

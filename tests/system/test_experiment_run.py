@@ -37,7 +37,7 @@ def folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = {
         "data.dir": str(data), "runs_dir": str(folder / "runs"), "model.context": 320, "model.tiny.layers": 2,
         "model.tiny.dim": 64, "model.tiny.heads": 2, "model.tiny.vocabulary": 600, "model.fusion.dim": 32,
-        "retrieval.k": 2, "sft.steps": 40, "sft.batch_samples": 8, "sft.lr": 4e-3, "sft.threads": 1,
+        "episode.k": 2, "sft.steps": 40, "sft.batch_samples": 8, "sft.lr": 4e-3, "sft.threads": 1,
         "learner.threads": 1, "rollout.threads": 1, "rollout.kv_cache_gib": 0.1, "train.steps": 3,
         "train.samples_per_step": 8, "train.eval_every": 0, "train.checkpoint_every": 0, "evaluate.resamples": 50,
     }  # fmt: skip

@@ -46,7 +46,7 @@ def settings(world: Path) -> list[str]:
     """Overrides of all jobs here."""
     return [
         f"data.dir={world}", "model.context=320", "model.tiny.layers=2", "model.tiny.dim=64", "model.tiny.heads=2",
-        "model.tiny.vocabulary=600", "model.fusion.dim=32", "retrieval.k=2", "retrieval.shards=2",
+        "model.tiny.vocabulary=600", "model.fusion.dim=32", "episode.k=2", "retrieval.shards=2",
         "sft.steps=60", "sft.batch_samples=16", "sft.lr=4e-3", "sft.prompt_weight=1", "sft.threads=1",
         "learner.lr=1e-3", "learner.threads=1", "rollout.threads=1", "rollout.kv_cache_gib=0.1",
         "train.steps=3", "train.samples_per_step=16", "train.eval_every=2", "train.checkpoint_every=1",

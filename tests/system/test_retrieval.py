@@ -54,7 +54,7 @@ def wait_for_death(actor: ActorHandle) -> None:
 async def answers(retriever: Any, samples: list[AffectSample]) -> list[Cognitive | Support]:
     calls: list[Awaitable[Any]] = []
     for sample in samples:
-        calls.append(retriever.cognitive(queries_of(sample), Exclusion.of(sample)))
+        calls.append(retriever.cognitive(queries_of(sample), 3, Exclusion.of(sample)))
         calls.append(retriever.perceptual(sample.audio, sample.video, Exclusion.of(sample)))
     return list(await asyncio.gather(*calls))
 
@@ -102,11 +102,11 @@ def test_a_client_works_from_another_actor(client: RetrievalClient, evidence_lib
             self.client = client
 
         async def ask(self, sample: AffectSample) -> Cognitive:
-            return await self.client.cognitive(QUERIES, Exclusion.of(sample))
+            return await self.client.cognitive(QUERIES, 3, Exclusion.of(sample))
 
     sample = evidence_library[7]
     there = ray.get(Worker.remote(client).ask.remote(sample), timeout=60)
-    assert there == asyncio.run(client.cognitive(QUERIES, Exclusion.of(sample)))
+    assert there == asyncio.run(client.cognitive(QUERIES, 3, Exclusion.of(sample)))
 
 
 def test_errors_of_a_request_reach_the_episode(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
@@ -121,7 +121,7 @@ def kill_process(actor: Any) -> None:
 async def until(ready: Callable[[Cognitive], bool], client: RetrievalClient, exclusion: Exclusion) -> Cognitive:
     """Ask until the answer is as it should be."""
     give_up = time.monotonic() + 60
-    while not ready(answer := await client.cognitive(QUERIES, exclusion)):
+    while not ready(answer := await client.cognitive(QUERIES, 3, exclusion)):
         assert time.monotonic() < give_up, answer
         await asyncio.sleep(0.1)
     return answer
@@ -132,7 +132,7 @@ def test_a_killed_shard_degrades_answers_until_it_is_back(
 ) -> None:
     async def survive() -> None:
         exclusion = Exclusion.of(evidence_library[7])
-        whole = await client.cognitive(QUERIES, exclusion)
+        whole = await client.cognitive(QUERIES, 3, exclusion)
         kill_process(client.shards[0])
         degraded = await until(lambda answer: answer.degraded, client, exclusion)
         rest = {sample.id for sample in evidence_library[len(evidence_library) // 2 :]}
@@ -145,9 +145,9 @@ def test_a_killed_shard_degrades_answers_until_it_is_back(
 
 def test_a_killed_front_is_only_a_pause(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
     exclusion = Exclusion.of(evidence_library[7])
-    whole = asyncio.run(client.cognitive(QUERIES, exclusion))
+    whole = asyncio.run(client.cognitive(QUERIES, 3, exclusion))
     kill_process(client.front)
-    assert asyncio.run(client.cognitive(QUERIES, exclusion)) == whole
+    assert asyncio.run(client.cognitive(QUERIES, 3, exclusion)) == whole
 
 
 def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_library: list[AffectSample]) -> None:
@@ -158,9 +158,9 @@ def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_librar
     async def survive() -> None:
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert (await client.cognitive(QUERIES, exclusion)).degraded
+            assert (await client.cognitive(QUERIES, 3, exclusion)).degraded
             start = time.monotonic()
-            assert (await client.cognitive(QUERIES, exclusion)).degraded
+            assert (await client.cognitive(QUERIES, 3, exclusion)).degraded
             assert time.monotonic() - start < 1.0  # it is not waited for again
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -193,7 +193,7 @@ def test_a_front_that_does_not_answer_is_an_error(
 ) -> None:
     hurried = RetrievalClient(client.name, client.front, client.shards, deadline_s=1e-4)
     with pytest.raises(RetrievalError, match=r"cognitive path: the actor RetrievalFront gave no answer within"):
-        asyncio.run(hurried.cognitive(QUERIES, Exclusion.of(evidence_library[7])))
+        asyncio.run(hurried.cognitive(QUERIES, 3, Exclusion.of(evidence_library[7])))
 
 
 def test_a_service_that_cannot_start_says_why(evidence_index: Path, tmp_path: Path) -> None:
