@@ -129,7 +129,7 @@ def minibatches(groups: Sequence[int], count: int, seed: Sequence[int]) -> list[
     """
     names = np.unique(np.asarray(groups))
     if len(names) < count:
-        raise AffectError(f"{len(names)} episodes cannot fill learner.minibatches={count}; lower it or play more")
+        raise AffectError(f"{len(names)} samples cannot fill learner.minibatches={count}; lower it or play more")
     part_of: dict[int, int] = {}
     for part, chosen in enumerate(np.array_split(np.random.default_rng(list(seed)).permutation(names), count)):
         part_of |= dict.fromkeys(chosen.tolist(), part)

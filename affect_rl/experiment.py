@@ -125,9 +125,8 @@ def warm_start_key(config: Config) -> str:
 
 def bridge_key(config: Config, start: Path, steps: int) -> str:
     """Name of the second SFT stage of a bridge, which begins with the policy `start`."""
-    return (
-        f"bridge-{_digest([str(start), steps, _settings(config, include={'sft', 'episode', 'retrieval', 'rewards'})])}"
-    )
+    settings = _settings(config, include={"sft", "episode", "retrieval", "rewards"})
+    return f"bridge-{_digest([str(start), steps, settings])}"
 
 
 def training_key(config: Config, start: Path) -> str:

@@ -224,10 +224,10 @@ class LearnerWorker:
         s = self._settings
         mine = torch.zeros(len(sequences), dtype=torch.bool, device=self._device)
         mine[list(chosen)] = True
-        mine = mine.repeat_interleave(flat.lengths)
-        if s.algorithm == "dpo" and not targets.advantages[mine].any():
+        my_tokens = mine.repeat_interleave(flat.lengths)
+        if s.algorithm == "dpo" and not targets.advantages[my_tokens].any():
             return 0.0, 0.0  # nothing was preferred; a step would follow the optimiser's momentum alone
-        tokens = flat.roles[mine].bincount(minlength=len(ROLES))
+        tokens = flat.roles[my_tokens].bincount(minlength=len(ROLES))
         percepts = torch.tensor(sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
         for batch in self._passes(sequences, flat, chosen):
             at = batch.places

@@ -80,7 +80,7 @@ def test_minibatches_differ_between_epochs() -> None:
 
 
 def test_more_minibatches_than_episodes_is_an_error() -> None:
-    with pytest.raises(AffectError, match=r"2 episodes cannot fill learner\.minibatches=3"):
+    with pytest.raises(AffectError, match=r"2 samples cannot fill learner\.minibatches=3"):
         minibatches([0, 0, 1], 3, (0,))
 
 
