@@ -18,11 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from affect_rl.bootstrap import Difference, Estimate, difference, estimate, resampled
-from affect_rl.metrics import compare, evaluate
+from affect_rl.metrics import Answers, compare, evaluate
 from affect_rl.wheels import Level, Wheels
-
-Answers = Sequence[Sequence[str]]
-"""The labels of each answer, or the true labels of each sample, as `affect_rl.wheels.parse_labels` reads them."""
 
 SIGNS = ("negative", "positive")
 

@@ -43,25 +43,6 @@ def mean_interval(
     return estimate(values.mean(), _resampled_means(values, resamples, seed), confidence)
 
 
-def mean_difference(
-    values_a: Sequence[float] | np.ndarray,
-    values_b: Sequence[float] | np.ndarray,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """Mean of B minus mean of A for values of the same samples ``[n]``, paired.
-
-    Raises:
-        ValueError: no values, or unequal lengths.
-    """
-    a, b = _some(values_a), _some(values_b)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}; a paired comparison needs the same samples")
-    return difference((b - a).mean(), _resampled_means(b - a, resamples, seed), confidence)
-
-
 def resampled(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each distinct outcome ``[K]`` occurs in each bootstrap resample ``[R, K]``."""
     total = int(counts.sum())

@@ -23,6 +23,12 @@ from affect_rl.settings import Natural, Positive, Section
 
 _NOT_COMPUTED = {"name", "runs_dir", "policy", "cluster"}
 """Settings that change where something runs, not what comes out."""
+_OWN_WAY = {
+    "policy": "arms make their own, and model.base says what they start from",
+    "seed": "--seeds says how many are run",
+    "evaluate.confidence": "its tables and pages have 95 % intervals",
+}
+"""Settings that an experiment has no use for, and what to do instead."""
 _PLAYED_ONLY = {"temperature", "counterfactuals", "frozen", "frozen_policy"}
 """Settings of an episode that do not concern demonstrations."""
 
@@ -81,13 +87,15 @@ class ExperimentSpec(Section):
         """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line.
 
         Raises:
-            AffectError: one of them would undo what tells arms apart.
+            AffectError: one of them would undo what tells arms apart, or an experiment has its own way to it.
         """
         spec = self.arms[arm]
         changes = self.overrides | spec.train | (spec.evaluate if evaluate else {})
         for key in (override.partition("=")[0] for override in more):
             if key in spec.train | spec.evaluate:
                 raise AffectError(f"{key}: arm {arm!r} of experiment {self.name} sets it; change it in the file")
+            if key in _OWN_WAY:
+                raise AffectError(f"{key}: cannot be set for an experiment; {_OWN_WAY[key]}")
         overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         return load_config(self.config, [*overrides, *more, f"seed={seed}"])
 
@@ -136,7 +144,11 @@ def training_key(config: Config, start: Path) -> str:
 
 def evaluation_key(config: Config, policy: Path) -> str:
     """Name of the evaluation of a policy."""
-    return f"eval-{_digest([str(policy), _settings(config, exclude=_NOT_COMPUTED | {'sft', 'learner'})])}"
+    settings = _settings(config, exclude=_NOT_COMPUTED | {"sft", "learner"})
+    if "evaluate" in settings:
+        settings["evaluate"].pop("resamples", None)
+        settings = {name: part for name, part in settings.items() if part != {}}
+    return f"eval-{_digest([str(policy), settings])}"
 
 
 def _settings(config: Config, **parts: set[str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import numpy as np
 from affect_rl.bootstrap import Difference, Estimate, difference, estimate, resampled
 from affect_rl.emotions import normalise
 
-Labels = Sequence[str]
+Answers = Sequence[Sequence[str]]
+"""Labels of each sample, predicted (none: an invalid answer) or true."""
 METRICS = ("accuracy", "weighted_f1", "uar", "macro_f1", "invalid_rate")
 """Names of the scalar metrics; all in [0, 1]."""
 
@@ -48,8 +49,8 @@ class Scores:
 
 
 def evaluate(
-    predicted: Sequence[Sequence[str]],
-    true: Sequence[Sequence[str]],
+    predicted: Answers,
+    true: Answers,
     candidates: Sequence[str],
     *,
     resamples: int = 2000,
@@ -85,9 +86,9 @@ def evaluate(
 
 
 def compare(
-    predicted_a: Sequence[Sequence[str]],
-    predicted_b: Sequence[Sequence[str]],
-    true: Sequence[Sequence[str]],
+    predicted_a: Answers,
+    predicted_b: Answers,
+    true: Answers,
     candidates: Sequence[str],
     *,
     resamples: int = 2000,
@@ -111,7 +112,7 @@ def compare(
 
 
 def closed_set_metrics(
-    predicted: Sequence[Labels], true: Sequence[Labels], candidates: Sequence[str], draws: np.ndarray
+    predicted: Answers, true: Answers, candidates: Sequence[str], draws: np.ndarray
 ) -> dict[str, np.ndarray]:
     """`METRICS` ``[D]`` and the classes' ``recall`` ``[D, C]`` (nan: no sample) under D counts of the n samples.
 
@@ -122,7 +123,16 @@ def closed_set_metrics(
     return _metrics(_confusions(outcomes, counts, len(candidates)))
 
 
-def _cells(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]], candidates: Sequence[str]) -> np.ndarray:
+def confusion_counts(predicted: Answers, true: Answers, candidates: Sequence[str]) -> np.ndarray:
+    """How often each of C truths was given each answer ``[C, C + 1]``; the last column: no valid answer.
+
+    Arguments and errors as in `evaluate`.
+    """
+    outcomes, counts = np.unique(_cells(predicted, true, candidates), return_counts=True)
+    return _confusions(outcomes, counts[None], len(candidates))[0]
+
+
+def _cells(predicted: Answers, true: Answers, candidates: Sequence[str]) -> np.ndarray:
     """Each sample's cell in a flattened confusion matrix of C truths and C + 1 answers, last: invalid ``[n]``."""
     if len(predicted) != len(true) or not len(true):
         raise ValueError(

@@ -42,13 +42,13 @@ CURVES = pa.schema([*_KEY, ("step", pa.int32()), ("metric", pa.string()), ("valu
 DETAILS = pa.schema([*_KEY, ("sample_id", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 
 
-class Record(BaseModel):
+class Part(BaseModel):
     """A part of ``results.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Interval(Record):
+class Interval(Part):
     """A value with its bootstrap interval; metrics in [0, 1]."""
 
     value: float
@@ -56,7 +56,7 @@ class Interval(Record):
     high: float
 
 
-class Comparison(Record):
+class Comparison(Part):
     """The reference minus another arm on the same samples and seeds: mean over seeds, paired bootstrap over both.
 
     Attributes:
@@ -74,7 +74,23 @@ class Comparison(Record):
     p: float
 
 
-class Arm(Record):
+class Measure(Part):
+    """A value beyond the metrics, by arm and name: mean over seeds of each seed's mean over samples.
+
+    Attributes:
+        arm: its name.
+        name: for example ``gain/conflicting``.
+        samples: how many samples have it.
+        mean: with a bootstrap interval over seeds and samples.
+    """
+
+    arm: str
+    name: str
+    samples: int
+    mean: Interval
+
+
+class Arm(Part):
     """One setting of an experiment.
 
     Attributes:
@@ -96,7 +112,7 @@ class Arm(Record):
     seconds_per_sample: float
 
 
-class Results(Record):
+class Results(Part):
     """The whole experiment.
 
     Attributes:
@@ -114,6 +130,7 @@ class Results(Record):
         arms: by name, in the order of the tables.
         comparisons: the reference against the other arms.
         baselines: metrics of systems that are none of ours on the same samples (``logistic regression``).
+        measures: means of ``details.parquet``.
         notes: what a reader must know.
     """
 
@@ -130,6 +147,7 @@ class Results(Record):
     arms: dict[str, Arm]
     comparisons: list[Comparison]
     baselines: dict[str, dict[str, Interval]] = {}
+    measures: list[Measure] = []
     notes: list[str] = []
 
     @classmethod
@@ -166,18 +184,41 @@ class Results(Record):
                 compared.append([f"{c.reference} - {c.other}", in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])
         notes = "".join(f"- {note}\n" for note in self.notes)
         about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {self.selection}. `{self.command}`\n"
-        return f"# {self.experiment}\n\n{self.title}\n\n{_table(rows)}\n{_table(compared)}\n{about}{notes}"
+        parts = [f"# {self.experiment}\n", f"{self.title}\n", _table(rows), _table(compared)]
+        if self.measures:
+            parts.append(_table(self._measured()))
+        return "\n".join([*parts, about + notes])
+
+    def _measured(self) -> list[list[str]]:
+        """A row a measure, a column an arm."""
+        arms = [arm for arm in self.arms if any(m.arm == arm for m in self.measures)]
+        rows: dict[str, dict[str, str]] = {}
+        for m in self.measures:
+            value, low, high = (f"{x:.3f}" for x in (m.mean.value, m.mean.low, m.mean.high))
+            rows.setdefault(f"{m.name} (n = {m.samples})", {})[m.arm] = f"{value} [{low}, {high}]"
+        return [["measure", *arms], *([name, *(row.get(arm, "") for arm in arms)] for name, row in rows.items())]
+
+
+def check_replaceable(directory: Path) -> None:
+    """See that results may be written to a directory: there is none, it is empty, or it holds results.
+
+    Raises:
+        AffectError: it holds something else, which writing would delete.
+    """
+    if directory.exists() and not (directory / RESULTS).exists() and (directory.is_file() or any(directory.iterdir())):
+        raise AffectError(f"{directory}: is there and holds no experiment's results; give another --out")
 
 
 def write_results(directory: Path, results: Results, config: str, tables: Mapping[str, pa.Table]) -> None:
     """Write a result directory, whole or not at all; one that was there is replaced.
 
     Args:
-        directory: where.
+        directory: where, see `check_replaceable`.
         results: what ``results.json`` and ``results.md`` say.
         config: what ``config.yaml`` says.
         tables: Parquet files by name.
     """
+    directory = directory.resolve()
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -15,13 +15,10 @@ import numpy as np
 
 from affect_rl.benchmark_metrics import SIGNS, open_label_metrics, sentiment_signs
 from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
-from affect_rl.metrics import METRICS, closed_set_metrics
+from affect_rl.metrics import METRICS, Answers, closed_set_metrics
 from affect_rl.rewards import score
 from affect_rl.sample import AffectSample
 from affect_rl.wheels import own_wheel
-
-Answers = Sequence[Sequence[str]]
-"""Predicted labels of each sample; an empty answer is invalid."""
 
 COUNTS = ("labels_per_answer",)
 """Metrics that are no shares."""

@@ -26,6 +26,7 @@ from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
 from affect_rl.errors import AffectError
 from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
+from affect_rl.measures import measures
 from affect_rl.results import (
     CURVES,
     CURVES_FILE,
@@ -37,6 +38,7 @@ from affect_rl.results import (
     Comparison,
     Interval,
     Results,
+    check_replaceable,
     write_results,
 )
 from affect_rl.sample import AffectSample
@@ -57,6 +59,9 @@ logger = logging.getLogger(__name__)
 
 EPISODES = 12
 """Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
+
+FEWEST_SEEDS = 3
+"""Results of fewer seeds carry a note."""
 
 FUSION_FILE = "fusion.parquet"
 _ANSWERS = pa.schema([PREDICTIONS.field(name) for name in ("sample_id", "labels", "predicted")])
@@ -85,7 +90,12 @@ class Evaluated:
 
 
 def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], command: str) -> Results:
-    """Run what is not there yet, and write the result directory `out`."""
+    """Run what is not there yet, and write the result directory `out`.
+
+    Raises:
+        AffectError: `out` holds something else, or an override would undo what tells arms apart.
+    """
+    check_replaceable(out)
     base = spec.run_config(spec.reference, 0, overrides)
     dataset = Dataset.load(base.data.dir)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
@@ -100,6 +110,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     if spec.fusion_details:
         arms = {arm: [(run.answers(), run.fusion()) for run in runs] for arm, runs in found.items()}
         tables[DETAILS_FILE] = fusion_details(spec.reference, dataset, samples, arms)
+        results = results.model_copy(update={"measures": measures(tables[DETAILS_FILE])})
     write_results(out, results, dump_config(base), tables)
     return results
 
@@ -173,11 +184,12 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
 def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
     """Play `samples`, and the first of them again with counterfactuals, for the reader."""
     pool, config = job.pool(policy), job.config
+    temperature = config.evaluate.temperature
     began = time.perf_counter()
     episodes = play_samples(config, samples, pool, policy)
     seconds = time.perf_counter() - began
     again = [
-        EpisodeJob.of(config, ("shown", s.id), s, episode_seed(config.seed, "evaluate", s.id), 0.0)
+        EpisodeJob.of(config, ("shown", s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature)
         for s in samples[:shown]
     ]
     directory.mkdir(parents=True, exist_ok=True)
@@ -241,7 +253,15 @@ def _summarise(
         arms=arms,
         comparisons=comparisons,
         baselines=baselines,
+        notes=list(_notes(spec, config)),
     )
+
+
+def _notes(spec: ExperimentSpec, config: Config) -> Iterator[str]:
+    if spec.seeds < FEWEST_SEEDS:
+        yield f"{spec.seeds} of at least {FEWEST_SEEDS} seeds: intervals tell little of how runs differ."
+    if config.evaluate.split == "dev" and config.train.select == "best_dev":
+        yield "Policies were selected on the samples that they are scored on: values are too high."
 
 
 def _tables(samples: Sequence[AffectSample], found: dict[str, list[Evaluated]]) -> Iterator[tuple[str, pa.Table]]:

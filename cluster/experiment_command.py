@@ -13,7 +13,7 @@ def experiment(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings such as data.dir=DIR, for all arms.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result directory; default: results/<name>.")] = None,
     config: Annotated[str, typer.Option(help="Base configuration; default: the one that the file names.")] = "",
-    seeds: Annotated[int, typer.Option(help="Seeds; 0: as many as the file says.")] = 0,
+    seeds: Annotated[int, typer.Option(min=0, help="Seeds; 0: as many as the file says.")] = 0,
 ) -> None:
     """Run all arms of an experiment with all seeds, and write its tables. Finished parts are found again."""
     from affect_rl.experiment import load_experiment

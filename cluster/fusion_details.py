@@ -20,10 +20,10 @@ from affect_rl.trajectory import Trajectory
 FUSION = pa.schema(
     [("sample_id", pa.string()), ("relation", pa.string()), ("weights", pa.list_(pa.float32()))],
 )
-"""Of each evaluated sample: how its support's labels relate to the truth, and MB-MoE's mixture weights. Both are null
-where the generator played alone."""
+"""Of each evaluated sample: how its support's labels relate to the truth (null: it had none), and MB-MoE's mixture
+weights."""
 
-Evaluated = tuple[list[tuple[str, ...]], list[dict[str, Any]]]
+Evaluation = tuple[list[tuple[str, ...]], list[dict[str, Any]]]
 """Answers of one evaluation, and the rows of its table."""
 
 
@@ -36,14 +36,12 @@ def fusion_table(
         support_relation(s.labels, [labels[i] for i in t.support_ids]) for s, t in zip(samples, episodes, strict=True)
     ]
     views = [t.turns[-1].prompt.percepts[-1] for t in episodes]
-    weights: list[Any] = [None] * len(views)
-    if views[0].fused:
-        weights = routing_weights(AffectPolicy.load(policy).fusion, views).tolist()
+    weights = routing_weights(AffectPolicy.load(policy).fusion, views).tolist()
     return pa.table([[s.id for s in samples], relations, weights], schema=FUSION)
 
 
 def fusion_details(
-    reference: str, dataset: Dataset, samples: Sequence[AffectSample], arms: Mapping[str, Sequence[Evaluated]]
+    reference: str, dataset: Dataset, samples: Sequence[AffectSample], arms: Mapping[str, Sequence[Evaluation]]
 ) -> pa.Table:
     """Rows of `DETAILS` from all arms' evaluations, one a seed.
 
@@ -59,12 +57,8 @@ def fusion_details(
                 for s, own, other, row in zip(samples, answers, best, support, strict=True):
                     if row["relation"]:
                         rows.append((arm, seed, s.id, f"gain/{row['relation']}", score(other, s) - score(own, s)))
-            routed = [(row, state) for row, state in zip(fused, states, strict=True) if row["weights"]]
-            for row, state in routed:
+            for row, state in zip(fused, states, strict=True):
                 for expert, weight in enumerate(row["weights"] if state else [], start=1):
                     rows.append((arm, seed, row["sample_id"], f"routing/{state}/{expert}", weight))
-            if routed:
-                rows.append(
-                    (arm, seed, "all", "load_entropy", load_entropy(np.array([r["weights"] for r, _ in routed])))
-                )
+            rows.append((arm, seed, "all", "load_entropy", load_entropy(np.array([row["weights"] for row in fused]))))
     return pa.table(list(map(list, zip(*rows, strict=True))), schema=DETAILS)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from affect_rl.evidence import GROUPS
 
-_ANSWERS = {"full": "as played", "label": "with a simple label as query", "rank": "without the filter"}
+_ANSWERS = {"full": "as played", "label": "with a label as query", "rank": "without the filter"}
 
 
 @dataclass(frozen=True, slots=True)

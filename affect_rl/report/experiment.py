@@ -14,8 +14,6 @@ from affect_rl.errors import AffectError
 from affect_rl.results import (
     CURVES,
     CURVES_FILE,
-    DETAILS,
-    DETAILS_FILE,
     EPISODES_FILE,
     PREDICTIONS,
     PREDICTIONS_FILE,
@@ -39,7 +37,6 @@ class Experiment:
     predictions: pa.Table | None
     episodes: pa.Table | None
     curves: pa.Table | None
-    details: pa.Table | None
 
     @classmethod
     def read(cls, directory: Path) -> Experiment:
@@ -51,12 +48,7 @@ class Experiment:
         """
         results = Results.read(directory)
         _check_results(directory / RESULTS, results)
-        files = {
-            PREDICTIONS_FILE: PREDICTIONS,
-            EPISODES_FILE: EPISODES,
-            CURVES_FILE: CURVES,
-            DETAILS_FILE: DETAILS,
-        }
+        files = {PREDICTIONS_FILE: PREDICTIONS, EPISODES_FILE: EPISODES, CURVES_FILE: CURVES}
         return cls(results, *(_read(directory / name, schema, results.arms) for name, schema in files.items()))
 
 
@@ -69,6 +61,9 @@ def _check_results(path: Path, results: Results) -> None:
                 f"{path}: arm {name!r} has per_seed of {len(arm.per_seed)} for the {len(results.seeds)} seeds "
                 f"{results.seeds}; run the experiment again"
             )
+    for measure in results.measures:
+        if measure.arm not in results.arms:
+            raise AffectError(f"{path}: a measure is of arm {measure.arm!r}; {near(measure.arm, results.arms)}")
     known = sorted({metric for arm in results.arms.values() for metric in arm.metrics})
     for metric in (comparison.metric for comparison in results.comparisons):
         if metric not in known:

@@ -10,9 +10,9 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from affect_rl.report import plots
-from affect_rl.report.summaries import Curve, Measure, curves
+from affect_rl.report.summaries import Curve, curves
 from affect_rl.report.wording import number, scale, signed, title, unit, verdict
-from affect_rl.results import Comparison, Interval, Results
+from affect_rl.results import Comparison, Interval, Measure, Results
 from affect_rl.trajectory import ROLES
 
 LABELS_PER_ANSWER, MALFORMED = "Labels per answer", "Share of malformed answers"
@@ -154,7 +154,7 @@ def _routing(found: Sequence[Measure], experts: Sequence[str], key: str) -> list
     arms: dict[str, dict[str, list[plots.Row]]] = {}
     for m in found:
         if expert := expert_of(m):
-            row = plots.Row(expert, m.estimate.value, m.estimate.low, m.estimate.high, experts.index(expert))
+            row = plots.Row(expert, m.mean.value, m.mean.low, m.mean.high, experts.index(expert))
             arms.setdefault(m.arm, {}).setdefault(m.name.split("/")[1], []).append(row)
     figures = []
     for arm, states in arms.items():
@@ -169,7 +169,7 @@ def _gains(found: Sequence[Measure], series: Mapping[str, int], key: str) -> lis
     arms: dict[str, list[plots.Row]] = {}
     for m in found:
         if m.name.startswith("gain/"):
-            e, sure = m.estimate, verdict(m.estimate) != "includes 0"
+            e, sure = m.mean, verdict(m.mean) != "includes 0"
             row = plots.Row(m.name.removeprefix("gain/"), e.value, e.low, e.high, series[m.arm], sure)
             arms.setdefault(m.arm, []).append(row)
     figures = []

@@ -11,8 +11,8 @@ from affect_rl.report import figures, wording
 from affect_rl.report.episodes import Played, episodes_by_sample
 from affect_rl.report.experiment import Experiment
 from affect_rl.report.figures import Compared, Figure, FigureGroup
-from affect_rl.report.summaries import Measure, confusion, distinct_trainings, measures
-from affect_rl.results import Results
+from affect_rl.report.summaries import confusion, distinct_trainings
+from affect_rl.results import Measure, Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """An experiment as the templates take it; parts that it has no file for are empty.
 
     Attributes:
@@ -46,9 +46,9 @@ class Section:
         learning: the other learning curves.
         trainings: arms with a training of their own, and for each the arms that share it.
         confusions: one an arm.
-        fusion: routing weights and gains, if the details have any.
+        fusion: routing weights and gains, if there are any.
         experts: what the colours of the routing weights stand for.
-        measures: the details by name and arm.
+        measures: what was measured beyond the metrics, by name and arm.
         samples: episodes to read, by sample.
         episodes_in_all: how many the file has.
     """
@@ -91,7 +91,7 @@ class Section:
         return [arm for arm in self.results.arms if any(arm in found for found in self.measures.values())]
 
 
-def section(experiment: Experiment, key: str, most_episodes: int) -> Section:
+def section(experiment: Experiment, key: str, most_episodes: int) -> ReportSection:
     """Summarise and plot an experiment.
 
     Args:
@@ -109,10 +109,9 @@ def section(experiment: Experiment, key: str, most_episodes: int) -> Section:
     trained = {arm: series[arm] for arm in trainings}
     groups = figures.learning(curves, trained, key) if curves is not None else []
     signs = figures.SIGNS_OF_HACKING if results.experiment == "rewards" else frozenset()
-    found = measures(experiment.details) if experiment.details is not None else []
-    experts = list(dict.fromkeys(filter(None, map(figures.expert_of, found))))
+    experts = list(dict.fromkeys(filter(None, map(figures.expert_of, results.measures))))
     played = experiment.episodes
-    return Section(
+    return ReportSection(
         key=key,
         results=results,
         metrics=metrics,
@@ -124,9 +123,9 @@ def section(experiment: Experiment, key: str, most_episodes: int) -> Section:
         learning=[group for group in groups if group.title not in signs],
         trainings=trainings,
         confusions=_confusions(experiment),
-        fusion=figures.fusion(found, experts, series, key),
+        fusion=figures.fusion(results.measures, experts, series, key),
         experts=experts,
-        measures=_by_name(found),
+        measures=_by_name(results.measures),
         samples=episodes_by_sample(played, most_episodes) if played is not None else (),
         episodes_in_all=len(played) if played is not None else 0,
     )

@@ -1,8 +1,7 @@
-"""Numbers that the page shows of an experiment's tables: learning curves, confusion matrices, measures."""
+"""Numbers that the page shows of an experiment's tables: learning curves and confusion matrices."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from affect_rl.bootstrap import Estimate, mean_interval
-from affect_rl.emotions import normalise
 from affect_rl.errors import AffectError
+from affect_rl.metrics import confusion_counts
 
 MOST_POINTS = 200
 """A curve of more steps is averaged over neighbouring ones."""
@@ -36,23 +34,6 @@ class Curve:
     def mean(self) -> np.ndarray:
         """Mean over seeds ``[P]``; nan where a seed has no value, since a mean of others would jump there."""
         return self.seeds.mean(axis=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A value of the details, by arm and name: mean over samples, of each sample's mean over seeds.
-
-    Attributes:
-        arm: its name.
-        name: for example ``gain/conflicting``.
-        samples: how many samples have it.
-        estimate: mean with a bootstrap interval over the samples.
-    """
-
-    arm: str
-    name: str
-    samples: int
-    estimate: Estimate
 
 
 def curves(table: pa.Table, metric: str, arms: Sequence[str]) -> list[Curve]:
@@ -91,8 +72,6 @@ def _curve(arm: str, rows: pa.Table) -> Curve:
 def confusion(table: pa.Table, arm: str, labels: Sequence[str]) -> np.ndarray | None:
     """How often each truth was given each answer ``[C, C + 1]``, mean over seeds; the last column: no valid answer.
 
-    Ties count as in `affect_rl.metrics`: an answer among the true labels is right, otherwise the first is the truth.
-
     Returns:
         None if the arm has no predictions.
 
@@ -102,25 +81,8 @@ def confusion(table: pa.Table, arm: str, labels: Sequence[str]) -> np.ndarray | 
     rows = table.filter(pc.field("arm") == arm)
     if not len(rows):
         return None
-    index = {normalise(label): i for i, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1))
-    for truth, answer in zip(rows["labels"].to_pylist(), rows["predicted"].to_pylist(), strict=True):
-        true = [index.get(normalise(label)) for label in truth]
-        if not true or None in true:
-            raise AffectError(f"predictions of arm {arm!r}: true labels {truth!r} are not all among {list(labels)!r}")
-        given = index.get(normalise(answer[0]), len(labels)) if answer else len(labels)
-        counts[given if given in true else true[0], given] += 1
+    try:
+        counts = confusion_counts(rows["predicted"].to_pylist(), rows["labels"].to_pylist(), labels)
+    except ValueError as error:
+        raise AffectError(f"predictions of arm {arm!r}: {error}") from None
     return counts / pc.count_distinct(rows["seed"]).as_py()
-
-
-def measures(table: pa.Table) -> list[Measure]:
-    """All measures of the details, in the order of their first rows."""
-    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    finite = table.filter(pc.is_finite(pc.field("value")))
-    columns = (finite[name].to_pylist() for name in ("arm", "name", "sample_id", "value"))
-    for arm, name, sample, value in zip(*columns, strict=True):
-        values[arm, name][sample].append(value)
-    return [
-        Measure(arm, name, len(samples), mean_interval([float(np.mean(v)) for v in samples.values()]))
-        for (arm, name), samples in values.items()
-    ]

@@ -57,9 +57,9 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
     changed = {
         override: spec.run_config("a", 0, (override,))
         for override in (
-            "name=x", "runs_dir=x", "cluster.dashboard=false", "evaluate.split=dev", "learner.lr=1", "seed=4",
-            "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3",
-            "episode.k=5",
+            "name=x", "runs_dir=x", "cluster.dashboard=false", "evaluate.split=dev", "evaluate.resamples=9",
+            "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1",
+            "data.max_train=3", "episode.k=5",
         )
     }  # fmt: skip
     sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
@@ -70,7 +70,7 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         "runs_dir=x",
         "cluster.dashboard=false",
         "evaluate.split=dev",
-        "seed=4",
+        "evaluate.resamples=9",
     }
     played = {o for o, c in changed.items() if evaluation_key(c, start) != evaluation_key(base, start)}
     assert played == training - {"learner.lr=1", "sft.lr=1"} | {"evaluate.split=dev"}
@@ -102,3 +102,11 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         AffectError, match=r"learner\.kl_weight: arm 'a' of experiment e sets it; change it in the file"
     ):
         load_experiment(file).run_config("a", 0, ("learner.kl_weight=0.1",))
+
+
+@pytest.mark.parametrize("setting", ["policy=runs/x/policy", "seed=3", "evaluate.confidence=0.9"])
+def test_what_an_experiment_decides_itself_cannot_be_set(setting: str, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(SOUND)
+    with pytest.raises(AffectError, match=rf"{setting.partition('=')[0]}: cannot be set for an experiment; "):
+        load_experiment(file).run_config("a", 0, (setting,))
