@@ -2,9 +2,10 @@
 
 A file has one record a sample; `affect_rl.data.records` lists the kinds of file. The sample's name stands under
 ``name``, ``id`` or ``sample_id``. True labels stand in one column. Predictions stand in an object ``predictions`` with
-one entry a system, or each column that is neither name nor label is a system. An entry is text such as
+one entry a system, or in columns: the named ones, or all that are neither name nor label. An entry is text such as
 ``[happy, excited]`` or a list of texts; a true label may also be a number, a sentiment. Answers may also be free text:
-then the columns that hold it are named, and a reader (`affect_rl.free_text`) makes labels of them.
+then the columns that hold it are named, and a reader (`affect_rl.free_text`) makes labels of them. Of an experiment's
+table (`affect_rl.results.PREDICTIONS`) each arm and seed is a system.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from affect_rl.data.npz import load_npz
 from affect_rl.data.records import Record, read_records
 from affect_rl.data.validation import SENTIMENT_RANGE, near
@@ -26,7 +29,7 @@ from affect_rl.wheels import parse_labels
 NAME_COLUMNS = ("name", "id", "sample_id")
 REASONS = "name2reason"
 """The column of a published ``.npz`` of free text."""
-SINGLE_COLUMNS = ("prediction", "fileitems", REASONS)
+SINGLE_COLUMNS = ("prediction", "predictions", "fileitems", REASONS)
 """A lone column of predictions called so is a system that goes by the file's name."""
 
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -35,6 +38,8 @@ SENTIMENTS = ("negative", "neutral", "positive")
 _VALUE_OF_SIGN = dict(zip(SENTIMENTS, (-1.0, 0.0, 1.0), strict=True))
 _Rows = dict[str, tuple[str, Mapping[str, Any]]]
 """Where the record of a sample stands, and its entries by system; by the sample's name."""
+_INDEX = "__index_level_"
+"""Columns in which pandas keeps an index without a name begin so."""
 _LISTED = 3
 """Names that an error message lists before it only counts."""
 
@@ -58,7 +63,11 @@ class Predictions:
 
 
 def read_predictions(
-    labels: Path, predictions: Sequence[Path], label_column: str = "label", free_text: Collection[str] = ()
+    labels: Path,
+    predictions: Sequence[Path],
+    label_column: str = "label",
+    columns: Collection[str] = (),
+    free_text: bool = False,
 ) -> Predictions:
     """Read the truth and the answers; one file may hold both.
 
@@ -66,14 +75,15 @@ def read_predictions(
         labels: file of the true labels.
         predictions: files of answers; each has an answer to every sample.
         label_column: the column of the true labels.
-        free_text: the columns of answers in free text; other columns are passed over. If one is named and there are
+        columns: the columns of answers, other ones are passed over; none: all columns. If one is named and there are
             several files, the systems go by the files' names.
+        free_text: whether those columns hold free text.
 
     Raises:
         AffectError: a file cannot be read, a column is missing, a name is missing, unknown or stands twice, a system
             stands twice, an entry is neither text nor a list of texts, or only some of the files hold free text.
     """
-    truth = _by_name(read_records(labels))
+    truth = _by_name(_by_sample(read_records(labels)))
     for record in truth.values():
         if label_column not in record.values:
             raise AffectError(
@@ -85,13 +95,13 @@ def read_predictions(
     if values is None:
         words = tuple(_true_labels(*entry) for entry in entries)
         values = _signs(words)
-    tables = [(path, _rows(path, label_column, truth, bool(free_text))) for path in predictions]
-    if free_text:
-        tables = _free_text_only(tables, free_text)
+    tables = [(path, _rows(path, label_column, truth, free_text)) for path in predictions]
+    if columns:
+        tables = _only(tables, columns, free_text)
     systems: dict[str, tuple[tuple[str, ...], ...]] = {}
     for path, rows in tables:
         for system, answers in _systems(path, rows, tuple(truth), _free_text if free_text else _answer).items():
-            name = path.stem if len(free_text) == 1 < len(tables) else system
+            name = path.stem if len(columns) == 1 < len(tables) else system
             if name in systems:
                 raise AffectError(f"{path}: system {name!r} is also in another file; rename one")
             systems[name] = answers
@@ -111,7 +121,8 @@ def _by_name(records: Iterable[Record]) -> dict[str, Record]:
         column = next((column for column in NAME_COLUMNS if column in record.values), None)
         if column is None:
             raise AffectError(f"{record.place}: column 'name' is missing; {near('name', record.values)}")
-        name = str(record.values[column] or "").strip()
+        value = record.values[column]
+        name = "" if value is None else str(value).strip()
         if not name:
             raise AffectError(f"{record.place}: {column} is empty; give every sample a name")
         if name in found:
@@ -122,9 +133,21 @@ def _by_name(records: Iterable[Record]) -> dict[str, Record]:
 
 def _rows(path: Path, label_column: str, truth: Mapping[str, Record], free_text: bool) -> _Rows:
     """The entries of a file that has every sample."""
-    records = _by_name(_text_records(path) if free_text else read_records(path))
+    records = _by_name(_text_records(path) if free_text else _by_sample(read_records(path)))
     _check_names(path, records, truth)
     return {name: (record.place, _row(record, label_column)) for name, record in records.items()}
+
+
+def _by_sample(records: Sequence[Record]) -> Sequence[Record]:
+    """The records of an experiment's table, which has a row a sample and run, by sample; other records as they are."""
+    if not records[0].values.keys() >= {"arm", "seed", "sample_id", "predicted"}:
+        return records
+    found: dict[str, Record] = {}
+    for place, row in records:
+        first = Record(place, {"name": row["sample_id"], "labels": row.get("labels"), "predictions": {}})
+        systems = found.setdefault(row["sample_id"], first).values["predictions"]
+        systems[f"{row['arm']}, seed {row['seed']}"] = row["predicted"]
+    return list(found.values())
 
 
 def _text_records(path: Path) -> list[Record]:
@@ -135,22 +158,25 @@ def _text_records(path: Path) -> list[Record]:
     return [Record(f"{path}: sample {name!r}", {"name": name, REASONS: text}) for name, text in texts.items()]
 
 
-def _free_text_only(tables: Sequence[tuple[Path, _Rows]], columns: Collection[str]) -> list[tuple[Path, _Rows]]:
-    """The tables without other columns; each must have one, or its answers would be labels already."""
-    named = ", ".join(map(repr, columns))
+def _only(tables: Sequence[tuple[Path, _Rows]], columns: Collection[str], free_text: bool) -> list[tuple[Path, _Rows]]:
+    """The tables without other columns. Each must have one: among free text, other answers would be labels already."""
+    option, what = ("--free-text", "answers in free text") if free_text else ("--prediction-column", "answers")
     there = [{column for _, entries in rows.values() for column in entries} for _, rows in tables]
     for column in columns:
         if not any(column in known for known in there):
             raise AffectError(
                 f"{tables[0][0]}: column {column!r} is missing; {near(column, sorted(set().union(*there)))} "
-                "(--free-text names the columns of answers in free text)"
+                f"({option} names the columns of {what})"
             )
     reading = [path for (path, _), known in zip(tables, there, strict=True) if not known.isdisjoint(columns)]
     for path, _ in tables:
         if path not in reading:
+            named, others = ", ".join(map(repr, columns)), ", ".join(map(str, reading))
+            mixed = f"has no free text in {named}, so its answers are labels already, while those of {others} are read"
             raise AffectError(
-                f"{path}: has no free text in {named}, so its answers are labels already, while those of "
-                f"{', '.join(map(str, reading))} are read from free text; score the files apart"
+                f"{path}: {mixed} from free text; score the files apart"
+                if free_text
+                else f"{path}: has no column {named}, as {others} has; name one of its columns, too"
             )
     return [
         (path, {name: (place, {c: row[c] for c in row if c in columns}) for name, (place, row) in rows.items()})
@@ -179,13 +205,14 @@ def _systems(
 
 def _row(record: Record, label_column: str) -> Mapping[str, Any]:
     """The entries of a record by system."""
-    if "predictions" in record.values:
-        entries = record.values["predictions"]
-        if not isinstance(entries, Mapping):
-            raise AffectError(f"{record.place}: predictions is {entries!r}; expected an object with one entry a system")
+    if isinstance(entries := record.values.get("predictions"), Mapping):
         return entries
     known = {*NAME_COLUMNS, "label", "labels", label_column}
-    entries = {column: entry for column, entry in record.values.items() if column not in known}
+    entries = {
+        column: entry
+        for column, entry in record.values.items()
+        if column not in known and not column.startswith(_INDEX)
+    }
     for column, entry in entries.items():
         if isinstance(entry, Mapping):
             raise AffectError(f"{record.place}: {column} is an object; {near(column, ('predictions',))}")
@@ -211,8 +238,12 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _answer(place: str, system: str, entry: Any) -> tuple[str, ...]:
+    entry = entry.tolist() if isinstance(entry, np.ndarray) else entry
     if not _is_text(entry) and entry is not None:
-        raise AffectError(f"{place}: the prediction of {system!r} is {entry!r}; expected text or a list of texts")
+        raise AffectError(
+            f"{place}: the prediction of {system!r} is {entry!r}; expected text or a list of texts "
+            "(--prediction-column names the columns of answers)"
+        )
     return parse_labels(entry)
 
 

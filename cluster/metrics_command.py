@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from affect_rl.errors import AffectError
-from cluster.metrics_tables import Metric, Reading, Section, Select, page, report
+from cluster.metrics_tables import Metric, MetricsTable, Reading, Select, page, report
 
 if TYPE_CHECKING:
     from affect_rl.free_text import TextReader
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from affect_rl.wheels import Level, Wheels
 
 OWN = "own"
-
-
-class WheelMapping(StrEnum):
-    """Releases of the published wheels, see `affect_rl.wheels`."""
-
-    UNIBENCH = "unibench"
-    MER2026 = "mer2026"
+WheelMapping = Literal["unibench", "mer2026"]  # `affect_rl.wheels` has the same, but is not to be imported here
 
 
 class Reader(StrEnum):
@@ -38,6 +32,10 @@ class Reader(StrEnum):
 def metrics(
     labels: Annotated[Path, typer.Option(help="True labels: .jsonl, .csv, .parquet or .npz.")],
     predictions: Annotated[list[Path], typer.Option(help="Answers by the same names; may be given several times.")],
+    prediction_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of answers; may be given several times. Default: all but name and label."),
+    ] = None,
     free_text: Annotated[
         list[str] | None,
         typer.Option(help="Column of answers in free text; may be given several times. Other columns are passed over."),
@@ -48,10 +46,15 @@ def metrics(
     llm: Annotated[str, typer.Option(help="Language model that reads free text: path or hub name.")] = "",
     llm_cache: Annotated[Path | None, typer.Option(help="File that keeps its answers; with --reader llm.")] = None,
     wheel: Annotated[str, typer.Option(help="Directory of the published wheels, or `own`: the project's.")] = OWN,
-    mapping: Annotated[WheelMapping, typer.Option(help="Which release that directory holds.")] = WheelMapping.UNIBENCH,
+    mapping: Annotated[
+        WheelMapping | None, typer.Option(help="Which release that directory holds; default: unibench.")
+    ] = None,
     level: Annotated[int, typer.Option(min=1, max=2, help="Level of the published wheels' clusters.")] = 1,
     metric: Annotated[Metric, typer.Option(help="What to compute; `all`: whatever the labels allow.")] = Metric.ALL,
     label_column: Annotated[str, typer.Option(help="Column of the true labels.")] = "label",
+    candidates: Annotated[
+        str, typer.Option(help="Classes of a closed set, such as `joy, fear`; default: all true labels.")
+    ] = "",
     reference: Annotated[
         str, typer.Option(help="System that the others are compared with; default: the first.", show_default=False)
     ] = "",
@@ -64,27 +67,33 @@ def metrics(
 ) -> None:
     """Score predictions of any system: HIT with F_s, WAF, and the metrics of closed label sets."""
     from affect_rl.predictions import read_predictions
-    from affect_rl.wheels import own_wheel, read_wheels
+    from affect_rl.wheels import own_wheel, parse_labels, read_wheels
 
     _check_reader(bool(free_text), reader, llm, llm_cache)
-    wheels, depth = own_wheel() if wheel == OWN else read_wheels(Path(wheel), mapping.value), cast("Level", level)
+    if free_text and prediction_column:
+        raise AffectError("--free-text and --prediction-column: answers are free text or labels; give one of the two")
+    if wheel == OWN and mapping:
+        raise AffectError(f"--mapping {mapping}: is of the published wheels; give their directory with --wheel")
+    wheels = own_wheel() if wheel == OWN else read_wheels(Path(wheel), mapping or "unibench")
+    depth = cast("Level", level)
     wheels.group((), depth)  # raises if the wheels have no such level
-    found = read_predictions(labels, predictions, label_column, free_text or ())
+    found = read_predictions(labels, predictions, label_column, free_text or prediction_column or (), bool(free_text))
+    classes = parse_labels(candidates) or sorted({label for truth in found.labels or () for label in truth})
     first, reading, resampling = _reference(found, reference), None, {"resamples": resamples, "seed": seed}
     try:
-        kinds = _kinds(found, metric)
+        kinds = _kinds(found, metric, wheels, depth)
         if free_text:
             found, reading = _read(found, wheels, llm, llm_cache)
-        sections = [_section(kind, found, wheels, depth, first, reading, resampling) for kind in kinds]
+        tables = [_table(kind, found, wheels, depth, classes, first, reading, resampling) for kind in kinds]
     except AffectError:
         raise
     except ValueError as error:
         raise AffectError(f"{labels}: {error}") from None
     if as_json:
         settings = {"wheel": wheels.name, "level": level, **resampling, "confidence": 0.95}
-        typer.echo(json.dumps({"samples": len(found.names)} | settings | report(sections, select, reading), indent=1))
+        typer.echo(json.dumps({"samples": len(found.names)} | settings | report(tables, select, reading), indent=1))
     else:
-        typer.echo(page(sections, select, reading))
+        typer.echo(page(tables, select, reading))
 
 
 def _check_reader(free_text: bool, reader: Reader | None, llm: str, llm_cache: Path | None) -> None:
@@ -133,14 +142,15 @@ def _reference(found: Predictions, name: str) -> str:
     return name or next(iter(found.systems))
 
 
-def _kinds(found: Predictions, metric: Metric) -> list[Metric]:
+def _kinds(found: Predictions, metric: Metric, wheels: Wheels, level: Level) -> list[Metric]:
     """The sections that a metric asks for; `ValueError` if the labels do not allow them."""
     words, values = found.labels is not None, found.values is not None
     single = all(len(truth) == 1 for truth in found.labels or ())
     if metric is Metric.ALL:
+        known = any(any(wheels.group(truth, level)) for truth in found.labels or ())
         allowed = {
-            Metric.HIT: single and not values,
-            Metric.FS: not single and not values,
+            Metric.HIT: known and single and not values,
+            Metric.FS: not values and not single,  # nothing else is left, so unknown labels are an error
             Metric.WAF: values,
             Metric.CLOSED: single and words,
         }
@@ -154,15 +164,16 @@ def _kinds(found: Predictions, metric: Metric) -> list[Metric]:
     return [metric]
 
 
-def _section(
+def _table(
     kind: Metric,
     found: Predictions,
     wheels: Wheels,
     level: Level,
+    classes: Sequence[str],
     reference: str,
     reading: Reading | None,
     resampling: Mapping[str, int],
-) -> Section:
+) -> MetricsTable:
     """One kind of metrics of all systems."""
     from affect_rl.benchmark_metrics import (
         compare_open_labels,
@@ -173,7 +184,6 @@ def _section(
     from affect_rl.metrics import compare, evaluate
 
     labels, values, total = found.labels or (), found.values or (), len(found.names)
-    classes = sorted({label for truth in labels for label in truth})
     grouped: dict[str, Any] = {"true": labels, "wheels": wheels, "level": level}
     functions: dict[Metric, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
         Metric.HIT: (score_open_labels, compare_open_labels, grouped),
@@ -199,4 +209,4 @@ def _section(
         case _:
             what, used = f"Closed set of {len(classes)}, the first label of an answer", total
     how = f"; {reading.title}" if reading else ""
-    return Section(kind, f"{what}: {used:,} of {total:,} samples used{how}", scores, reference, differences)
+    return MetricsTable(kind, f"{what}: {used:,} of {total:,} samples used{how}", scores, reference, differences)

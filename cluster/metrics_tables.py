@@ -40,7 +40,7 @@ _COLUMNS = {
         "invalid_rate": "invalid",
     },
 }
-"""What a section's table shows, and what it calls that. Systems are picked by the first."""
+"""What a table shows, and what it calls that. Systems are picked by the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class MetricsTable:
     """One kind of metrics of all systems.
 
     Attributes:
@@ -134,24 +134,21 @@ class Section:
         return {"rule": Select.TEST_ORACLE.value, "system": best, "metric": metric, "note": note}
 
 
-def page(sections: Sequence[Section], select: Select | None, reading: Reading | None) -> str:
+def page(tables: Sequence[MetricsTable], select: Select | None, reading: Reading | None) -> str:
     """The tables, with what was picked under each."""
     parts = ["Percent with bootstrap 95 % intervals."]
     if reading:
         parts.append(reading.note)
-    for section in sections:
-        parts.append(section.markdown())
+    for table in tables:
+        parts.append(table.markdown())
         if select:
-            parts.append(section.picked()["note"])
+            parts.append(table.picked()["note"])
     return "\n\n".join(parts)
 
 
-def report(sections: Sequence[Section], select: Select | None, reading: Reading | None) -> dict[str, Any]:
+def report(tables: Sequence[MetricsTable], select: Select | None, reading: Reading | None) -> dict[str, Any]:
     """The same by kind of metrics, for JSON."""
-    found = {
-        section.kind.value: section.report() | ({"selected": section.picked()} if select else {})
-        for section in sections
-    }
+    found = {table.kind.value: table.report() | ({"selected": table.picked()} if select else {}) for table in tables}
     return ({"reading": asdict(reading)} if reading else {}) | found
 
 

@@ -2,7 +2,7 @@
 
 Any causal language model that vLLM serves can be asked, by local path or hub name; its own chat template is used if it
 has one. It answers one prompt (`PROMPT`) greedily, and its answers are kept in a file (`AnswerCache`), so that a table
-can be made again without the model: vLLM is imported only where an answer is missing. The reader that needs no model
+can be made again without asking: vLLM is imported only where an answer is missing. The reader that needs no model
 is `affect_rl.free_text.WordReader`.
 """
 
@@ -104,7 +104,8 @@ class LabelExtractor:
             AffectError: the cache cannot be used (see `AnswerCache`), a text is too long for the model, or vLLM cannot
                 run the model.
         """
-        with AnswerCache(self._cache, self.settings) as cache:
+        decides = {name: value for name, value in self.settings.items() if name != "model"}  # a copy answers alike
+        with AnswerCache(self._cache, decides) as cache:
             asked = dict.fromkeys(text for text in texts if text.strip())
             if missing := [text for text in asked if cache.get(text) is None]:
                 self._ask(missing, cache)

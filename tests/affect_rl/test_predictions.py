@@ -81,6 +81,55 @@ def test_an_object_of_systems_in_the_file_of_the_labels(tmp_path: Path) -> None:
     assert read_predictions(file, [file]).systems == {"a": READ, "b": (("sad", "calm"),) * 3}
 
 
+def test_names_may_be_numbers_from_0(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [{"id": n, "label": "joy", "prediction": "happy"} for n in range(2)])
+    found = read_predictions(file, [file])
+    assert found.names == ("0", "1") and found.systems == {"a": (("happy",), ("happy",))}
+
+
+def test_other_columns_are_passed_over_where_some_are_named(tmp_path: Path, labels: Path) -> None:
+    rows = [{"name": n, "confidence": 0.5, "sentence": "so", "ours": a, "theirs": "sad"} for n, a in ANSWERS.items()]
+    one, two = (write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two"))
+    assert read_predictions(labels, [one], columns=["theirs", "ours"]).systems == {
+        "ours": READ,
+        "theirs": (("sad",),) * 3,
+    }
+    assert read_predictions(labels, [one, two], columns=["ours"]).systems == {"one": READ, "two": READ}
+    with pytest.raises(AffectError, match=r"'oura' is missing; did you mean 'ours'\? \(--prediction-column names"):
+        read_predictions(labels, [one], columns=["oura"])
+    two = write_jsonl(tmp_path / "two.jsonl", [{"name": n, "theirs": "sad"} for n in ANSWERS])
+    with pytest.raises(AffectError, match=r"two\.jsonl: has no column 'ours', as .*one\.jsonl has"):
+        read_predictions(labels, [one, two], columns=["ours"])
+    with pytest.raises(AffectError, match=r"the prediction of 'confidence' is 0\.5; expected text or a list of texts"):
+        read_predictions(labels, [one])
+
+
+def test_an_index_that_pandas_keeps_is_no_system(tmp_path: Path, labels: Path) -> None:
+    rows = [{"name": n, "ours": a, "__index_level_0__": i} for i, (n, a) in enumerate(ANSWERS.items())]
+    assert read_predictions(labels, [write_parquet(tmp_path / "a.parquet", rows)]).systems == {"ours": READ}
+
+
+def test_a_column_of_predictions_is_one_system(tmp_path: Path, labels: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", [{"name": n, "predictions": answer} for n, answer in ANSWERS.items()])
+    assert read_predictions(labels, [file]).systems == {"a": READ}
+
+
+def test_each_run_of_an_experiment_is_a_system(tmp_path: Path) -> None:
+    rows = [
+        {"arm": arm, "seed": seed, "sample_id": name, "labels": [label], "predicted": [label] if seed else []}
+        for arm in ("full", "sft")
+        for seed in (0, 1)
+        for name, label in TRUTH.items()
+    ]
+    file = write_parquet(tmp_path / "predictions.parquet", rows)
+    found = read_predictions(file, [file], "labels")
+    right = tuple((label,) for label in TRUTH.values())
+    assert found.names == tuple(TRUTH) and found.labels == right
+    assert found.systems == {
+        f"{arm}, seed {seed}": right if seed else ((),) * 3 for arm in ("full", "sft") for seed in (0, 1)
+    }
+
+
 @pytest.mark.parametrize("kind", [object, np.str_])
 def test_published_npz(tmp_path: Path, labels: Path, kind: type) -> None:
     """Answers as the published code writes them: ``filenames`` beside ``fileitems``, one file a checkpoint."""
@@ -96,7 +145,7 @@ def test_published_npz(tmp_path: Path, labels: Path, kind: type) -> None:
 
 def test_lists_in_an_npz(tmp_path: Path, labels: Path) -> None:
     items = np.empty(3, object)
-    items[:] = [["mad", "Tense"], ["happy"], []]
+    items[:] = [["mad", "Tense"], np.array(["happy"]), []]
     np.savez(tmp_path / "a.npz", filenames=list(ANSWERS), fileitems=items)
     assert read_predictions(labels, [tmp_path / "a.npz"]).systems == {"a": READ}
 
@@ -150,11 +199,11 @@ def test_columns_of_free_text(tmp_path: Path, labels: Path, suffix: str) -> None
     rows = [{"name": name, "score": 3, "a": text, "b": "angry"} for name, text in TEXTS.items()]
     one, two = (WRITERS[suffix](tmp_path / f"{name}{suffix}", rows) for name in ("one", "two"))
     angry = (("angry",),) * 3
-    both = read_predictions(labels, [one], free_text=["b", "a"])
+    both = read_predictions(labels, [one], columns=["b", "a"], free_text=True)
     assert both.systems["a"] == (("A happy, sad voice",), ("",), ("He is angry, not sad.",))
     assert read_free_text(both, WORDS).systems == {"a": FOUND, "b": angry}
-    assert read_free_text(read_predictions(labels, [one], free_text=["a"]), WORDS).systems == {"a": FOUND}
-    found = read_predictions(labels, [one, two], free_text=["a"])
+    assert read_free_text(read_predictions(labels, [one], columns=["a"], free_text=True), WORDS).systems == {"a": FOUND}
+    found = read_predictions(labels, [one, two], columns=["a"], free_text=True)
     assert read_free_text(found, WORDS) == Predictions(
         found.names, found.labels, found.values, {"one": FOUND, "two": FOUND}
     )
@@ -162,13 +211,13 @@ def test_columns_of_free_text(tmp_path: Path, labels: Path, suffix: str) -> None
 
 def test_free_text_of_a_published_npz_and_of_an_object(tmp_path: Path, labels: Path) -> None:
     np.savez_compressed(tmp_path / "reasons.npz", name2reason=TEXTS)
-    found = read_predictions(labels, [tmp_path / "reasons.npz"], free_text=["name2reason"])
+    found = read_predictions(labels, [tmp_path / "reasons.npz"], columns=["name2reason"], free_text=True)
     assert read_free_text(found, WORDS).systems == {"reasons": FOUND}
     rows = [{"name": name, "predictions": {"ours": text, "theirs": ["sad"]}} for name, text in TEXTS.items()]
-    found = read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], free_text=["ours"])
+    found = read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], columns=["ours"], free_text=True)
     assert read_free_text(found, WORDS).systems == {"ours": FOUND}
     np.savez(tmp_path / "b.npz", filenames=list(TEXTS), fileitems=[text or "" for text in TEXTS.values()])
-    found = read_predictions(labels, [tmp_path / "b.npz"], free_text=["fileitems"])
+    found = read_predictions(labels, [tmp_path / "b.npz"], columns=["fileitems"], free_text=True)
     assert read_free_text(found, WORDS).systems == {"b": FOUND}
 
 
@@ -193,7 +242,7 @@ def test_bad_free_text(tmp_path: Path, labels: Path, a: dict[str, Any], b: dict[
         for stem, entries in contents.items()
     ]
     with pytest.raises(AffectError, match=re.escape(message)) as caught:
-        read_predictions(labels, files, free_text=["reason"])
+        read_predictions(labels, files, columns=["reason"], free_text=True)
     if b:
         assert all(str(file) in str(caught.value) for file in files) and "score the files apart" in str(caught.value)
 
@@ -201,7 +250,7 @@ def test_bad_free_text(tmp_path: Path, labels: Path, a: dict[str, Any], b: dict[
 def test_a_column_of_free_text_must_stand_in_every_row(tmp_path: Path, labels: Path) -> None:
     rows = [{"name": "u1", "reason": "sad"}, {"name": "u2", "reason": "sad"}, {"name": "u3"}]
     with pytest.raises(AffectError, match=r"a\.jsonl:3: has no prediction of 'reason'"):
-        read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], free_text=["reason"])
+        read_predictions(labels, [write_jsonl(tmp_path / "a.jsonl", rows)], columns=["reason"], free_text=True)
 
 
 # -- wrong input -----------------------------------------------------------------------------------------
@@ -261,7 +310,7 @@ BAD_PREDICTIONS = [
     (jsonl(*answer(a=3)), "answers.jsonl:2: the prediction of 'a' is 3; expected text or a list of texts"),
     (jsonl(*answer(a=["joy", 3])), "the prediction of 'a' is ['joy', 3]; expected text or a list of texts"),
     (jsonl(*answer(predicitons={"a": "joy"})), "predicitons is an object; did you mean 'predictions'?"),
-    (jsonl(*answer(predictions="joy")), "predictions is 'joy'; expected an object with one entry a system"),
+    (jsonl(*answer(predictions="joy")), "'predictions' is new here; known: 'a'"),
     (jsonl(*ROWS), "answers.jsonl: has no column of predictions; add one beside 'name'"),
     (npz(filenames=["u1"], fileitems=["a", "b"]), "answers.npz: has 1 filenames for 2 fileitems"),
     (npz(name2reason={"u1": "He smiles."}), "holds free text (name2reason); have it read with --free-text name2reason"),

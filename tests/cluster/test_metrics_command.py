@@ -83,6 +83,41 @@ def test_all_is_what_the_labels_allow(tmp_path: Path, words: Path) -> None:
     }
 
 
+def test_labels_that_no_wheel_knows_leave_the_closed_set(tmp_path: Path) -> None:
+    result = run("--labels", file := write(tmp_path / "zh.jsonl", ["开心", "生气"]), "--predictions", file)
+    assert result.exit_code == 0 and "Closed set of 2" in result.output and "HIT" not in result.output
+    sets = write(tmp_path / "sets.jsonl", ["开心, 生气"])
+    result = run("--labels", sets, "--predictions", sets)
+    assert isinstance(result.exception, AffectError) and "no true label is in the wheel" in str(result.exception)
+
+
+def test_the_classes_of_a_closed_set_may_be_named(tmp_path: Path) -> None:
+    rows = [{"name": "1", "label": "joy", "a": "sad", "b": "plain"}, {"name": "2", "label": "joy", "a": "", "b": "joy"}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--labels", file, "--predictions", file, "--metric", "closed")
+    invalid = {}
+    for classes in ("", "joy, sad"):
+        result = run(*options, "--candidates", classes)
+        assert f"Closed set of {2 if classes else 1}" in result.output
+        invalid[classes] = {name: cells["invalid"].split()[0] for name, cells in table(result.output).items()}
+    assert invalid == {"": {"a": "100.00", "b": "50.00"}, "joy, sad": {"a": "50.00", "b": "50.00"}}
+    result = run(*options, "--candidates", "sad")
+    assert "true labels ('joy',) are not all among the candidates ('sad',)" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mapping", "mer2026"), "--mapping mer2026: is of the published wheels; give their directory with --wheel"),
+        (("--free-text", "a", "--prediction-column", "b"), "give one of the two"),
+    ],
+)
+def test_options_that_do_not_fit(words: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("--labels", words, "--predictions", words, *options)
+    assert isinstance(result.exception, AffectError) and message in str(result.exception)
+
+
 def test_json_holds_everything(words: Path) -> None:
     result = run("--labels", words, "--predictions", words, "--metric", "hit", "--json", "--resamples", "100")
     report = json.loads(result.output)
