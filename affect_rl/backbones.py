@@ -1,4 +1,4 @@
-"""Published systems as backbones: their checkpoints, in their own key layout, as policies and back.
+"""Published systems as backbones: their checkpoints, in their own key layout, as policies and, before merging, back.
 
 A system is a `Layout`: which slots it has, and a table from our parameter names to its keys. The tables follow
 the published code: zeroQiaoba/AffectGPT (``my_affectgpt/models/affectgpt.py``, saved by ``runners/runner_base.py``:

@@ -36,7 +36,9 @@ def import_backbone(
     checkpoint: Annotated[Path, typer.Option(help="The system's .pth, .pt or .safetensors.")],
     language_model: Annotated[Path, typer.Option(help="Directory of the language model it was trained on.")],
     out: Annotated[Path, typer.Option(help="Policy directory to write, for model.base.")],
-    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = Precision.FLOAT32,
+    dtype: Annotated[
+        Precision, typer.Option(help="Precision of the weights; memory holds them twice.")
+    ] = Precision.BFLOAT16,
 ) -> None:
     """Turn a published system's checkpoint into a policy directory, adapters merged."""
     import torch

@@ -21,11 +21,15 @@ Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
 Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write the sound samples even if there are bad rows.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at --out.")]
-Seed = Annotated[int, typer.Option(help="Decides which speakers, videos or clips fall into which split.")]
+Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall into which split.")]
 Language = Annotated[str | None, typer.Option(help="en or zh; default: the transcripts that AffectGPT reads.")]
 Silence = Annotated[str, typer.Option(help="Stands for an empty transcript, which is a bad row otherwise.")]
+DevSeed = Annotated[
+    int | None, typer.Option(help="Decides which train clips become dev, where dev is drawn; default: 0.")
+]
 DevShare = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of train clips that become dev where no dev split is published.")
+    float | None,
+    typer.Option(min=0, max=1, help="Share of train clips that become dev, where dev is drawn; default: 0.1."),
 ]
 
 _AFFECTGPT = {
@@ -158,11 +162,15 @@ def _add_affectgpt(name: str, summary: str) -> None:
         silence: Silence = "",
         skip_bad: SkipBad = False,
         overwrite: Overwrite = False,
-        seed: Seed = 0,
-        dev_share: DevShare = 0.1,
+        seed: DevSeed = None,
+        dev_share: DevShare = None,
     ) -> None:
         from affect_rl.data.affectgpt import import_affectgpt
+        from affect_rl.data.layouts import LAYOUTS
+        from affect_rl.errors import AffectError
 
+        if (seed, dev_share) != (None, None) and not LAYOUTS[name].lacks_dev:
+            raise AffectError(f"{name}: no dev split is drawn, which --seed and --dev-share are for; leave them out")
         _show(
             import_affectgpt(
                 root,
@@ -171,8 +179,8 @@ def _add_affectgpt(name: str, summary: str) -> None:
                 language=language,
                 silence=silence,
                 skip_bad=skip_bad,
-                seed=seed,
-                dev_share=dev_share,
+                seed=0 if seed is None else seed,
+                dev_share=0.1 if dev_share is None else dev_share,
                 overwrite=overwrite,
             )
         )

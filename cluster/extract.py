@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
 from affect_rl.config import Config
-from affect_rl.data.dataset import MEDIA, Dataset, check_free, write_dataset
+from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
 from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
-from affect_rl.data.feature_parts import Extraction, Features, MediaFiles, part_name, read_part, write_part
+from affect_rl.data.feature_parts import (
+    Extraction,
+    Features,
+    MediaFiles,
+    is_finished,
+    part_name,
+    read_part,
+    write_part,
+)
 from affect_rl.data.media import MediaError, read_audio, read_frames
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
@@ -89,7 +100,7 @@ def extract(
     skip_bad: bool = False,
     overwrite: bool = False,
 ) -> ExtractReport:
-    """Write a copy of a dataset whose features come from its media.
+    """Write a copy of a dataset whose features come from its media; its `MEDIA` goes with it.
 
     Parts are kept in ``<out>.parts`` for later runs; once the dataset is as wanted they may be deleted.
 
@@ -103,8 +114,8 @@ def extract(
         overwrite: replace a dataset at `out`.
 
     Raises:
-        AffectError: there is nothing to extract, `out` is taken, an encoder cannot be loaded, or files
-            cannot be used and are not to be skipped; no dataset is written.
+        AffectError: there is nothing to extract, `out` is taken, an encoder cannot be loaded, features are more
+            than a file holds, or files cannot be used and are not to be skipped; no dataset is written.
         TimeoutError: no part was finished for half an hour.
     """
     if out.resolve() == data.resolve():
@@ -112,15 +123,15 @@ def extract(
     check_free(out, overwrite=overwrite)
     dataset = Dataset.load(data)
     samples = [sample for split in dataset.counts for sample in dataset.samples(split)]
-    media = _read_media(data / MEDIA, samples, extraction, media_root)
+    media, table = _read_media(data / MEDIA, samples, extraction, media_root)
     chunks = [media[start : start + workers.batch_size] for start in range(0, len(media), workers.batch_size)]
     folder = out.resolve().with_name(f"{out.resolve().name}.parts")
     parts = {folder / part_name(extraction, chunk): chunk for chunk in chunks}
-    missing = {path: chunk for path, chunk in parts.items() if not path.is_file()}
+    missing = {path: chunk for path, chunk in parts.items() if not is_finished(path, skip_bad=skip_bad)}
     logger.info("extract: %d samples in %d parts, %d found", len(samples), len(parts), len(parts) - len(missing))
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        _make_parts(missing, extraction, workers)
+        _make_parts(missing, extraction, workers, _largest(samples, media))
     features = {found.sample_id: found for path in parts for found in read_part(path, extraction)}
     problems = tuple(problem for found in features.values() for problem in found.problems)
     if problems and not skip_bad:
@@ -131,7 +142,7 @@ def extract(
     done = [_with_features(sample, features[sample.id], extraction) for sample in samples]
     left_out = f"{len(problems)} file(s) could not be used; their modality is absent." if problems else ""
     note = "\n".join(filter(None, [dataset.manifest.note, str(extraction), left_out]))
-    write_dataset(out, done, name=dataset.name, note=note, overwrite=overwrite)
+    write_dataset(out, done, name=dataset.name, note=note, media=table, overwrite=overwrite)
     audio, video = (sum(getattr(sample, name) is not None for sample in done) for name in ("audio", "video"))
     return ExtractReport(out, len(done), audio, video, len(parts), len(parts) - len(missing), problems)
 
@@ -153,8 +164,8 @@ def _with_features(sample: AffectSample, found: Features, extraction: Extraction
 
 def _read_media(
     path: Path, samples: Sequence[AffectSample], extraction: Extraction, media_root: Path | None
-) -> list[MediaFiles]:
-    """The files that are wanted of each sample, in the order of `samples`."""
+) -> tuple[list[MediaFiles], pa.Table]:
+    """The files that are wanted of each sample, in the order of `samples`, and the table with its root as it is now."""
     columns = (["audio"] if extraction.speech else []) + ([extraction.source] if extraction.image else [])
     if not columns:
         raise AffectError("extract: no encoder is named; give --speech-encoder, --image-encoder or both")
@@ -167,6 +178,7 @@ def _read_media(
     root = media_root or Path((table.schema.metadata or {}).get(b"root", b"").decode())
     if not root.is_dir():
         raise AffectError(f"{root}: is not a directory; give the one that holds the media as --media-root")
+    root = root.resolve()
     rows = {row["sample_id"]: row for row in table.to_pylist()}
     if len(rows) < table.num_rows:
         raise AffectError(f"{path}: names a sample twice; import the dataset again")
@@ -178,9 +190,9 @@ def _read_media(
             raise AffectError(f"{path}: column {column!r} names no file; choose another --source, or omit its encoder")
 
     def locate(row: Mapping[str, str], column: str, wanted: object) -> Path | None:
-        return root.resolve() / row[column] if wanted and row[column] else None
+        return root / row[column] if wanted and row[column] else None
 
-    return [
+    files = [
         MediaFiles(
             sample.id,
             locate(rows[sample.id], "audio", extraction.speech),
@@ -188,9 +200,21 @@ def _read_media(
         )
         for sample in samples
     ]
+    return files, table.replace_schema_metadata({"root": str(root)})
 
 
-def _make_parts(parts: Mapping[Path, Sequence[MediaFiles]], extraction: Extraction, workers: Workers) -> None:
+def _largest(samples: Sequence[AffectSample], media: Sequence[MediaFiles]) -> dict[str, int]:
+    """For audio and video, how many files the split with most of them has."""
+    splits: dict[str, Counter[str]] = {"audio": Counter(), "video": Counter()}
+    for sample, files in zip(samples, media, strict=True):
+        for modality, counts in splits.items():
+            counts[sample.split] += getattr(files, modality) is not None
+    return {modality: max(counts.values()) for modality, counts in splits.items()}
+
+
+def _make_parts(
+    parts: Mapping[Path, Sequence[MediaFiles]], extraction: Extraction, workers: Workers, largest: Mapping[str, int]
+) -> None:
     """Write the files of `parts`, in any order."""
     items = [
         {
@@ -207,7 +231,7 @@ def _make_parts(parts: Mapping[Path, Sequence[MediaFiles]], extraction: Extracti
         _warn_if_short(actors, workers.gpus)
         made = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _PartWriter,
-            fn_constructor_args=(extraction, "cuda" if workers.gpus else "cpu"),
+            fn_constructor_args=(extraction, "cuda" if workers.gpus else "cpu", largest),
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
             num_gpus=workers.gpus or None,
@@ -238,8 +262,8 @@ def _warn_if_short(actors: int, gpus: float) -> None:
 class _PartWriter:
     """An actor that makes parts. It loads an encoder when it first needs one, so that a failure is a plain error."""
 
-    def __init__(self, extraction: Extraction, device: str) -> None:
-        self._extraction, self._device = extraction, device
+    def __init__(self, extraction: Extraction, device: str, largest: Mapping[str, int]) -> None:
+        self._extraction, self._device, self._largest = extraction, device, largest
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Make one part; returns how many files could not be used, or why nothing can be.
@@ -255,6 +279,9 @@ class _PartWriter:
         problems: list[list[str]] = [[] for _ in item["sample_id"]]
         audio = _features(item["audio"], self._read_sound, lambda sounds: self._speech.encode(sounds), problems)
         video = _features(item["video"], self._read_pictures, lambda clips: self._images.encode(clips), problems)
+        for modality, features in (("audio", audio), ("video", video)):  # known now, and not after hours of work
+            size = max((found.size for found in features if found is not None), default=0)
+            check_numbers(size * self._largest[modality], modality, "the largest split")
         columns = (item["sample_id"], audio, video, map(tuple, problems))
         write_part(Path(item["path"]), list(map(Features, *columns)))
         return sum(map(len, problems))
@@ -270,14 +297,28 @@ class _PartWriter:
         return ImageEncoder(self._extraction.image, self._device)
 
     def _read_sound(self, path: Path) -> np.ndarray:
-        sound = read_audio(path, self._speech.sampling_rate)
-        if len(sound) < self._speech.shortest:
+        encoder = self._speech
+        with _blaming(path, "audio"):
+            sound = read_audio(path, encoder.sampling_rate)
+        if len(sound) < encoder.shortest:
             raise MediaError(f"{path}: audio: {len(sound)} samples are too few to encode; leave the path empty")
         return sound
 
     def _read_pictures(self, path: Path) -> Any:
-        # Scaled down at once: the whole pictures of a part could fill the memory.
-        return self._images.prepare(read_frames(path, self._extraction.frames))
+        encoder = self._images
+        with _blaming(path, "video"):  # scaled down at once: the whole pictures of a part could fill the memory
+            return encoder.prepare(read_frames(path, self._extraction.frames))
+
+
+@contextmanager
+def _blaming(path: Path, stream: str) -> Iterator[None]:
+    """Whatever goes wrong within is put down to the file: one that is odd in a new way must not end the job."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError(f"{path}: {stream}: cannot be used ({error!r}); copy or export the file again") from error
 
 
 def _features(

@@ -9,7 +9,6 @@ no features yet: the paths of their media go to `MEDIA` for ``affect-rl data ext
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from affect_rl.data.dataset import MEDIA
 from affect_rl.data.importing import Importer, ImportReport, Row, RowError
 from affect_rl.data.layouts import LAYOUTS, Layout
 from affect_rl.data.npz import load_npz
@@ -139,9 +136,9 @@ def _sample(clip: _Clip, layout: Layout, text: str, language: str, description: 
 
 
 def _with_dev(samples: list[AffectSample], layout: Layout, seed: int, dev_share: float) -> list[AffectSample]:
-    """The samples with a share of the train clips moved to dev, if the layout has train clips and no dev split."""
+    """The samples with a share of the train clips moved to dev, if the layout lacks one."""
     train = sorted(sample.id for sample in samples if sample.split == "train")
-    if not train or "dev" in {*layout.corpora.values(), *layout.sessions.values()}:
+    if not (train and layout.lacks_dev):
         return samples
     count = round(dev_share * len(train))
     if not 0 <= count < len(train):
@@ -208,11 +205,11 @@ def _field(entry: Any, key: str, row: Row) -> Any:
 
 
 def _by_name(importer: Importer, file: str, column: str, names: Collection[str]) -> dict[str, Row]:
-    """The rows of a table for `names`; a second row for a name is a bad one."""
+    """The rows of a table for `names`; a second row for a name is a bad one. Tables hold more than is wanted."""
     found: dict[str, Row] = {}
-    for row in importer.rows(file, ("name", column)):
+    for row in importer.rows(file, ("name", column), names=names):
         name = row["name"].strip()
-        if name in names and (first := found.setdefault(name, row)) is not row:
+        if (first := found.setdefault(name, row)) is not row:
             importer.reject(row, f"{name} is also in line {first.line}; keep one of the rows")
     return found
 
@@ -227,7 +224,7 @@ def _find(table: Mapping[str, Row], name: str, file: str) -> Row:
 
 
 def _finish(importer: Importer, layout: Layout, root: Path) -> ImportReport:
-    """Write the dataset, and in its directory the table of media."""
+    """Write the dataset with its table of media."""
     media = _media(importer.samples, layout, root)
     notes = _notes(importer.samples, layout, media)
     source = (
@@ -235,15 +232,8 @@ def _finish(importer: Importer, layout: Layout, root: Path) -> ImportReport:
         "their owners' licences, for non-commercial research."
     )
     tables = [file for file in importer.row_counts if file.startswith(layout.labels)]
-    partial = importer.out.with_name(f"{importer.out.name}.media-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        pq.write_table(media, partial)
-        report = importer.finish(name=layout.name, note="\n".join([source, *notes]), tables=tables, notes=notes)
-        partial.replace(report.directory / MEDIA)
-    finally:
-        partial.unlink(missing_ok=True)
-    return report
+    note = "\n".join([source, *notes])
+    return importer.finish(name=layout.name, note=note, tables=tables, notes=notes, media=media)
 
 
 def _media(samples: Collection[AffectSample], layout: Layout, root: Path) -> pa.Table:

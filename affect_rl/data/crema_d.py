@@ -194,7 +194,7 @@ def _read_votes(importer: Importer, names: set[str]) -> tuple[dict[str, dict[str
             if channel is None:
                 raise RowError(f"row id {row['']!r} names no channel; it starts with 1 (voice), 2 (face) or 3 (both)")
             if name not in names:
-                raise RowError(f"clip {name!r} is not among the sound clips of {_CLIPS}; {near(name, names)}")
+                raise RowError(f"clip {name!r} is not among the sound clips of {_CLIPS}; correct one of them")
             if channel in votes.setdefault(name, {}):
                 raise RowError(f"second row of clip {name!r} for {channel}; keep one of them")
             votes[name][channel] = _parse_votes(row)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,9 @@ from affect_rl.sample import AffectSample, LabelKind, Split
 
 MANIFEST = "dataset.json"
 MEDIA = "media.parquet"
-"""Where the media of the samples are, for ``affect-rl data extract``; may lie in the directory, is no part of it."""
+"""Where the media of the samples are, for ``affect-rl data extract``; lies in the directory, is no part of the data."""
+MOST_NUMBERS = 2**31 - 1
+"""Numbers that a modality's features in one split may have: the lists of their file count in 32 bits."""
 _FEATURES = pa.list_(pa.list_(pa.float32()))
 _LABELS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -191,7 +192,13 @@ class Dataset:
 
 
 def write_dataset(
-    directory: Path | str, samples: Iterable[AffectSample], *, name: str, note: str = "", overwrite: bool = False
+    directory: Path | str,
+    samples: Iterable[AffectSample],
+    *,
+    name: str,
+    note: str = "",
+    media: pa.Table | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a dataset directory, whole or not at all.
 
@@ -200,6 +207,7 @@ def write_dataset(
         samples: all samples of all splits; order within a split is kept.
         name: name of the dataset.
         note: source and licence, and what a user must know.
+        media: the content of `MEDIA`; without it there is no such file.
         overwrite: replace an existing dataset; a directory that is none is never replaced.
 
     Raises:
@@ -218,12 +226,19 @@ def write_dataset(
     except ValueError as error:
         raise AffectError(f"{directory}: {error}") from None
     by_split = {split: [sample for sample in samples if sample.split == split] for split in SPLITS}
+    for split, chosen in by_split.items():
+        for modality in ("audio", "video"):
+            count = sum(x.size for s in chosen if (x := getattr(s, modality)) is not None)
+            check_numbers(count, modality, f"{directory}/{split}.parquet")
     tables = {split: _table(chosen) for split, chosen in by_split.items() if chosen}
     if found_leak := leak({split: _keys(table) for split, table in tables.items()}):
         raise AffectError(f"{directory}/{found_leak}")
-    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
     try:
         _write(partial, tables, common, name, note)
+        if media is not None:
+            pq.write_table(media, partial / MEDIA)
         _move_into_place(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -232,6 +247,8 @@ def write_dataset(
 
 def check_free(directory: Path, *, overwrite: bool) -> None:
     """Raise `AffectError` unless a dataset may be written to `directory`."""
+    if directory.resolve().is_mount():
+        raise AffectError(f"{directory}: is a mount point, which nothing can replace; choose a directory in it")
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not overwrite:
@@ -239,6 +256,15 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
     if not (directory / MANIFEST).is_file():
         raise AffectError(
             f"{directory}: exists and is not a dataset, so it is not overwritten; choose another directory"
+        )
+
+
+def check_numbers(count: int, modality: str, place: str) -> None:
+    """Raise `AffectError` if a split's features of a modality are more than `MOST_NUMBERS`."""
+    if count > MOST_NUMBERS:
+        raise AffectError(
+            f"{place}: {modality} features are {count:,} numbers, a file holds {MOST_NUMBERS:,}; make fewer rows "
+            "of them (--segments, --frames), or several datasets"
         )
 
 
@@ -256,10 +282,16 @@ def _write(partial: Path, tables: Mapping[Split, pa.Table], common: Profile, nam
 
 
 def _move_into_place(partial: Path, directory: Path) -> None:
-    old = partial.with_suffix(partial.suffix + ".old")
-    if directory.exists():
-        directory.rename(old)
-    partial.rename(directory)
+    old = partial.with_name(f"{partial.name}.old")
+    try:
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed here
+            directory.rename(old)
+        partial.rename(directory)
+    except BaseException:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

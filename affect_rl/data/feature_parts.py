@@ -1,7 +1,7 @@
 """Features on their way into a dataset: parts, Parquet files that an extraction leaves as it goes.
 
 A part's file is named by a hash of everything that its content depends on (samples, their files, encoders,
-settings), so whoever wants the same features finds them, and nobody else does.
+settings, the code), so whoever wants the same features finds them, and nobody else does.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import transformers
 
 from affect_rl.data.encoders import Checkpoint
 from affect_rl.errors import AffectError
 
 Source = Literal["face", "video"]
 
+_FORMAT = 1
+"""Version of decoding and pooling; raise it whenever a change to them changes a feature."""
 _NUMBERS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     [
@@ -92,7 +96,8 @@ class Features:
 def part_name(extraction: Extraction, media: Sequence[MediaFiles]) -> str:
     """The file name of the part with the features of `media`."""
     files = [[item.sample_id, _identity(item.audio), _identity(item.video)] for item in media]
-    content = json.dumps([asdict(extraction), files], sort_keys=True)
+    code = [_FORMAT, av.__version__, transformers.__version__]
+    content = json.dumps([code, asdict(extraction), files], sort_keys=True)
     return f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
 
 
@@ -120,19 +125,35 @@ def write_part(path: Path, features: Sequence[Features]) -> None:
     partial.rename(path)
 
 
+def is_finished(path: Path, *, skip_bad: bool) -> bool:
+    """Whether a part need not be made again.
+
+    One that holds problems needs it unless they are skipped: what was wrong may have been no fault of the files, such
+    as a permission, or a mount that one machine lacked.
+
+    Raises:
+        AffectError: it is damaged.
+    """
+    return path.is_file() and (skip_bad or not any(_read(path, ["problems"])["problems"].to_pylist()))
+
+
 def read_part(path: Path, extraction: Extraction) -> Iterator[Features]:
     """Read the file that `write_part` wrote for `extraction`.
 
     Raises:
         AffectError: it is damaged.
     """
-    try:
-        table = pq.read_table(path, schema=SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise AffectError(f"{path}: is damaged ({error}); delete it and run the extraction again") from None
+    table = _read(path, SCHEMA.names)
     audio, video = _unpack(table["audio"], extraction.segments), _unpack(table["video"], extraction.frames)
     problems = map(tuple, table["problems"].to_pylist())
     return map(Features, table["sample_id"].to_pylist(), audio, video, problems)
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, schema=SCHEMA, columns=columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise AffectError(f"{path}: is damaged ({error}); delete it and run the extraction again") from None
 
 
 def _unpack(column: pa.ChunkedArray, rows: int) -> list[np.ndarray | None]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from affect_rl.data.dataset import check_free, write_dataset
 from affect_rl.data.validation import SPLITS, near, problems
@@ -128,49 +131,67 @@ class Importer:
         self.row_counts: dict[str, int] = {}
         """Rows of each table read so far, bad ones included."""
         self._ids: dict[str, Row] = {}
+        self._splits: dict[tuple[str, str], tuple[Split, Row]] = {}
+        """Where a clip or dialogue, as ``("clip", name)``, was first: its split and the row."""
         if not self.root.is_dir():
             raise AffectError(f"{self.root}: is not a directory; give the one that holds the tables as the root")
         check_free(self.out, overwrite=overwrite)
 
     def rows(
-        self, file: str, columns: Sequence[str], *, header: bool = True, encoding: str = "utf-8-sig"
+        self,
+        file: str,
+        columns: Sequence[str],
+        *,
+        header: bool = True,
+        encoding: str = "utf-8-sig",
+        names: Collection[str] | None = None,
     ) -> Iterator[Row]:
         """The rows of a CSV file below the root; rows with too few or too many cells go to the bad rows.
 
-        Without a header the cells are `columns`, in order; with one, `columns` are those that must be there.
+        Without a header the cells are `columns`, in order; with one, `columns` are those that must be there. With
+        `names` a row whose ``name`` is none of them is passed over, whatever is wrong with it, and so is an empty line.
 
         Raises:
-            AffectError: the file is missing, cannot be decoded, or lacks a column.
+            AffectError: the file is missing, cannot be decoded, or lacks a column or has it twice.
         """
         path = self.root / file
-        if not path.is_file():
-            there = sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*.csv"))
-            raise AffectError(
-                f"{path}: is missing; {near(file, there) if there else f'there is no table below {self.root}'}"
-            )
+        text = self._text(path, encoding)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # what ends a line is CSV's to say
+        filled = (cells for cells in reader if cells)
         try:
-            text = path.read_text(encoding)
-        except UnicodeDecodeError as error:
-            line = path.read_bytes()[: error.start].count(b"\n") + 1
-            raise AffectError(f"{path}:{line}: is not {encoding.removesuffix('-sig')} text; convert the file") from None
-        reader = csv.reader(text.splitlines(keepends=True), strict=True)
-        try:
-            names = next(reader, []) if header else list(columns)
+            header_row = next(filled, []) if header else list(columns)
             for column in columns:
-                if column not in names:
-                    raise AffectError(f"{path}: column {column!r} is missing; {near(column, names)}")
+                if column not in header_row:
+                    raise AffectError(f"{path}: column {column!r} is missing; {near(column, header_row)}")
+                if header_row.count(column) > 1:
+                    raise AffectError(f"{path}: column {column!r} stands twice; rename one")
             self.row_counts[file] = 0
-            for index, cells in enumerate(reader):
+            for index, cells in enumerate(filled):
                 self.row_counts[file] = index + 1
-                row = Row(file, reader.line_num, index, dict(zip(names, cells, strict=False)))
-                if len(cells) != len(names):
-                    self.reject(
-                        row, f"has {len(cells)} cells where {len(names)} are expected; check its quotes and commas"
-                    )
-                else:
+                row = Row(file, reader.line_num, index, dict(zip(header_row, cells, strict=False)))
+                if names is not None and row.values.get("name", "").strip() not in names:
+                    continue
+                if len(cells) == len(header_row):
                     yield row
+                else:
+                    self.reject(
+                        row, f"has {len(cells)} cells where {len(header_row)} are expected; check its quotes and commas"
+                    )
         except csv.Error as error:
             raise AffectError(f"{path}:{reader.line_num}: is not CSV: {error}; check the quotes") from None
+
+    def _text(self, path: Path, encoding: str) -> str:
+        if not path.is_file():
+            # Only beside it: media lie below the root, too, hundreds of thousands of files.
+            there = sorted(str(p.relative_to(self.root)) for p in path.parent.glob("*.csv"))
+            hint = near(str(path.relative_to(self.root)), there) if there else f"there is no table in {path.parent}"
+            raise AffectError(f"{path}: is missing; {hint}")
+        content = path.read_bytes()
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise AffectError(f"{path}:{line}: is not {encoding.removesuffix('-sig')} text; convert the file") from None
 
     @contextmanager
     def judging(self, row: Row) -> Iterator[None]:
@@ -188,13 +209,23 @@ class Importer:
         """Keep a sample made of `row`.
 
         Raises:
-            RowError: it is not sound, or its id is taken.
+            RowError: it is not sound, its id is taken, or its clip or dialogue is in another split.
         """
         if found := problems(sample):
             raise RowError("; ".join(found))
-        first = self._ids.setdefault(sample.id, row)
-        if first is not row:
+        if first := self._ids.get(sample.id):
             raise RowError(f"{sample.id} is also in {first.file}:{first.line}; keep one of the rows")
+        belongs = [(kind, name) for kind, name in (("clip", sample.clip), ("dialogue", sample.dialogue)) if name]
+        for kind, name in belongs:
+            split, first = self._splits.get((kind, name), (sample.split, row))
+            if split != sample.split:
+                raise RowError(
+                    f"{kind} {name!r} is {sample.split} here and {split} in {first.file}:{first.line}; keep all of a "
+                    f"{kind} in one split"
+                )
+        self._ids[sample.id] = row
+        for key in belongs:
+            self._splits.setdefault(key, (sample.split, row))
         self.samples.append(sample)
 
     def require_sound(self) -> None:
@@ -210,7 +241,15 @@ class Importer:
                 f"{self.root}: no sound sample, so nothing was written\n{listing(self.bad_rows)}".rstrip()
             )
 
-    def finish(self, *, name: str, note: str, tables: Collection[str], notes: tuple[str, ...] = ()) -> ImportReport:
+    def finish(
+        self,
+        *,
+        name: str,
+        note: str,
+        tables: Collection[str],
+        notes: tuple[str, ...] = (),
+        media: pa.Table | None = None,
+    ) -> ImportReport:
         """Write the dataset.
 
         Args:
@@ -218,12 +257,13 @@ class Importer:
             note: source and licence, for ``dataset.json``.
             tables: the tables with one row a sample, to count what was left out.
             notes: for the report.
+            media: where the samples' media are.
 
         Raises:
             AffectError: as in `require_sound`; nothing is written.
         """
         self.require_sound()
-        write_dataset(self.out, self.samples, name=name, note=note, overwrite=self.overwrite)
+        write_dataset(self.out, self.samples, name=name, note=note, media=media, overwrite=self.overwrite)
         counts = {split: sum(sample.split == split for sample in self.samples) for split in SPLITS}
         counts = {split: count for split, count in counts.items() if count}
         skipped = sum(self.row_counts[table] for table in tables) - len(self.samples)

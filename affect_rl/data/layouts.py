@@ -70,6 +70,12 @@ class Layout:
     speaker: str = ""
     sessions: Mapping[str, Split] = field(default_factory=dict)
 
+    @property
+    def lacks_dev(self) -> bool:
+        """Whether it has train clips and no dev split."""
+        splits = {*self.corpora.values(), *self.sessions.values()}
+        return "train" in splits and "dev" not in splits
+
 
 _VIDEO = r"(?P<video>[^/]+)_\d+"
 LAYOUTS: Mapping[str, Layout] = {

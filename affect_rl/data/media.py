@@ -6,10 +6,9 @@ harm, and only those are kept; a file is read twice, first without decoding to l
 
 from __future__ import annotations
 
-import itertools
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,10 +17,10 @@ from typing import Literal, TypeVar
 
 import av
 import numpy as np
-from av.audio import AudioStream
+from av.audio import AudioFrame, AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video import VideoStream
+from av.video import VideoFrame, VideoStream
 
 from affect_rl.errors import AffectError
 
@@ -32,6 +31,10 @@ _LOST_SHARE, _LOST_SECONDS = 0.1, 0.25
 """A file is bad if more than both of its duration is missing or cannot be decoded; codecs add and drop a little."""
 _HEADERLESS = ("mp3", "aac", "mpegts", "mpeg")
 """Formats that have neither a duration nor an index: FFmpeg guesses the one, and seeks past what it is asked for."""
+_TIMED = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
+"""Formats that tell each packet's time, so that recorders may leave silence out; elsewhere a gap is damage."""
+_GAP_SECONDS = 0.1
+"""Silence that is put back is longer; less may be careless timestamps."""
 _STREAMED = 0xFFFFFFFF
 """What a RIFF file that was written to a pipe says of its length."""
 
@@ -48,8 +51,8 @@ class _Timestamps:
     """When the packets of a stream are shown, ascending, in its time base.
 
     Attributes:
-        shown: of every packet.
-        keyframes: of those at which decoding can begin, if they can be sought.
+        shown: of every packet but those that an MP4 edit list hides: the lead-in of a clip cut without re-encoding.
+        keyframes: of those at which decoding can begin, hidden or not, if they can be sought.
         end: when the last one ends.
         seconds: from the first one's beginning to that.
     """
@@ -69,7 +72,8 @@ def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
     """Decode a file's sound.
 
     Returns:
-        ``[samples]`` float32 at `sampling_rate`, channels mixed to one; full scale is 1.
+        ``[samples]`` float32 at `sampling_rate`, channels mixed to one; full scale is 1. What a recorder left out
+        of a Matroska or MP4 file is silence.
 
     Raises:
         MediaError: there is no sound, it is longer than `MAX_SECONDS`, or the file is missing, truncated
@@ -78,18 +82,39 @@ def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
     seconds = _timestamps(path, AudioStream).seconds
     if seconds > MAX_SECONDS:
         raise MediaError(f"{path}: audio: lasts {seconds:.0f} s, more than {MAX_SECONDS:g}; cut it into utterances")
-    resampler = av.AudioResampler(format="fltp", rate=sampling_rate)
-    pieces = [np.empty(0, np.float32)]
     with _open(path, AudioStream) as (container, stream):
-        for frame in itertools.chain(container.decode(stream), [None]):  # None: what the resampler holds back
-            if frame is not None:
-                frame.pts = None  # gaps between timestamps are no reason to refuse a sound
-            pieces += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
-    sound = np.concatenate(pieces)
+        timed = container.format.name in _TIMED
+        sound = np.concatenate([np.empty(0, np.float32), *_pieces(container.decode(stream), sampling_rate, timed)])
     decoded = len(sound) / sampling_rate
     if _falls_short(decoded, seconds) or not len(sound):
         raise MediaError(f"{path}: audio: gives {decoded:.2f} of {seconds:.2f} s; it is damaged, copy it again")
     return sound
+
+
+def _pieces(frames: Iterable[AudioFrame], rate: int, timed: bool) -> Iterator[np.ndarray]:
+    """The frames as pieces of one sound, resampled and mixed; if they are `timed`, silence fills their gaps."""
+    resampler = av.AudioResampler(format="fltp", rate=rate)
+    make: tuple[str, str, int] | None = None
+    start, reached = None, 0.0  # time of the first frame; seconds of sound so far
+    for frame in frames:
+        start = frame.time if start is None else start
+        gap = frame.time - start - reached if timed and start is not None and frame.time is not None else 0.0
+        latest, make = make, (frame.format.name, frame.layout.name, frame.sample_rate)
+        if make != latest or gap > _GAP_SECONDS:  # a resampler takes one make, and would join the two ends of a gap
+            yield from _mixed(resampler, None)
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+        if gap > _GAP_SECONDS:
+            yield np.zeros(round(gap * rate), np.float32)
+            reached += gap
+        reached += frame.samples / frame.sample_rate
+        frame.pts = None  # of no more use, and a resampler may stumble over a jump
+        yield from _mixed(resampler, frame)
+    yield from _mixed(resampler, None)
+
+
+def _mixed(resampler: av.AudioResampler, frame: AudioFrame | None) -> list[np.ndarray]:
+    """What a resampler gives for a frame, its channels mixed; for None what it still holds back."""
+    return [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
 
 
 def read_frames(path: Path, count: int) -> np.ndarray:
@@ -101,7 +126,7 @@ def read_frames(path: Path, count: int) -> np.ndarray:
         count: pictures wanted.
 
     Returns:
-        ``[count, H, W, 3]`` uint8, RGB (NumPy files: as they are).
+        ``[count, H, W, 3]`` uint8, RGB, turned upright as the file asks for (NumPy files: as they are).
 
     Raises:
         MediaError: there are no pictures, or the file is missing, truncated or damaged.
@@ -121,13 +146,18 @@ def read_frames(path: Path, count: int) -> np.ndarray:
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
             if frame is None:
                 raise MediaError(f"{path}: video: ends in damaged pictures; copy or export the file again")
-            picture = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
-            pictures[time], reached = picture, time
+            pictures[time], reached = _upright(frame, stream), time
     return np.stack([pictures[time] for time in wanted])
 
 
+def _upright(frame: VideoFrame, stream: VideoStream) -> np.ndarray:
+    """A frame as it is to be shown; phones film sideways and note by how many degrees to turn it counter-clockwise."""
+    picture = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
+    return np.rot90(picture, round(frame.rotation / 90))
+
+
 def _read_pictures(path: Path, count: int) -> np.ndarray:
-    _require_file(path)
+    _require_file(path, "pictures")
     try:
         pictures = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -144,10 +174,10 @@ def _timestamps(path: Path, kind: type[_Kind]) -> _Timestamps:
     shown: list[int] = []
     keyframes: list[int] = []
     name = _NAMES[kind]
-    length, last = 0, 0.0  # of the latest packet; when any stream ends
-    _require_file(path)
+    length, last = 0, 0.0  # of the latest packet that is shown; when any stream ends
+    _require_file(path, name)
     with _open(path, kind) as (container, stream):
-        _require_whole_riff(path)
+        _require_whole_riff(path, name)
         time_base = stream.time_base or Fraction(1)
         for packet in container.demux():
             time = packet.dts if packet.pts is None else packet.pts  # AVI may have no pts
@@ -155,10 +185,11 @@ def _timestamps(path: Path, kind: type[_Kind]) -> _Timestamps:
                 continue
             last = max(last, float((time + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index == stream.index:
-                length = packet.duration or 0
-                shown.append(time)
                 if packet.is_keyframe and container.format.name not in _HEADERLESS:
                     keyframes.append(time)
+                if not packet.is_discard:
+                    length = packet.duration or 0
+                    shown.append(time)
         announced = (container.duration or 0) / av.time_base
         there = last - (container.start_time or 0) / av.time_base
         if container.format.name not in _HEADERLESS and _falls_short(there, announced):
@@ -193,15 +224,15 @@ def _open(path: Path, kind: type[_Kind]) -> Iterator[tuple[InputContainer, _Kind
         ) from None
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path, name: str) -> None:
     if not path.is_file():
-        raise MediaError(f"{path}: is missing; mend the path or --media-root")
+        raise MediaError(f"{path}: {name}: is missing; mend the path or --media-root")
 
 
-def _require_whole_riff(path: Path) -> None:
+def _require_whole_riff(path: Path, name: str) -> None:
     """WAV and AVI say in their first bytes how long they are, and FFmpeg does not compare."""
     with path.open("rb") as file:
         magic, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
     there = path.stat().st_size - 8
     if magic == b"RIFF" and there < (1 - _LOST_SHARE) * size and size != _STREAMED:
-        raise MediaError(f"{path}: holds {there:,} of {size:,} bytes; it is truncated, copy it again")
+        raise MediaError(f"{path}: {name}: holds {there:,} of {size:,} bytes; it is truncated, copy it again")

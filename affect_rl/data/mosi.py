@@ -92,15 +92,12 @@ def _add_split(importer: Importer, transcripts: Mapping[int, AffectSample], spli
                 f"{importer.root / file}: has {rows} rows but text_{split}.csv has {total}; row i of one belongs to "
                 "row i of the other, so fetch both again"
             )
-    other = {sample.clip for sample in importer.samples}
     for place, row in index.items():
         with importer.judging(row):
             number = row.integer("row number")
             if number not in transcripts:
                 raise RowError(f"points to row {number} of transcripts.csv, which is absent or bad; correct that one")
             sample = transcripts[number]
-            if sample.clip in other:
-                raise RowError(f"video {sample.clip!r} is also in text_train.csv; keep its rows in one of the two")
             frames = {name: _frame(table.get(place), files[name], sample.labels[0]) for name, table in tables.items()}
             importer.add(replace(sample, split=split, audio=frames["audio"], video=frames.get("video")), row)
 

@@ -41,9 +41,8 @@ def read_records(path: Path | str, required: Collection[str] = ()) -> list[Recor
         raise AffectError(f"{path}: kind {path.suffix!r} is unknown; {near(path.suffix, _READERS)}")
     try:
         records = list(_READERS[path.suffix](path))
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise AffectError(f"{path}:{line}: is not UTF-8 text; convert the file") from None
+    except UnicodeDecodeError:
+        raise AffectError(f"{path}:{_undecodable_line(path)}: is not UTF-8 text; convert the file") from None
     if not records:
         raise AffectError(f"{path}: holds no rows; give one a sample")
     for record in records:
@@ -51,6 +50,16 @@ def read_records(path: Path | str, required: Collection[str] = ()) -> list[Recor
             if column not in record.values:
                 raise AffectError(f"{record.place}: column {column!r} is missing; {near(column, record.values)}")
     return records
+
+
+def _undecodable_line(path: Path) -> int:
+    """The first line that is not UTF-8; an error while reading tells only its place in a buffer."""
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return content[: error.start].count(b"\n") + 1
+    return 1
 
 
 def _jsonl(path: Path) -> Iterator[Record]:

@@ -405,6 +405,9 @@ def corpora(file: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Pat
 
 
 MER_NPZ = "label-6way.npz"
+VIDEO_IN_TWO_SPLITS = corpora(
+    "label.npz", lambda found: found["train_corpus"].update(a_b_c_12=found["test_corpus"].pop("a_b_c_12"))
+)
 BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("meld", renamed("label.npz", "labels.npz"), "meld-process/label.npz: is missing; did you mean 'labels.npz'?"),
     ("iemocap", renamed("label_4way.npz", "label"), "label_4way.npz: is missing; there is no .npz beside it"),
@@ -486,6 +489,11 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
         corpora("label.npz", lambda found: found["train_corpus"].update({"a_b_c_13": {"val": 1.0}})),
         "a_b_c_13 has no row in",
     ),
+    (
+        "cmumosi",
+        VIDEO_IN_TWO_SPLITS,
+        "label.npz[test_corpus]:1: clip 'a_b_c' is test here and train in label.npz[train_corpus]:3; keep all of a",
+    ),
     ("meld", table(POLISH, "Well, test_dia0_utt0.", " "), f"has no english in {POLISH}:7; fill it in"),
     ("meld", table(POLISH, "english", "English"), f"{POLISH}: column 'english' is missing; did you mean 'English'?"),
     ("meld", table(POLISH, "val_dia0_utt1,", "val_dia0_utt0,"), f"{POLISH}:6: val_dia0_utt0 is also in line 5;"),
@@ -556,6 +564,20 @@ def test_skipping_bad_rows_says_how_many(own_root: Callable[[str], Path], tmp_pa
     assert report.skipped == 2 and report.counts == {"train": 2, "dev": 2, "test": 1}
     assert [bad.line for bad in report.bad_rows] == [1, 1]
     assert len(pq.read_table(tmp_path / "out/media.parquet")) == 5
+
+
+def test_a_clip_in_two_splits_can_be_skipped(own_root: Callable[[str], Path], tmp_path: Path) -> None:
+    root = own_root("cmumosi")
+    VIDEO_IN_TWO_SPLITS(root / "cmumosi-process")
+    report = import_affectgpt(root, tmp_path / "out", "cmumosi", skip_bad=True)
+    assert report.counts == {"train": 3, "dev": 1} and report.skipped == 1
+
+
+def test_rows_that_no_clip_needs_may_be_malformed(own_root: Callable[[str], Path], tmp_path: Path) -> None:
+    root = own_root("mercaptionplus")
+    table("subtitle_chieng.csv", "spare,", "spare,one,two,many,")(root / "mer2025-dataset")
+    report = import_affectgpt(root, tmp_path / "out", "mercaptionplus")
+    assert report.counts == {"library": 3} and not report.bad_rows
 
 
 def test_silence_stands_for_an_empty_transcript(own_root: Callable[[str], Path], tmp_path: Path) -> None:

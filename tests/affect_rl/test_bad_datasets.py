@@ -178,7 +178,7 @@ BAD_IMPORTS = [
         CREMA,
         "1001_IEO",
         "1001_IEE",
-        "clip '1001_IEE_ANG_HI' is not among the sound clips of SentenceFilenames.csv; did",
+        "clip '1001_IEE_ANG_HI' is not among the sound clips of SentenceFilenames.csv; correct one of them",
     ),
     ("crema_d", CREMA, "\n300001,4,4,0,1,0,0,1001_IEO_ANG_HI,9,60,60,-1,60,-1,-1", "", "has no audio-visual votes"),
     ("crema_d", "SentenceFilenames.csv", "1001_IEO", "1001_IEX", "sentence 'IEX' of clip '1001_IEX_ANG_HI' is unknown"),
@@ -190,6 +190,7 @@ BAD_IMPORTS = [
         "clip '1001IEO_ANG_HI' is not ACTOR_SENTENCE_EMOTION_LEVEL",
     ),
     ("crema_d", "SentenceFilenames.csv", "1001_IEO_ANG_HI", "1002_IEO_ANG_HI", "1002_IEO_ANG_HI is also in"),
+    ("meld", "dev_sent_emo.csv", "Sentiment", "Emotion", "dev_sent_emo.csv: column 'Emotion' stands twice; rename one"),
     ("meld", "dev_sent_emo.csv", "Emotion", "Emotions", "column 'Emotion' is missing; did you mean 'Emotions'?"),
     (
         "meld",
@@ -219,7 +220,13 @@ BAD_IMPORTS = [
         "FILM 0,0,1",
         "label is positive in transcripts.csv but negative in audio/",
     ),
-    ("mosi", "transcripts.csv", "vid_3_1", "vid_2_9", "text_test.csv:2: video 'vid_2' is also in text_train.csv"),
+    (
+        "mosi",
+        "transcripts.csv",
+        "vid_3_1",
+        "vid_2_9",
+        "text_test.csv:2: clip 'vid_2' is test here and train in text_train.csv:7; keep all of a clip in one split",
+    ),
 ]
 
 
@@ -246,6 +253,14 @@ def test_missing_table(layout: str, request: pytest.FixtureRequest, tmp_path: Pa
     near = Path(first).with_suffix(".old.csv")
     with pytest.raises(AffectError, match=rf"{re.escape(first)}: is missing; did you mean '{near}'\?"):
         IMPORTERS[layout](root, tmp_path / "out")
+
+
+def test_a_missing_table_is_looked_for_where_it_should_be(meld: Path, tmp_path: Path) -> None:
+    """Media lie below the root, too; looking through them all would take minutes."""
+    (meld / "v").mkdir()
+    (meld / "dev_sent_emo.csv").rename(meld / "v/dev_sent_emo.csv")
+    with pytest.raises(AffectError, match=r"dev_sent_emo\.csv: is missing; did you mean 'test_sent_emo\.csv'\?"):
+        import_meld(meld, tmp_path / "out")
 
 
 def test_missing_root(tmp_path: Path) -> None:

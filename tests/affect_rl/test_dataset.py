@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from affect_rl.data import dataset as dataset_module
-from affect_rl.data.dataset import Dataset, write_dataset
+from affect_rl.data.dataset import MEDIA, Dataset, check_free, write_dataset
+from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
 
@@ -85,6 +87,60 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
     assert Dataset.load(tmp_path / "d").name == "made-up"
+
+
+def test_what_a_killed_run_left_is_no_hindrance_and_goes(tmp_path: Path, samples: list[AffectSample]) -> None:
+    write_dataset(tmp_path / "d", samples, name="made-up")
+    for left in ("d.partial", "d.partial.old"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "train.parquet").write_text("half a file")
+    write_dataset(tmp_path / "d", samples, name="second", overwrite=True)
+    assert Dataset.load(tmp_path / "d").name == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_the_old_dataset_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, samples: list[AffectSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(path: Path, target: Path) -> Path:
+        if path.name == "d.partial":
+            raise OSError("the disk is gone")
+        return real(path, target)
+
+    write_dataset(tmp_path / "d", samples, name="made-up")
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_dataset(tmp_path / "d", samples, name="second", overwrite=True)
+    assert Dataset.load(tmp_path / "d").name == "made-up"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_mount_point_is_refused_before_any_work() -> None:
+    with pytest.raises(AffectError, match="/proc: is a mount point, which nothing can replace; choose a directory in"):
+        check_free(Path("/proc"), overwrite=True)
+
+
+def test_media_are_written_with_the_dataset_or_not_at_all(
+    tmp_path: Path, samples: list[AffectSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = pa.table({"sample_id": [sample.id for sample in samples]})
+    assert pq.read_table(write_dataset(tmp_path / "d", samples, name="x", media=media) / MEDIA) == media
+    monkeypatch.setattr(dataset_module, "MEDIA", "no/such/directory.parquet")
+    with pytest.raises(FileNotFoundError):
+        write_dataset(tmp_path / "e", samples, name="x", media=media)
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_more_numbers_than_a_file_holds_are_refused(
+    tmp_path: Path, samples: list[AffectSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "MOST_NUMBERS", 5)
+    with pytest.raises(
+        AffectError, match=r"d/train\.parquet: audio features are 6 numbers, a file holds 5; make fewer"
+    ):
+        write_dataset(tmp_path / "d", samples, name="x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_library_may_share_clips(tmp_path: Path, samples: list[AffectSample]) -> None:

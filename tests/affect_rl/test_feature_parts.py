@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affect_rl.data import feature_parts
 from affect_rl.data.encoders import Checkpoint
-from affect_rl.data.feature_parts import Extraction, Features, MediaFiles, part_name, read_part, write_part
+from affect_rl.data.feature_parts import (
+    Extraction,
+    Features,
+    MediaFiles,
+    is_finished,
+    part_name,
+    read_part,
+    write_part,
+)
 from affect_rl.errors import AffectError
 
 EXTRACTION = Extraction(Checkpoint("speech", "aa"), Checkpoint("image", "bb"), frames=3, segments=2)
@@ -50,6 +59,18 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1")
     with pytest.raises(AffectError, match=r"p\.parquet: is damaged .*; delete it and run the extraction again"):
         list(read_part(path, EXTRACTION))
+    with pytest.raises(AffectError, match=r"p\.parquet: is damaged .*; delete it and run the extraction again"):
+        is_finished(path, skip_bad=False)
+
+
+def test_a_part_with_problems_is_finished_only_for_those_who_skip_them(tmp_path: Path) -> None:
+    sound = Features("u1", np.ones((2, 5), np.float32), None, ())
+    assert not is_finished(tmp_path / "sound.parquet", skip_bad=True)
+    write_part(tmp_path / "sound.parquet", [sound])
+    write_part(tmp_path / "bad.parquet", [sound, Features("u2", None, None, ("a.wav: audio: is missing; mend it",))])
+    assert is_finished(tmp_path / "sound.parquet", skip_bad=False)
+    assert not is_finished(tmp_path / "bad.parquet", skip_bad=False)
+    assert is_finished(tmp_path / "bad.parquet", skip_bad=True)
 
 
 def test_a_name_depends_on_all_that_the_content_does(tmp_path: Path) -> None:
@@ -76,6 +97,13 @@ def test_a_name_depends_on_all_that_the_content_does(tmp_path: Path) -> None:
     sound.unlink()
     others.append(part_name(EXTRACTION, media))
     assert len({name, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("version", ["_FORMAT", "av.__version__", "transformers.__version__"])
+def test_another_version_of_the_code_makes_parts_of_its_own(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = part_name(EXTRACTION, [])
+    monkeypatch.setattr(f"{feature_parts.__name__}.{version}", "next")
+    assert part_name(EXTRACTION, []) != name
 
 
 def test_settings_in_words() -> None:

@@ -118,6 +118,18 @@ def test_skipping_bad_rows_says_how_many(meld: Path, tmp_path: Path, edit) -> No
     ]
 
 
+def test_only_line_breaks_end_a_row_and_empty_lines_are_none(meld: Path, tmp_path: Path, edit) -> None:
+    """Subtitles hold line separators (U+2028), which Python's text takes for line breaks as well."""
+    table = meld / "train_sent_emo.csv"
+    table.write_text(table.read_text("utf-8").replace("Great!", "Great,\u2028or so\x0b!") + "\n", "utf-8")
+    edit(table, "Great,", '"Great,')
+    edit(table, "!,Joey", '!",Joey')
+    edit(table, "2,Are", "\n2,Are")
+    report = import_meld(meld, tmp_path / "out")
+    assert report.counts["train"] == 3 and report.skipped == 0
+    assert all_samples(report.directory)["train_1_0"].text == "Great,\u2028or so\x0b!"
+
+
 def test_skipping_bad_rows_keeps_mosi_aligned(mosi: Path, tmp_path: Path) -> None:
     whole = all_samples(import_mosi(mosi, tmp_path / "whole", dev_videos=0).directory)
     table = mosi / "audio/audio_test0.csv"

@@ -59,6 +59,23 @@ def tone(seconds: float, hertz: float = 440, rate: int = RATE) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
 
 
+def copy_packets(source: Path, target: Path, *, start: float = 0.0, gap: tuple[float, float] = (0.0, 0.0)) -> Path:
+    """Another container of the same packets, without decoding.
+
+    With a `start` as ``ffmpeg -ss start -c copy`` does it: what is before cannot be cut off, as pictures need their
+    keyframe, so its timestamps are negative. Packets within `gap` are left out. All in seconds.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        streams = [new.add_stream_from_template(stream) for stream in old.streams]
+        for packet in old.demux():
+            if packet.dts is None or packet.pts is None or gap[0] <= packet.pts * packet.time_base < gap[1]:
+                continue
+            packet.pts, packet.dts = (time - round(start / packet.time_base) for time in (packet.pts, packet.dts))
+            packet.stream = streams[packet.stream_index]
+            new.mux(packet)
+    return target
+
+
 def levels_of(pictures: np.ndarray) -> list[int]:
     return pictures.reshape(len(pictures), -1).mean(axis=1).round().astype(int).tolist()
 
@@ -97,6 +114,27 @@ def test_compressed_sound_keeps_its_pitch(tmp_path: Path, name: str, codec: str)
     spectrum = np.abs(np.fft.rfft(read[2000:14000] * np.hanning(12000)))
     assert abs(spectrum.argmax() * RATE / 12000 - 440) < 2
     assert 0.4 < np.abs(read[4000:12000]).max() < 0.6
+
+
+@pytest.mark.parametrize("name", ["a.mka", "a.mp4"])
+def test_silence_that_a_recorder_left_out_is_put_back(tmp_path: Path, name: str) -> None:
+    """With it the file would count as damaged, and what comes after would stand too early."""
+    whole = write_audio(tmp_path / "whole.mka", [tone(4, rate=48_000)], rate=48_000, codec="libopus")
+    sound = read_audio(copy_packets(whole, tmp_path / name, gap=(1.0, 2.2)), RATE)
+    assert abs(len(sound) / RATE - 4) < 0.05
+    loud = np.abs(sound[: 78 * 800]).reshape(78, 800).max(axis=1) > 0.1  # every 50 ms
+    assert loud[:20].all() and not loud[22:43].any() and loud[45:].all()
+
+
+def test_channels_may_change_within_a_file(tmp_path: Path) -> None:
+    mono = write_audio(tmp_path / "mono.aac", [tone(1, rate=48_000)], rate=48_000, codec="aac")
+    stereo = write_audio(tmp_path / "stereo.aac", [tone(1, rate=48_000)] * 2, rate=48_000, codec="aac")
+    both = tmp_path / "both.aac"
+    both.write_bytes(mono.read_bytes() + stereo.read_bytes())
+    first, second, sound = (read_audio(path, RATE) for path in (mono, stereo, both))
+    assert len(sound) == len(first) + len(second)
+    np.testing.assert_allclose(sound[: RATE // 2], first[: RATE // 2], atol=1e-4)
+    np.testing.assert_allclose(sound[-RATE // 2 :], second[-RATE // 2 :], atol=1e-4)
 
 
 def test_a_sound_too_long_to_be_an_utterance_is_refused(tmp_path: Path) -> None:
@@ -139,6 +177,23 @@ def test_far_apart_pictures_are_the_right_ones(tmp_path: Path, name: str, gop: i
     assert np.abs(np.array(levels_of(read_frames(path, 12))) - levels[::25]).max() <= 3
 
 
+@pytest.mark.parametrize("degrees, corner", [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
+def test_a_picture_is_turned_as_its_file_asks_for(tmp_path: Path, degrees: int, corner: tuple[int, int]) -> None:
+    """The upper left is bright; turned by 90 degrees, counter-clockwise, it is the lower left."""
+    picture = grey(20)
+    picture[:16, :16] = 220
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = SIZE
+        stream.set_display_rotation(degrees)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    (read,) = read_frames(tmp_path / "a.mp4", 1)
+    assert read.shape == ((*SIZE, 3) if degrees in (0, 180) else (*SIZE[::-1], 3))
+    corners = {place: read[place].mean() > 120 for place in ((0, 0), (0, -1), (-1, 0), (-1, -1))}
+    assert corners == {place: place == corner for place in corners}
+
+
 def test_only_the_wanted_pictures_are_held(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [100] * 300, [40 * i for i in range(300)], codec="libx264")
     read_frames(path, 2)  # imports and caches
@@ -169,13 +224,14 @@ def test_any_count_of_any_track(tmp_path_factory: pytest.TempPathFactory, count:
 # One file with both
 
 
-def write_clip(path: Path, pictures: int, seconds: float) -> Path:
-    """Pictures of level 120 for 40 ms each, and a tone."""
+def write_clip(path: Path, levels: Sequence[int], seconds: float, *, gop: int = 12) -> Path:
+    """Grey pictures for 40 ms each, and a tone."""
     with av.open(str(path), "w") as container:
-        video, audio = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=RATE, layout="mono")
+        video = container.add_stream("mpeg4", rate=25, options={"g": str(gop)})
+        audio = container.add_stream("aac", rate=RATE, layout="mono")
         video.height, video.width = SIZE
-        for _ in range(pictures):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(grey(120), format="rgb24")))
+        for level in levels:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(grey(level), format="rgb24")))
         sound = tone(seconds).astype(np.float32)
         for start in range(0, len(sound), 1024):
             frame = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
@@ -191,9 +247,18 @@ def write_clip(path: Path, pictures: int, seconds: float) -> Path:
 def test_streams_of_one_file_need_not_be_of_one_length(
     tmp_path: Path, name: str, pictures: int, seconds: float
 ) -> None:
-    path = write_clip(tmp_path / name, pictures, seconds)
+    path = write_clip(tmp_path / name, [120] * pictures, seconds)
     assert np.abs(np.array(levels_of(read_frames(path, 3))) - 120).max() <= 2
     assert abs(len(read_audio(path, RATE)) / RATE - seconds) < 0.15
+
+
+def test_what_an_edit_list_hides_is_not_part_of_the_clip(tmp_path: Path) -> None:
+    """A clip cut out without re-encoding begins in the middle between two keyframes."""
+    levels = [10 + 2 * i for i in range(100)]
+    whole = write_clip(tmp_path / "whole.mp4", levels, 4.0, gop=50)
+    cut = copy_packets(whole, tmp_path / "cut.mp4", start=1.0)
+    assert np.abs(np.array(levels_of(read_frames(cut, 3))) - levels[25::25]).max() <= 2
+    assert abs(len(read_audio(cut, RATE)) / RATE - 3) < 0.1
 
 
 # Bad files
@@ -220,10 +285,10 @@ def pictures(path: Path, array: np.ndarray) -> Path:
 
 
 BAD: list[tuple[str, Callable[[Path], Path], str]] = [
-    ("audio", lambda d: d / "a.wav", "a.wav: is missing; mend the path or --media-root"),
-    ("video", lambda d: d / "a.mp4", "a.mp4: is missing; mend the path or --media-root"),
-    ("video", lambda d: d / "a.npy", "a.npy: is missing; mend the path or --media-root"),
-    ("video", lambda d: d, ": is missing; mend the path or --media-root"),
+    ("audio", lambda d: d / "a.wav", "a.wav: audio: is missing; mend the path or --media-root"),
+    ("video", lambda d: d / "a.mp4", "a.mp4: video: is missing; mend the path or --media-root"),
+    ("video", lambda d: d / "a.npy", "a.npy: pictures: is missing; mend the path or --media-root"),
+    ("video", lambda d: d, ": video: is missing; mend the path or --media-root"),
     ("audio", lambda d: garbage(d / "a.wav"), "a.wav: audio: cannot be decoded (Invalid data"),
     ("video", lambda d: garbage(d / "a.mp4"), "a.mp4: video: cannot be decoded (Invalid data"),
     ("video", lambda d: cut(noise(d / "a.mp4"), 0), "a.mp4: video: cannot be decoded ("),
@@ -231,7 +296,11 @@ BAD: list[tuple[str, Callable[[Path], Path], str]] = [
     ("video", lambda d: cut(noise(d / "a.mkv"), 0.5), "of 4.00 s; it is truncated, copy it again"),
     ("video", lambda d: cut(noise(d / "a.webm", "vp8"), 0.7), "of 4.00 s; it is truncated, copy it again"),
     ("video", lambda d: cut(noise(d / "a.avi"), 0.7), "bytes; it is truncated, copy it again"),
-    ("audio", lambda d: cut(write_audio(d / "a.wav", [tone(2)]), 0.7), "bytes; it is truncated, copy it again"),
+    (
+        "audio",
+        lambda d: cut(write_audio(d / "a.wav", [tone(2)]), 0.7),
+        "a.wav: audio: holds 44,847 of 64,070 bytes; it is truncated, copy it again",
+    ),
     (
         "audio",
         lambda d: cut(write_audio(d / "a.flac", [tone(2)], codec="flac"), 0.5),

@@ -293,6 +293,7 @@ BAD_PREDICTIONS = [
     (text("answers.jsonl", b"{'name': 1}"), "answers.jsonl:1: is not JSON"),
     (text("answers.jsonl", b'["u1"]'), "answers.jsonl:1: is not a JSON object"),
     (text("answers.jsonl", b'{"name": "\xe4"}'), "answers.jsonl:1: is not UTF-8 text"),
+    (text("answers.csv", b"name,a\n" + b"u1,joy\n" * 9000 + b"\xff\n"), "answers.csv:9002: is not UTF-8 text"),
     (text("answers.parquet", b"PAR1"), "answers.parquet: is not a Parquet file"),
     (text("answers.npz", b"name,a"), "answers.npz: is not an .npz file"),
     (text("answers.csv", b"name,a,a\nu1,x,y\n"), "answers.csv:1: column 'a' stands twice; rename one"),

@@ -47,6 +47,13 @@ def test_bad_rows_stop_the_import(meld_root: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--seed", "--dev-share"])
+def test_drawing_dev_clips_is_refused_where_none_are_drawn(option: str, tmp_path: Path) -> None:
+    arguments = ["import", "sims", "--root", str(tmp_path), "--out", str(tmp_path / "out"), option, "0"]
+    result = CliRunner().invoke(data_app, arguments)
+    assert "sims: no dev split is drawn, which --seed and --dev-share are for; leave them out" in str(result.exception)
+
+
 def test_the_module_imports_nothing_heavy() -> None:
     code = f"import sys, cluster.data_commands; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -70,7 +70,7 @@ def test_a_published_system_goes_all_the_way(system: System, data: Path, tmp_pat
         "import", system.value,
         "--checkpoint", str(write_checkpoint(tmp_path, system.value, WIDTH, WIDTH)),
         "--language-model", str(write_language_model(tmp_path / "language-model", system.value)),
-        "--out", str(tmp_path / system.value),
+        "--out", str(tmp_path / system.value), "--dtype", "float32",
     ]  # fmt: skip
     result = CliRunner().invoke(backbone_app, words, catch_exceptions=False)
     assert f"reads audio {WIDTH} wide and video {WIDTH} wide" in result.output

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from affect_rl.data.dataset import MEDIA, Dataset, write_dataset
 from affect_rl.data.encoders import Checkpoint, ImageEncoder, SpeechEncoder
-from affect_rl.data.feature_parts import Extraction
+from affect_rl.data.feature_parts import Extraction, read_part, write_part
 from affect_rl.data.media import read_audio, read_frames
 from affect_rl.data.validation import SPLITS
 from affect_rl.errors import AffectError
@@ -190,8 +190,10 @@ def test_after_an_error_a_run_goes_on_and_features_are_those_of_the_encoders(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_path: Path, image: Checkpoint) -> None:
-    """Faces only: sound stays as it is. The media have moved since the import."""
+def test_bad_files_stop_it_and_only_their_parts_are_made_again(
+    data: Path, tmp_path: Path, image: Checkpoint, speech: Checkpoint
+) -> None:
+    """Faces only: sound stays as it is, until it is extracted in turn. The media have moved since the import."""
     moved, out, parts = data.parent / "elsewhere", tmp_path / "out", tmp_path / "out.parts"
     (data.parent / "media").rename(moved)
     whole = (moved / "5.npy").read_bytes()
@@ -201,7 +203,7 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_p
     with pytest.raises(AffectError) as caught:
         extract(data, out, faces, workers, media_root=moved)
     assert f"{data / MEDIA}: 2 file(s) cannot be used, so no dataset was written" in str(caught.value)
-    assert f"\n  {moved / '3.npy'}: is missing; mend the path or --media-root" in str(caught.value)
+    assert f"\n  {moved / '3.npy'}: pictures: is missing; mend the path or --media-root" in str(caught.value)
     assert f"\n  {moved / '5.npy'}: pictures: is not a NumPy array" in str(caught.value)
     assert not out.exists()
     before = times(parts)
@@ -213,7 +215,7 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_p
     )  # fmt: skip
     assert "8 samples, 8 with audio, 6 with video (4 of 4 parts found)" in output
     assert "left out 2 files that cannot be used:" in output
-    assert f"  {moved / '3.npy'}: is missing" in output
+    assert f"  {moved / '3.npy'}: pictures: is missing" in output
     assert "2 file(s) could not be used; their modality is absent." in Dataset.load(out).manifest.note
     assert times(parts) == before
 
@@ -230,6 +232,20 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(data: Path, tmp_p
 
     shutil.rmtree(out)
     assert extract(data, out, faces, workers, media_root=moved).found == 4
+
+    stale = next(parts.iterdir())
+    problem = ("3.npy: pictures: is missing; as it was for a worker without the mount",)
+    write_part(stale, [replace(found, video=None, problems=problem) for found in read_part(stale, faces)])
+    report = extract(data, out, faces, workers, media_root=moved, overwrite=True)
+    assert report == ExtractReport(out, 8, audio=8, video=8, parts=4, found=3, problems=())
+
+    both = extract(out, tmp_path / "both", Extraction(speech, None, segments=2), Workers()).directory
+    for name, (audio, video) in features_of(both).items():
+        assert (audio is None) == (name == "u1")
+        np.testing.assert_array_equal(video, features_of(out)[name][1])
+    media = pq.read_table(both / MEDIA)
+    assert media.to_pylist() == pq.read_table(data / MEDIA).to_pylist()
+    assert media.schema.metadata == {b"root": str(moved).encode()}
 
 
 # Bad input
