@@ -79,6 +79,7 @@ def test_tables_say_what_the_predictions_say(folder: Path) -> None:
     assert results.arms["untrained"].metrics["invalid_rate"].value == 1
     assert results.baselines["logistic regression"]["accuracy"].value > 0
     assert "| preferences |" in (folder / "results" / TABLES).read_text()
+    assert "- 1 of at least 3 seeds" in (folder / "results" / TABLES).read_text()
 
 
 def test_who_plays_and_who_learns(folder: Path) -> None:
