@@ -120,6 +120,11 @@ class Config(Section):
         return self.train.samples_per_step // self.learner.minibatches
 
     @property
+    def deterministic(self) -> bool:
+        """Whether engines play so that a step's episodes depend on nothing but its weights and seeds."""
+        return self.rollout.deterministic and self.train.max_staleness == 0
+
+    @property
     def run_dir(self) -> Path:
         """Where the run's files go."""
         return Path(self.runs_dir) / self.name
@@ -140,10 +145,11 @@ class Config(Section):
     def batch_arithmetic(self) -> str:
         """One line that says what a step consists of."""
         t, lr = self.train, self.learner
+        learning = 1 if t.in_turn or not self.episode.retrieval else len(self.episode.learning)
         return (
-            f"a step: {t.samples_per_step} episodes, {3 * t.samples_per_step} turns, {lr.epochs} epochs x "
-            f"{lr.minibatches} minibatches of {self.samples_per_minibatch} episodes = {lr.epochs * lr.minibatches} "
-            f"optimiser steps on {lr.workers} rank(s)"
+            f"a step: {t.samples_per_step} episodes, {learning * t.samples_per_step} turns to learn from, "
+            f"{lr.epochs} epochs x {lr.minibatches} minibatches of {self.samples_per_minibatch} episodes = "
+            f"{lr.epochs * lr.minibatches} optimiser steps on {lr.workers} rank(s)"
         )
 
 

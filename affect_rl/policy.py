@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -326,9 +325,8 @@ class Reference:
         policy = self._shared
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
-        adapters = policy.language_model.disable_adapter() if policy.has_adapters else nullcontext()  # type: ignore[operator]
         try:
-            with adapters:
+            with policy.language_model.disable_adapter():  # type: ignore[operator]
                 return policy(batch, temperature, with_entropies=False).logprobs
         finally:
             policy.fusion = trained

@@ -172,12 +172,13 @@ class Results(Part):
         metrics = [name for name in next(iter(self.arms.values())).metrics if name != "invalid_rate"]
         metrics.sort(key=lambda name: name != self.main)
         header = [f"{self.dataset} {self.split}, n = {self.samples}", *(m.replace("_", " ") for m in metrics)]
-        rows = [[*header, "invalid", "tokens", "ms"]]
+        rows = [[*header, "invalid", "tokens", "ms", "by seed"]]
         for name, arm in self.arms.items():
             cost = [f"{arm.tokens_per_sample:.0f}", f"{1000 * arm.seconds_per_sample:.0f}"]
-            rows.append([name, *(_cell(arm.metrics, m) for m in (*metrics, "invalid_rate")), *cost])
+            by_seed = " / ".join(f"{100 * run[self.main]:.1f}" for run in arm.per_seed)
+            rows.append([name, *(_cell(arm.metrics, m) for m in (*metrics, "invalid_rate")), *cost, by_seed])
         for name, baseline in self.baselines.items():
-            rows.append([f"*{name}*", *(_cell(baseline, m) for m in metrics), "", "", ""])
+            rows.append([f"*{name}*", *(_cell(baseline, m) for m in metrics), *[""] * 4])
         compared = [[self.main.replace("_", " "), "difference", "p"]]
         for c in self.comparisons:
             if c.metric == self.main:

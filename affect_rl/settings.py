@@ -426,9 +426,9 @@ class RolloutConfig(Section):
     """Where weights are published; empty: the memory file system of one node. Learners and engines on several nodes
     need a directory that all of them see."""
     deadline_s: PositiveFloat = 300.0
-    """A call to an actor that takes longer marks the actor unhealthy."""
+    """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Natural = 3
-    """Restarts of one actor before the run gives up."""
+    """Failures of one actor, over the whole job, before the job gives up."""
 
 
 class TrainConfig(Section):
@@ -437,7 +437,7 @@ class TrainConfig(Section):
     steps: Positive = 30
     """Training steps."""
     samples_per_step: Positive = 64
-    """Episodes in a step: samples times `copies`."""
+    """Episodes in a step, copies included."""
     copies: Positive = 1
     """Episodes of each sample in a step, each with a seed of its own."""
     in_turn: bool = False

@@ -61,7 +61,8 @@ def stored_weights(path: Path, version: int) -> WeightsHandle:
 def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory: Path) -> WeightsHandle:
     """Write tensors as version `version` for engines to read, whole or not at all.
 
-    The version before stays, for an engine may still be reading it; older ones are deleted.
+    The version before stays, for an engine may still be reading it; older ones are deleted first, so that there is
+    room for two at the most.
 
     Args:
         named: names and tensors as `AffectPolicy.export` yields them, without or with the value head.
@@ -69,13 +70,13 @@ def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory
         directory: where to write, see `new_weights_dir`.
     """
     kept = {name: tensor.detach() for name, tensor in named if not name.startswith(VALUE_HEAD)}
+    for other in directory.glob("*.safetensors"):
+        if int(other.stem) < version - 1:
+            other.unlink(missing_ok=True)
     path = directory / f"{version}.safetensors"
     partial = path.with_suffix(".partial")
     save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial)
     partial.rename(path)
-    for other in directory.glob("*.safetensors"):
-        if int(other.stem) < version - 1:
-            other.unlink(missing_ok=True)
     return WeightsHandle(version, str(path), path.stat().st_size, multiset_checksum(kept.values()))
 
 

@@ -70,7 +70,7 @@ class RolloutPool:
 
     def __init__(self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None) -> None:
         settings = config.rollout
-        self._settings = settings
+        self._settings, self._deterministic = settings, config.deterministic
         actor = ray.remote(RolloutWorker).options(
             num_cpus=1,
             num_gpus=settings.gpus_per_worker,
@@ -128,15 +128,21 @@ class RolloutPool:
             return
         # A deterministic engine forms its batches within a call, so a call then holds all it is to play.
         share = -(-len(self._waiting) // len(healthy))
-        size = share if self._settings.deterministic else min(share, EPISODES_PER_CALL)
+        size = share if self._deterministic else min(share, EPISODES_PER_CALL)
         while self._waiting:
             jobs = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
             # Round-robin over the actors, not first come first served: who plays what must not depend on timing.
             actor = healthy[self._next_call % len(healthy)]
             tag = f"play-{self._next_call}"
             self._next_call += 1
-            self._calls[tag] = _Call(jobs, actor, time.monotonic() + self._settings.deadline_s)
+            self._calls[tag] = _Call(jobs, actor, self._deadline(actor, len(jobs)))
             self._manager.foreach_actor_async("play", tag, kwargs={"jobs": jobs}, remote_actor_ids=[actor])
+
+    def _deadline(self, actor: int, episodes: int) -> float:
+        """When further episodes on an actor are late; `rollout.concurrency` run at once, in the order they came."""
+        ahead = sum(len(call.jobs) for call in self._calls.values() if call.actor == actor)
+        turns = -(-(ahead + episodes) // self._settings.concurrency)
+        return time.monotonic() + turns * self._settings.deadline_s
 
     def _poll(self) -> None:
         for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from affect_rl.config import Config, dump_config, load_config
@@ -36,7 +36,7 @@ class Progress:
         replayed: episodes that were played again after an actor was lost.
         stale: episodes that were dropped for their age and played again.
         best_step: step of the best dev score; -1: none yet.
-        best_score: the best dev weighted F1.
+        best_score: the best dev score, by the main metric.
     """
 
     step: int = 0
@@ -45,6 +45,15 @@ class Progress:
     stale: int = 0
     best_step: int = -1
     best_score: float = -1.0
+
+    def advanced(self, episodes: int, replayed: int, stale: int) -> Progress:
+        """One step further: `replayed` in the whole run, the others in this step."""
+        step, learned = self.step + 1, self.episodes + episodes
+        return replace(self, step=step, episodes=learned, replayed=replayed, stale=self.stale + stale)
+
+    def counts(self) -> dict[str, float]:
+        """The counters as metrics."""
+        return {f"counts/{name}": float(getattr(self, name)) for name in ("episodes", "replayed", "stale")}
 
 
 class RunDirectory:

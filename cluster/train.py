@@ -15,7 +15,7 @@ from pathlib import Path
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import Scoring, scoring_of
+from affect_rl.scoring import scoring_of
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.trajectory_store import write_trajectories
 from cluster.pool import RolloutPool
@@ -52,17 +52,15 @@ def train(
     samples = dataset.samples("train", config.data.max_train)
     sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
     dev = dataset.samples("dev", config.data.max_dev)
-    scoring = scoring_of(dev)
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
     tracker = Tracker(run.path, state.step)
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
-    submitted, replayed_before = state.step, state.replayed
+    submitted, replayed_before = state.step, state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
-        state = replace(state, best_step=0, best_score=_evaluate(pool, config, dev, scoring, step=0))
-        _save_policy(learner, run.best)
-        logger.info("step 0/%d  dev %s %.3f", settings.steps, scoring.main, state.best_score)
+        state, scored = _select(pool, config, dev, learner, run, state)
+        logger.info("step 0/%d%s", settings.steps, _dev_note(scored))
 
     with progress("train", settings.steps, state.step) as show:
         while state.step < settings.steps:
@@ -71,34 +69,23 @@ def train(
                 pool.submit(_jobs(config, submitted, sampler.batch(submitted)))
                 submitted += 1
             with watch("rollout"):
-                engines = pool.stats()
+                before = pool.stats()
                 episodes, stale = _collect(pool, config, sampler, state.step)
-                counted = {name: value - engines[name] for name, value in pool.stats().items()}
+                engines = _engine_metrics(before, pool.stats(), config.rollout.workers)
             with watch("learning"):
                 metrics = learner.update(episodes, state.step)
             with watch("sync"):
                 handle = learner.publish(state.step + 1)
                 pool.sync(handle, verify=settings.verify_sync)
-            state = replace(
-                state,
-                step=state.step + 1,
-                episodes=state.episodes + len(episodes),
-                replayed=replayed_before + pool.replayed,
-                stale=state.stale + stale,
-            )
-            metrics |= _episode_metrics(episodes, state.step - 1) | {f"time/{k}_s": v for k, v in watch.seconds.items()}
-            metrics |= _engine_metrics(counted, config.rollout.workers)
-            metrics |= {"sync/bytes": float(handle.bytes), "counts/episodes": float(state.episodes)}
-            metrics |= {"counts/replayed": float(state.replayed), "counts/stale": float(state.stale)}
+            metrics |= _episode_metrics(episodes, state.step) | engines | {"sync/bytes": float(handle.bytes)}
+            state = state.advanced(len(episodes), replayed_before + pool.replayed, stale)
 
             last, stop = state.step == settings.steps, stop_requested()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
-                    score = _evaluate(pool, config, dev, scoring, state.step)
-                metrics |= {f"dev/{scoring.main}": score, "time/evaluation_s": watch.seconds["evaluation"]}
-                if score > state.best_score:
-                    state = replace(state, best_step=state.step, best_score=score)
-                    _save_policy(learner, run.best)
+                    state, scored = _select(pool, config, dev, learner, run, state)
+                metrics |= scored
+            metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
             tracker.log(state.step, metrics)
             if settings.save_trajectories:
                 write_trajectories(episodes, run.trajectories / f"step-{state.step:05d}.parquet")
@@ -121,8 +108,8 @@ def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: i
         key = (step, place, attempt)
         seed = episode_seed(config.seed, "train", *key)
         seen = sample.with_dropout(config.episode.dropout, seed)
-        its = config.in_turn((step * len(samples) + place) // config.train.copies)
-        jobs.append(EpisodeJob.of(its, key, seen, seed, its.episode.temperature))
+        in_turn = config.in_turn((step * len(samples) + place) // config.train.copies)
+        jobs.append(EpisodeJob.of(in_turn, key, seen, seed, in_turn.episode.temperature))
     return jobs
 
 
@@ -138,13 +125,25 @@ def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int)
     return episodes, len(late)
 
 
-def _evaluate(pool: RolloutPool, config: Config, samples: Sequence[AffectSample], scoring: Scoring, step: int) -> float:
-    """The main metric of greedy answers on `samples` under the current weights."""
+def _select(
+    pool: RolloutPool,
+    config: Config,
+    dev: Sequence[AffectSample],
+    learner: LearnerGroup,
+    run: RunDirectory,
+    state: Progress,
+) -> tuple[Progress, dict[str, float]]:
+    """Score greedy answers on `dev` under the current weights, and keep the policy if it is the best so far."""
     jobs = [
-        EpisodeJob.of(config, ("dev", step, s.id), s, episode_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
-        for s in samples
+        EpisodeJob.of(config, ("dev", state.step, s.id), s, episode_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
+        for s in dev
     ]
-    return scoring.value([t.predicted for t in pool.play(jobs)])
+    scoring = scoring_of(dev)
+    score = scoring.value([t.predicted for t in pool.play(jobs)])
+    if score > state.best_score:
+        state = replace(state, best_step=state.step, best_score=score)
+        _save_policy(learner, run.best)
+    return state, {f"dev/{scoring.main}": score}
 
 
 def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
@@ -169,22 +168,26 @@ def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, 
     return metrics
 
 
-def _engine_metrics(gained: Mapping[str, float], engines: int) -> dict[str, float]:
-    """What the engines counted during the rollout. A restarted one starts again at 0, hence the bounds."""
+def _engine_metrics(before: Mapping[str, float], after: Mapping[str, float], engines: int) -> dict[str, float]:
+    """What the engines counted during the rollout. A restarted one starts again at 0, hence the bound."""
+    gained = {name: max(0.0, value - before.get(name, 0)) for name, value in after.items()}
     return {
-        "engine/steps": max(0.0, gained.get("steps", 0)),
-        "engine/cached_share": max(0.0, gained.get("cached_tokens", 0)) / max(1.0, gained.get("prompt_tokens", 0)),
-        "time/retrieval_s": max(0.0, gained.get("retrieval_s", 0)) / engines,
+        "engine/steps": gained.get("steps", 0.0),
+        "engine/cached_share": gained.get("cached_tokens", 0.0) / max(1.0, gained.get("prompt_tokens", 0.0)),
+        "time/retrieval_s": gained.get("retrieval_s", 0.0) / engines,
     }
 
 
 def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
     kl = sum(metrics.get(f"kl/{role}", 0.0) for role in ROLES) / len(ROLES)
-    dev = "".join(f"  {name} {value:.3f}" for name, value in metrics.items() if name.startswith("dev/"))
-    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{dev}"
+    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{_dev_note(metrics)}"
     show(state.step, note)
     times = "  ".join(f"{name} {metrics[f'time/{name}_s']:.1f}s" for name in ("rollout", "learning", "sync"))
     logger.info("step %d/%d  %s  %s", state.step, steps, note, times)
+
+
+def _dev_note(metrics: Mapping[str, float]) -> str:
+    return "".join(f"  {name} {value:.3f}" for name, value in metrics.items() if name.startswith("dev/"))
 
 
 def _checkpoint(learner: LearnerGroup, run: RunDirectory, state: Progress, keep: int) -> None:

@@ -37,7 +37,7 @@ from affect_rl.batching import (
 from affect_rl.config import Config
 from affect_rl.dpo import preference_advantages, preference_pairs
 from affect_rl.errors import AffectError
-from affect_rl.policy import MANIFEST, AffectPolicy, Lora, Reference
+from affect_rl.policy import MANIFEST, AffectPolicy, Lora, PolicyOutput, Reference
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import WeightsHandle, publish_weights
 from learners.engine import Engine, choose_device, join_group
@@ -179,9 +179,9 @@ class LearnerWorker:
         seen = torch.zeros(3, len(flat.roles), device=self._device)
         load = torch.zeros(self._config.model.fusion.experts, device=self._device)
         for batch in self._passes(sequences, flat, range(len(sequences))):
-            output = self._actor(batch.tokens, temperature)
+            output = self._actor(batch.tokens, temperature, with_entropies=False)
             reference = self._reference.logprobs(batch.tokens, temperature)
-            values = self._critic(batch.tokens).values if self._critic else output.values
+            values = self._values(batch, output)
             seen[:, batch.places] += batch.weight * torch.stack([output.logprobs, reference, values])
             load += batch.weight * (output.weights > 0).sum(dim=0)
         dist.all_reduce(seen)
@@ -234,7 +234,7 @@ class LearnerWorker:
             behaviour, advantages, roles = flat.logprobs[at], targets.advantages[at], flat.roles[at]
             output = self._actor(batch.tokens, self._config.episode.temperature)
             terms = mappo.policy_terms(output.logprobs, output.entropies, behaviour, advantages, roles, tokens, s.clip)
-            values = self._critic(batch.tokens).values if self._critic else output.values
+            values = self._values(batch, output)
             value = mappo.value_loss(values, prepared.values[at], targets.returns[at], tokens, s.value_clip)
             balance = mappo.balance_loss(output.router, prepared.load, percepts)
             loss = terms.loss + self._config.model.fusion.load_balance * balance
@@ -250,6 +250,10 @@ class LearnerWorker:
         critic_norm = self._critic.step(self._lr(s.critic_lr, self._optimiser_steps)) if self._critic else 0.0
         self._optimiser_steps += 1
         return norm, critic_norm
+
+    def _values(self, batch: MicroBatch, output: PolicyOutput) -> Tensor:
+        """The critic's values ``[R]``; without a separate one they are in the actor's output."""
+        return self._critic(batch.tokens, with_entropies=False).values if self._critic else output.values
 
     def _passes(
         self, sequences: Sequence[TokenSequence], flat: FlatTokens, chosen: Sequence[int]

@@ -79,7 +79,7 @@ class RolloutWorker:
 
     def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
         self._config = config
-        self._deterministic = config.rollout.deterministic and config.train.max_staleness == 0
+        self._deterministic = config.deterministic
         self.engine = self._start_engine(policy_dir)
         self._frozen_engine: RolloutEngine | None = None
         self._frozen_policy: Path | None = None

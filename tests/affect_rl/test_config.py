@@ -138,3 +138,19 @@ def test_every_setting_is_documented() -> None:
 def test_shipped_configurations_are_sound(file: Path) -> None:
     config = load_config(file)
     assert "optimiser steps" in config.batch_arithmetic()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "turns"),
+    [
+        ([], 192),
+        (["episode.retrieval=false"], 64),
+        (["episode.agents=[filter, generator]"], 128),
+        (["episode.frozen=[generator]"], 128),
+        (["train.in_turn=true"], 64),
+    ],
+)
+def test_a_step_counts_the_turns_that_are_learned_from(overrides: list[str], turns: int) -> None:
+    assert (
+        f"64 episodes, {turns} turns" in load_config(None, ["train.samples_per_step=64", *overrides]).batch_arithmetic()
+    )
