@@ -48,6 +48,8 @@ format: env
 	$(BIN)/ruff format .
 
 bench: env
+	[[ -d data/synth ]] || $(BIN)/affect-rl data synth --out data/synth
+	[[ -d runs/quickstart/sft ]] || $(BIN)/affect-rl sft configs/quickstart.yaml
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 # Finished parts are found again, so an interrupted run goes on.

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.files import whole_file
 from affect_rl.policy import AffectPolicy, Lora
 from affect_rl.settings import FusionConfig, SlotConfig
 from affect_rl.tokens import pretrained_language_model
@@ -188,12 +189,12 @@ def write_backbone(layout: Layout, backbone: Backbone, path: Path) -> Path:
     state = backbone.policy.state_dict()
     tensors = {key: state[ours].detach().cpu().contiguous() for ours in state if (key := layout.key(ours))}
     tensors |= backbone.carried
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == SAFETENSORS:
-        save_file(tensors, partial)
-    else:
-        torch.save({layout.entry: tensors} if layout.entry else tensors, partial)
-    return partial.rename(path)
+    with whole_file(path) as partial:
+        if path.suffix == SAFETENSORS:
+            save_file(tensors, partial)
+        else:
+            torch.save({layout.entry: tensors} if layout.entry else tensors, partial)
+    return path
 
 
 def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig) -> AffectPolicy:

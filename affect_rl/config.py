@@ -107,11 +107,6 @@ class Config(Section):
                     f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
                     f"set {name}.zero_stage to 1, 2 or 3"
                 )
-        if self.rollout.transfer == "nccl":
-            raise ValueError(
-                "rollout.transfer=nccl is not available: the engines can receive, but the learners cannot send yet; "
-                "use rollout.transfer=shared_memory"
-            )
         return self
 
     @property

@@ -7,23 +7,22 @@ episode; within it, whatever does not depend on each other runs at once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from affect_rl.evidence import GROUPS, Cognitive, Evidence, Exclusion, Group, Retrieve, Support
+from affect_rl.evidence import GROUPS, CognitiveResult, Evidence, Exclusion, Group, Retrieve, Support
 from affect_rl.parsers import Answer, Plan, parse_answer, parse_plan, parse_selection
 from affect_rl.prompts import Prompts
 from affect_rl.rewards import agent_rewards, score
 from affect_rl.sample import AffectSample, Modality
+from affect_rl.seeds import derived_seed
 from affect_rl.settings import EpisodeConfig, RewardConfig
-from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Request, Role, Trajectory, Turn
+from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Purpose, Request, Role, Trajectory, Turn
 
-Purpose = Literal["full", "label", "rank", "silver"]
 NOTHING: Mapping[Group, tuple[Evidence, ...]] = dict.fromkeys(GROUPS, ())
 
 
@@ -132,7 +131,9 @@ class Episode:
     async def _generate(
         self, prompt: Prompt, role: Role, evidence: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
     ) -> Generation:
-        request = Request(role, self.sample, evidence, _seed(self.seed, role), purpose)
+        # A counterfactual draws the same random numbers as what it is compared with: the gain is then due to the agent.
+        # Where filter and ranking keep the same evidence it is exactly 0, not the difference of two draws.
+        request = Request(role, self.sample, evidence, derived_seed(self.seed, role), purpose)
         generation = await self.generate(prompt, request)
         self.prompt_tokens += len(prompt.token_ids)
         self.generated_tokens += len(generation.token_ids)
@@ -156,7 +157,7 @@ class Episode:
 
     async def _search(self, retrieve: Retrieve, queries: Mapping[Group, str]) -> Mapping[Group, tuple[Evidence, ...]]:
         asked = {group: queries[group] for group in self.config.groups}
-        found: Cognitive = await retrieve.cognitive(asked, self.config.k, Exclusion.of(self.sample))
+        found: CognitiveResult = await retrieve.cognitive(asked, self.config.k, Exclusion.of(self.sample))
         self.degraded |= found.degraded
         return found.groups
 
@@ -258,12 +259,3 @@ def _joined(own: np.ndarray | None, neighbours: np.ndarray | None) -> np.ndarray
     """The neighbours' frames behind the sample's own ``[T + S, d]``; None if there are none at all."""
     frames = [x for x in (own, neighbours) if x is not None]
     return np.concatenate(frames) if frames else None
-
-
-def _seed(seed: int, role: Role) -> int:
-    """A counterfactual draws the same random numbers as what it is compared with: the gain is then due to the agent.
-
-    Where filter and ranking keep the same evidence it is exactly 0, not the difference of two draws.
-    """
-    digest = hashlib.blake2b(f"{seed}/{role}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big")

@@ -55,7 +55,7 @@ class Exclusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Cognitive:
+class CognitiveResult:
     """Answer of the cognitive path: candidates per group, best first, no id in two groups.
 
     Attributes:
@@ -89,7 +89,7 @@ class Support:
 class Retrieve(Protocol):
     """What an episode needs of a retrieval service."""
 
-    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         """Search the text index with one query a group, for up to `k` pieces of evidence each."""
         ...
 

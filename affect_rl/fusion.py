@@ -299,10 +299,12 @@ class Fusion(nn.Module):
 
 
 def load_balance(router: Tensor, weights: Tensor) -> Tensor:
-    """Load-balance loss of a batch: 1 when experts share the work evenly, up to `experts` when not.
+    """Load-balance loss of a batch: 1 when experts share the work evenly, up to `experts` / `top_k` when not.
 
     ``experts * sum_e f_e P_e``, with f_e the share of chosen slots that went to expert e and P_e its
     mean router probability (Switch Transformer, arXiv 2101.03961, equation 4, for top-k routing).
+    A percept chooses an expert once in its `top_k` slots, so f_e is 1 / `top_k` at most; all f_e P_e reach that
+    when all percepts choose the same experts and the router gives the others nothing.
     Router and weights are ``[M, experts]``; a batch without fused percepts costs 0.
     """
     if router.shape[0] == 0:

@@ -8,9 +8,7 @@ engine serves as it stands and `AffectPolicy.load` reads back bit for bit.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256, whole_directory
 from affect_rl.fusion import FusionShape, PerceptBatch, shape_from_dict
 from affect_rl.settings import SlotConfig
 from affect_rl.slot_fusion import make_fusion
@@ -183,17 +182,14 @@ class AffectPolicy(nn.Module):
     def save(self, directory: Path | str) -> Path:
         """Write the policy, adapters merged, whole or not at all."""
         directory = Path(directory)
-        partial = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
-        partial.mkdir(parents=True)
-        self.config.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export()}
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        files = sorted(p.name for p in partial.iterdir())
-        manifest = {"format": 1, "sha256": {name: _sha256(partial / name) for name in files}}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        partial.rename(directory)
+        with whole_directory(directory) as partial:
+            self.config.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export()}
+            save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+            files = sorted(p.name for p in partial.iterdir())
+            manifest = {"format": 1, "sha256": {name: sha256(partial / name) for name in files}}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         return directory
 
     @classmethod
@@ -340,10 +336,5 @@ def check_manifest(directory: Path) -> None:
     for name, digest in manifest["sha256"].items():
         if not (directory / name).is_file():
             raise AffectError(f"{directory}: {name} is missing; copy the policy directory again, whole")
-        if _sha256(directory / name) != digest:
+        if sha256(directory / name) != digest:
             raise AffectError(f"{directory / name}: content does not match {MANIFEST}; copy the policy directory again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

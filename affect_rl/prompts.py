@@ -1,6 +1,6 @@
 """Role prompts: one template per role, used by SFT, RL, evaluation and serving alike.
 
-Every prompt of an episode starts with the same front (the sample), so that a rollout engine computes
+Every prompt of an episode starts with the same prefix (the sample), so that a rollout engine computes
 it once; the role's task comes last. Evidence has a budget and is dropped from the end when the
 context is short. The sample itself is never cut.
 """
@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
+from typing import Self
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from affect_rl.config import Config
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, Evidence, Group
+from affect_rl.fusion import shape_from_dict
+from affect_rl.policy import AffectConfig
 from affect_rl.sample import AffectSample
 from affect_rl.tokens import PERCEPT_TOKEN
 from affect_rl.trajectory import Percept, Prompt, Role
@@ -51,6 +56,16 @@ class Prompts:
         opening, closing = _chat_frame(tokenizer)
         self._opening, self._closing = self.encode(opening), self.encode(closing)
         self._encode_cached = lru_cache(maxsize=65536)(self._encode)
+
+    @classmethod
+    def for_policy(cls, policy_dir: Path, config: Config) -> Self:
+        """The prompts of a run, for the tokenizer and the soft tokens of the policy in a directory."""
+        return cls(
+            AutoTokenizer.from_pretrained(policy_dir),
+            soft_tokens=shape_from_dict(AffectConfig.from_pretrained(policy_dir).fusion).tokens,
+            context=config.model.context,
+            evidence_tokens=config.episode.evidence_tokens,
+        )
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, with no special tokens added."""
@@ -90,19 +105,19 @@ class Prompts:
         numbered: bool = False,
         fused: Percept | None = None,
     ) -> Prompt:
-        front = self.front(sample)
+        prefix = self.prefix(sample)
         tail = self._tail(task, fused)
-        room = self.context - answer_tokens - len(front) - len(tail)
+        room = self.context - answer_tokens - len(prefix) - len(tail)
         if room < 0:
             raise AffectError(
-                f"sample {sample.id}: its prompt takes {len(front) + len(tail)} tokens and an answer {answer_tokens}, "
+                f"sample {sample.id}: its prompt takes {len(prefix) + len(tail)} tokens and an answer {answer_tokens}, "
                 f"more than model.context={self.context}; raise model.context or leave the sample out"
             )
         shown = self._evidence(evidence, numbered, room) if evidence else ()
         percepts = (Percept(sample.audio, sample.video), *([fused] if fused else []))
-        return Prompt((*front, *shown, *tail), percepts)
+        return Prompt((*prefix, *shown, *tail), percepts)
 
-    def front(self, sample: AffectSample) -> tuple[int, ...]:
+    def prefix(self, sample: AffectSample) -> tuple[int, ...]:
         """What all prompts of an episode start with."""
         labels = f"\nLabels: {', '.join(sample.candidates)}\n" if sample.candidates else "\n"
         return (

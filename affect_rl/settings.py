@@ -409,10 +409,8 @@ class RolloutConfig(Section):
     """KV-cache size on CPU, GiB."""
     gpu_memory: Fraction = 0.6
     """Share of GPU memory vLLM may take."""
-    tensor_parallel: Positive = 1
-    """GPUs that share one engine."""
     prefix_caching: bool = True
-    """Reuse the shared front of an episode's prompts."""
+    """Reuse the prefix that an episode's prompts share."""
     deterministic: bool = True
     """The engine rests while episodes wait for retrieval, so that the same seed gives the same numbers."""
     enforce_eager: bool = True
@@ -420,8 +418,6 @@ class RolloutConfig(Section):
     threads: Natural = 1
     """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
-    transfer: Literal["shared_memory", "nccl"] = "shared_memory"
-    """How weights reach the engines: through a file in `weights_dir`; ``nccl`` is not wired up yet."""
     weights_dir: str = ""
     """Where weights are published; empty: the memory file system of one node. Learners and engines on several nodes
     need a directory that all of them see."""
@@ -477,7 +473,7 @@ class ClusterConfig(Section):
     address: str = ""
     """Ray address; empty: the job's own cluster if there is one, else a local Ray is started."""
     num_cpus: Natural = 0
-    """Logical CPUs of a locally started Ray; 0: as many as its actors ask for."""
+    """Logical CPUs of a locally started Ray; 0: the machine's, or as many as its actors ask for if that is more."""
     object_store_mib: Positive = 512
     """Object store of a locally started Ray, MiB."""
     dashboard: bool = True

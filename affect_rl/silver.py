@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from affect_rl.episode import Episode, Purpose
+from affect_rl.episode import Episode
 from affect_rl.evidence import GROUPS, Evidence, Group, Retrieve
 from affect_rl.parsers import render_selection
 from affect_rl.prompts import Prompts
 from affect_rl.rewards import score
 from affect_rl.sample import AffectSample
 from affect_rl.settings import EpisodeConfig, RewardConfig
-from affect_rl.trajectory import Generate, Generation, Trajectory
+from affect_rl.trajectory import Generate, Generation, Purpose, Trajectory
 
 Kept = dict[Group, tuple[int, ...]]
 Numbered = list[tuple[int, tuple[Group, Evidence]]]

@@ -13,6 +13,8 @@ from affect_rl.sample import AffectSample
 
 Role = Literal["planner", "filter", "generator"]
 ROLES: tuple[Role, ...] = ("planner", "filter", "generator")
+Purpose = Literal["full", "label", "rank", "silver"]
+"""What a generation is for: the episode itself, one of its counterfactuals, or the search of silver selections."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,15 +74,14 @@ class Request:
         sample: the sample of the episode.
         candidates: the evidence shown, in the order in which the prompt numbers it.
         seed: seed of this generation.
-        purpose: ``full`` for the turns of the episode itself, ``label`` or ``rank`` for counterfactuals, ``silver``
-            for the search of silver selections.
+        purpose: what it is for.
     """
 
     role: Role
     sample: AffectSample
     candidates: Mapping[Group, tuple[Evidence, ...]]
     seed: int
-    purpose: Literal["full", "label", "rank", "silver"] = "full"
+    purpose: Purpose
 
 
 class Generate(Protocol):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Evidence
+from affect_rl.files import whole_file
 from affect_rl.trajectory import Trajectory, Turn
 
 _EVIDENCE = pa.list_(
@@ -58,9 +59,8 @@ SCHEMA = pa.schema(
 
 def write_trajectories(trajectories: Sequence[Trajectory], path: Path) -> None:
     """Write one file, whole or not at all. Features are not repeated: they stand in the dataset."""
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(trajectory_table(trajectories), partial)
-    partial.rename(path)
+    with whole_file(path) as partial:
+        pq.write_table(trajectory_table(trajectories), partial)
 
 
 def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:

@@ -24,7 +24,7 @@ import ray
 from affect_rl.evidence import Exclusion
 from affect_rl.sample import AffectSample
 from affect_rl.settings import RetrievalConfig
-from retrieval_service.front import ShardPool
+from retrieval_service.frontend import ShardPool
 from retrieval_service.index import IndexDirectory, build_index
 from retrieval_service.retriever import LocalRetriever
 from retrieval_service.service import launch_retrieval

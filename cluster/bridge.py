@@ -7,9 +7,9 @@ from pathlib import Path
 
 from affect_rl.errors import AffectError
 from affect_rl.policy import WEIGHTS
+from affect_rl.seeds import derived_seed
 from affect_rl.weights import stored_weights
 from cluster.jobs import Job
-from cluster.sampler import episode_seed
 from cluster.warm_start import training_samples
 from learners.sft import run_sft
 from rollout_workers.worker import EpisodeJob
@@ -28,7 +28,7 @@ def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> No
     pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
     samples = training_samples(config, job.dataset)
-    seeds = {s.id: episode_seed(config.seed, "silver", s.id) for s in samples}
+    seeds = {s.id: derived_seed(config.seed, "silver", s.id) for s in samples}
     jobs = [EpisodeJob.of(config, ("silver", s.id), s, seeds[s.id], 0.0, evaluate=True) for s in samples]
     played = pool.play([replace(job, silver=True) for job in jobs])
     turns = [[t for t in e.turns if t.role == "filter"] for e in played if e.scores["full"] > 0]

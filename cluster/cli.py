@@ -56,7 +56,9 @@ def train(
 
     with open_job(_config(config_file, overrides)) as job:
         state = run_training(job, resume=resume)
-        typer.echo(f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best dev F1 {state.best_score:.3f}")
+        typer.echo(
+            f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best dev score {state.best_score:.3f}"
+        )
 
 
 @app.command(name="eval")

@@ -16,10 +16,10 @@ from affect_rl.config import Config
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
 from affect_rl.scoring import Scoring, in_unit, scoring_of
+from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
 from cluster.pool import RolloutPool
-from cluster.sampler import episode_seed
 from cluster.tracking import progress
 from rollout_workers.worker import EpisodeJob
 
@@ -123,7 +123,7 @@ def play_samples(
     temperature = config.evaluate.temperature
     jobs = [
         EpisodeJob.of(
-            config, ("evaluate", name, s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature, evaluate=True
+            config, ("evaluate", name, s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature, evaluate=True
         )
         for s in samples
     ]

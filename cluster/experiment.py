@@ -43,13 +43,13 @@ from affect_rl.results import (
 )
 from affect_rl.sample import AffectSample
 from affect_rl.scoring import scoring_of
+from affect_rl.seeds import derived_seed
 from affect_rl.trajectory_store import trajectory_table
 from cluster.bridge import bridge_warm_start
 from cluster.evaluate import play_samples
 from cluster.fusion_details import fusion_details, fusion_table
 from cluster.jobs import Job, make_job, run_training, run_warm_start
 from cluster.rundir import RunDirectory
-from cluster.sampler import episode_seed
 from cluster.services import Services
 from cluster.session import ray_session
 from cluster.warm_start import create_policy
@@ -189,7 +189,7 @@ def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory
     episodes = play_samples(config, samples, pool, policy)
     seconds = time.perf_counter() - began
     again = [
-        EpisodeJob.of(config, ("shown", s.id), s, episode_seed(config.seed, "evaluate", s.id), temperature)
+        EpisodeJob.of(config, ("shown", s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature)
         for s in samples[:shown]
     ]
     directory.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from affect_rl.config import Config, dump_config, load_config
 from affect_rl.errors import AffectError
+from affect_rl.files import whole_directory, whole_file
 
 _MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "cluster")
 """What may change between stages and on resuming: how long and how often, not what is computed."""
@@ -135,22 +136,10 @@ class RunDirectory:
             ) from error
 
     @staticmethod
-    def replace(fresh: Path, target: Path) -> None:
-        """Put the directory `fresh` in the place of `target`, which is never half there."""
-        old = target.with_name(target.name + "-old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-
-    @classmethod
-    def copy(cls, source: Path, target: Path) -> None:
+    def copy(source: Path, target: Path) -> None:
         """Copy a directory over `target`."""
-        fresh = target.with_name(target.name + "-new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(source, fresh)
-        cls.replace(fresh, target)
+        with whole_directory(target, replace=True) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -165,9 +154,8 @@ class RunDirectory:
 
     def seal(self, checkpoint: Path, progress: Progress, keep: int) -> None:
         """Declare a checkpoint whole, then delete all but the newest `keep`."""
-        partial = checkpoint / "progress.json.partial"
-        partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
-        partial.rename(checkpoint / "progress.json")
+        with whole_file(checkpoint / "progress.json") as partial:
+            partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,9 +33,3 @@ class StepSampler:
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
-
-
-def episode_seed(seed: int, *parts: object) -> int:
-    """Seed of one episode, from the run's seed and what tells the episode from others."""
-    text = "/".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

@@ -13,7 +13,7 @@ from affect_rl.config import Config
 
 
 def logical_cpus(config: Config) -> int:
-    """Logical CPUs that a job's actors ask for: engines, learners, shards, the retrieval front and SFT workers.
+    """Logical CPUs that a job's actors ask for: engines, learners, shards, the retrieval frontend and SFT workers.
 
     Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places
     them where there is room.

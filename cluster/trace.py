@@ -13,6 +13,7 @@ from rich.text import Text
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
+from affect_rl.trajectory import ROLES
 from affect_rl.trajectory_store import read_trajectories
 
 
@@ -37,12 +38,14 @@ def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tupl
 
 
 def print_episode(episode: Mapping[str, Any], title: str, console: Console) -> None:
-    """Print queries, candidates, what was kept, the answer, the counterfactuals and the rewards."""
+    """Print the outcome, the turns of the agents that played and, where there are any, the candidates."""
     turns = {turn["role"]: turn for turn in episode["turns"]}
     blocks: list[Any] = [_outcome(episode)]
-    if "planner" in turns:
-        blocks += [_turn(turns["planner"]), _candidates(episode), _turn(turns["filter"])]
-    blocks.append(_turn(turns["generator"]))
+    for role in ROLES:
+        if role == "filter" and episode["candidates"]:  # what it chooses from, or retrieval order in its place
+            blocks.append(_candidates(episode))
+        if role in turns:
+            blocks.append(_turn(turns[role]))
     console.print(Panel(Group(*blocks), title=title, expand=True))
 
 

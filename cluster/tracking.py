@@ -18,13 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True)
 
 
-def set_up_logging(verbose: bool = False) -> None:
+def set_up_logging() -> None:
     """Log to standard error, beside the progress bar."""
-    level = logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(console=console, show_path=False, markup=False, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in ("cluster", "learners", "rollout_workers", "retrieval_service", "affect_rl"):
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class Tracker:

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
+from affect_rl.files import whole_directory
 from affect_rl.sample import AffectSample
 from affect_rl.scoring import scoring_of
+from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.trajectory_store import write_trajectories
 from cluster.pool import RolloutPool
 from cluster.rundir import Progress, RunDirectory
-from cluster.sampler import StepSampler, episode_seed
+from cluster.sampler import StepSampler
 from cluster.tracking import Stopwatch, Tracker, progress
 from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeJob
@@ -106,7 +108,7 @@ def _jobs(config: Config, step: int, samples: Sequence[AffectSample], attempt: i
     jobs = []
     for place, sample in enumerate(samples):
         key = (step, place, attempt)
-        seed = episode_seed(config.seed, "train", *key)
+        seed = derived_seed(config.seed, "train", *key)
         seen = sample.with_dropout(config.episode.dropout, seed)
         in_turn = config.in_turn((step * len(samples) + place) // config.train.copies)
         jobs.append(EpisodeJob.of(in_turn, key, seen, seed, in_turn.episode.temperature))
@@ -135,7 +137,7 @@ def _select(
 ) -> tuple[Progress, dict[str, float]]:
     """Score greedy answers on `dev` under the current weights, and keep the policy if it is the best so far."""
     jobs = [
-        EpisodeJob.of(config, ("dev", state.step, s.id), s, episode_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
+        EpisodeJob.of(config, ("dev", state.step, s.id), s, derived_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
         for s in dev
     ]
     scoring = scoring_of(dev)
@@ -198,9 +200,8 @@ def _checkpoint(learner: LearnerGroup, run: RunDirectory, state: Progress, keep:
 
 def _save_policy(learner: LearnerGroup, directory: Path) -> None:
     """Replace a policy directory."""
-    fresh = directory.with_name(directory.name + "-new")
-    learner.save_policy(fresh)
-    RunDirectory.replace(fresh, directory)
+    with whole_directory(directory, replace=True) as fresh:
+        learner.save_policy(fresh)
 
 
 def _finish(learner: LearnerGroup, run: RunDirectory, select: str) -> None:

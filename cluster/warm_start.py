@@ -16,12 +16,12 @@ from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.demonstrations import Annotator, demonstrate
 from affect_rl.evidence import Retrieve, render_evidence
-from affect_rl.policy import MANIFEST, AffectPolicy
+from affect_rl.policy import MANIFEST, AffectPolicy, check_manifest
 from affect_rl.prompts import Prompts, template_texts
 from affect_rl.sample import AffectSample
+from affect_rl.seeds import derived_seed
 from affect_rl.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Turn
-from cluster.sampler import episode_seed
 from learners.sft import run_sft
 
 logger = logging.getLogger(__name__)
@@ -87,21 +87,12 @@ def warm_start(
     base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
-    prompts = make_prompts(AffectPolicy.load(base), config)
+    check_manifest(base)
+    prompts = Prompts.for_policy(base, config)
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
     return run_sft(config, demonstrations, base, directory, on_step)
-
-
-def make_prompts(policy: AffectPolicy, config: Config) -> Prompts:
-    """The templates for a policy's tokenizer."""
-    return Prompts(
-        policy.tokenizer,
-        soft_tokens=policy.fusion.shape.tokens,
-        context=config.model.context,
-        evidence_tokens=config.episode.evidence_tokens,
-    )
 
 
 def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]:
@@ -122,7 +113,7 @@ async def _demonstrate_all(
 
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
-            seed = episode_seed(config.seed, "demonstration", sample.id)
+            seed = derived_seed(config.seed, "demonstration", sample.id)
             return await demonstrate(sample.with_dropout(episode.dropout, seed), retrieve, annotator, episode, seed)
 
     return await asyncio.gather(*map(one, samples))

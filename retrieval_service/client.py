@@ -11,15 +11,15 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from affect_rl.evidence import Cognitive, Exclusion, Group, Support
+from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from retrieval_service.errors import RetrievalError
 
 T = TypeVar("T")
 
 
-def front_name(service: str) -> str:
-    """Name of the front actor."""
-    return f"{service}-front"
+def frontend_name(service: str) -> str:
+    """Name of the frontend actor."""
+    return f"{service}-frontend"
 
 
 def shard_name(service: str, shard: int) -> str:
@@ -33,37 +33,37 @@ def find_shards(service: str, shards: int) -> tuple[ActorHandle, ...]:
 
 
 class RetrievalClient:
-    """Implements `affect_rl.evidence.Retrieve` by asking the service's front actor.
+    """Implements `affect_rl.evidence.Retrieve` by asking the service's frontend actor.
 
     It may be passed to any actor or task of the same Ray job; the service lives as long as the client
     that `launch_retrieval` returned. Answers are independent of what others ask at the same time.
 
     Args:
         name: of the service.
-        front: the `RetrievalFront` actor.
+        frontend: the `RetrievalFrontend` actor.
         shards: the `IndexShard` actors behind it, in order.
         deadline_s: longest wait for an answer, restarts of actors included.
     """
 
-    def __init__(self, name: str, front: ActorHandle, shards: Sequence[ActorHandle], deadline_s: float) -> None:
-        self.name, self.front, self.shards, self._deadline_s = name, front, tuple(shards), deadline_s
+    def __init__(self, name: str, frontend: ActorHandle, shards: Sequence[ActorHandle], deadline_s: float) -> None:
+        self.name, self.frontend, self.shards, self._deadline_s = name, frontend, tuple(shards), deadline_s
 
     @classmethod
     def connect(cls, name: str, shards: int, deadline_s: float) -> Self:
         """The client of a running service."""
-        return cls(name, ray.get_actor(front_name(name)), find_shards(name, shards), deadline_s)
+        return cls(name, ray.get_actor(frontend_name(name)), find_shards(name, shards), deadline_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By name: actor handles among the arguments of an actor make Ray doubt that it can restart it.
         return self.connect, (self.name, len(self.shards), self._deadline_s)
 
-    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         """Search the text index with one query a group, for up to `k` pieces of evidence each.
 
         Raises:
             RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
         """
-        return await self._answer("cognitive path", self.front.cognitive.remote(dict(queries), k, exclusion))
+        return await self._answer("cognitive path", self.frontend.cognitive.remote(dict(queries), k, exclusion))
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """Search the feature index with a sample's own features ``[T, d]``.
@@ -72,11 +72,11 @@ class RetrievalClient:
             RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
             AffectError: the features are not as wide as the library's.
         """
-        return await self._answer("perceptual path", self.front.perceptual.remote(audio, video, exclusion))
+        return await self._answer("perceptual path", self.frontend.perceptual.remote(audio, video, exclusion))
 
     def close(self) -> None:
         """Stop the service's actors."""
-        for actor in (self.front, *self.shards):
+        for actor in (self.frontend, *self.shards):
             ray.kill(actor, no_restart=True)
 
     async def _answer(self, stage: str, answer: ray.ObjectRef[T]) -> T:
@@ -84,6 +84,6 @@ class RetrievalClient:
             return await asyncio.wait_for(asyncio.wrap_future(answer.future()), self._deadline_s)
         except (TimeoutError, RayActorError) as error:
             raise RetrievalError(
-                f"retrieval, {stage}: the actor RetrievalFront gave no answer within {self._deadline_s:g} s "
+                f"retrieval, {stage}: the actor RetrievalFrontend gave no answer within {self._deadline_s:g} s "
                 f"({type(error).__name__}); see Ray's logs, or raise retrieval.deadline_s"
             ) from error

@@ -22,10 +22,11 @@ import numpy as np
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import render_evidence
+from affect_rl.files import replace_directory, sha256
 from affect_rl.sample import AffectSample
 from affect_rl.settings import RetrievalConfig
 from retrieval_service.library import Library, write_library
-from retrieval_service.perceptual import MODALITIES, Modality, Standardisation, join, time_average
+from retrieval_service.perceptual import MODALITIES, PerceptualModality, Standardisation, join, time_average
 from retrieval_service.search import VectorIndex
 
 IndexName = Literal["text", "audio", "video", "both"]
@@ -51,7 +52,7 @@ class IndexDirectory:
     path: Path
     rows: int
     names: tuple[IndexName, ...]
-    standardisation: dict[Modality, Standardisation]
+    standardisation: dict[PerceptualModality, Standardisation]
 
     @classmethod
     def open(cls, path: Path | str, config: RetrievalConfig) -> Self:
@@ -69,7 +70,7 @@ class IndexDirectory:
                     f"{getattr(config, field)!r}; build the index again or change retrieval.{field}"
                 )
         for name, digest in manifest["sha256"].items():
-            if not (path / name).is_file() or _sha256(path / name) != digest:
+            if not (path / name).is_file() or sha256(path / name) != digest:
                 raise AffectError(
                     f"{path / name}: missing or not what {_MANIFEST} says; delete {path} and build the index again"
                 )
@@ -124,7 +125,7 @@ def build_index(samples: Iterable[AffectSample], index_dir: Path | str, config: 
         )
     library = library_of(samples, config)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(target)
+    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"  # jobs that share a dataset may all build it
     temporary.mkdir()
     try:
         write_library(library, temporary / _LIBRARY)
@@ -132,7 +133,7 @@ def build_index(samples: Iterable[AffectSample], index_dir: Path | str, config: 
         _write_index(temporary, "text", vectors, np.arange(len(library)), config)
         standardisation = _write_perceptual(temporary, library, config)
         _write_manifest(temporary, library, standardisation, config)
-        _replace(temporary, target)
+        replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -206,10 +207,10 @@ def content_hash(library: Iterable[AffectSample]) -> str:
 
 def _write_perceptual(
     directory: Path, library: Sequence[AffectSample], config: RetrievalConfig
-) -> dict[Modality, Standardisation]:
-    standardisation: dict[Modality, Standardisation] = {}
-    vectors: dict[Modality, np.ndarray] = {}
-    rows: dict[Modality, np.ndarray] = {}
+) -> dict[PerceptualModality, Standardisation]:
+    standardisation: dict[PerceptualModality, Standardisation] = {}
+    vectors: dict[PerceptualModality, np.ndarray] = {}
+    rows: dict[PerceptualModality, np.ndarray] = {}
     for modality in MODALITIES:
         frames = {row: x for row, s in enumerate(library) if (x := getattr(s, modality)) is not None and len(x)}
         if frames:
@@ -256,7 +257,7 @@ def _reason(error: RuntimeError) -> str:
 def _write_manifest(
     directory: Path,
     library: Sequence[AffectSample],
-    standardisation: dict[Modality, Standardisation],
+    standardisation: dict[PerceptualModality, Standardisation],
     config: RetrievalConfig,
 ) -> None:
     files = sorted(path for path in directory.iterdir())
@@ -267,7 +268,7 @@ def _write_manifest(
         **{field: getattr(config, field) for field in _BUILT_FROM},
         "indexes": [name for name in INDEX_NAMES if (directory / f"{name}.npy").is_file()],
         "standardisation": {m: s.to_json() for m, s in standardisation.items()},
-        "sha256": {path.name: _sha256(path) for path in files},
+        "sha256": {path.name: sha256(path) for path in files},
     }
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -289,23 +290,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if missing:
         raise AffectError(f"{path / _MANIFEST}: {sorted(missing)} missing; delete {path} and build the index again")
     return manifest
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Put a finished directory in the place of an older one."""
-    if target.exists():
-        old = target.rename(_sibling(target))
-        source.rename(target)
-        shutil.rmtree(old)
-    else:
-        source.rename(target)
-
-
-def _sibling(target: Path) -> Path:
-    """An unused hidden name on the same file system."""
-    return target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from affect_rl.evidence import Evidence, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
 from retrieval_service.merge import Candidate
-from retrieval_service.perceptual import MODALITIES, Modality
+from retrieval_service.perceptual import MODALITIES, PerceptualModality
 
 _SCHEMA = pa.schema(
     [
@@ -49,7 +49,7 @@ class Library:
         dims: features per frame of each modality that the library has.
     """
 
-    def __init__(self, path: Path, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, path: Path, dims: Mapping[PerceptualModality, int]) -> None:
         self._table = pq.read_table(path, schema=_SCHEMA).combine_chunks()
         self._dims = dims
         self._codes = {name: _Codes(self._table[name]) for name in ("id", "clip", "dialogue", "speaker", "text")}
@@ -89,7 +89,7 @@ class Library:
     def _id(self, row: int) -> str:
         return self._table["id"][row].as_py()
 
-    def _frames(self, modality: Modality, rows: Sequence[int]) -> np.ndarray | None:
+    def _frames(self, modality: PerceptualModality, rows: Sequence[int]) -> np.ndarray | None:
         cells = [self._table[modality][row] for row in rows]
         frames = [cell.values.to_numpy().reshape(-1, self._dims[modality]) for cell in cells if cell.is_valid]
         return np.concatenate(frames) if frames else None

@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 import numpy as np
 
-Modality = Literal["audio", "video"]
-MODALITIES: tuple[Modality, ...] = ("audio", "video")
+PerceptualModality = Literal["audio", "video"]
+MODALITIES: tuple[PerceptualModality, ...] = ("audio", "video")
 
 _SMALLEST_STD = 1e-6
 

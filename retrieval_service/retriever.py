@@ -1,7 +1,7 @@
 """One episode's retrieval: encode, search, exclude, allocate; and search again where too little was left.
 
 The same coroutine answers in one process (`LocalRetriever`) and behind shards and batches
-(`retrieval_service.front`): only `encode` and `search` differ.
+(`retrieval_service.frontend`): only `encode` and `search` differ.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from affect_rl.errors import AffectError
-from affect_rl.evidence import Cognitive, Exclusion, Group, Support
+from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from affect_rl.settings import RetrievalConfig
 from retrieval_service.index import IndexDirectory, IndexName
 from retrieval_service.merge import Candidate, Hits, allocate
-from retrieval_service.perceptual import MODALITIES, Modality, join, time_average
+from retrieval_service.perceptual import MODALITIES, PerceptualModality, join, time_average
 
 _WIDEN = 4
 
@@ -66,12 +66,12 @@ class Retriever:
         self._library = directory.library()
         self._encode, self._search = encode, search
 
-    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         """Up to `k` pieces of evidence per group; no id and no text is in two groups."""
         vectors = dict(zip(queries, await self._encode(list(queries.values())), strict=True))
         chosen, degraded = await self._fill("text", vectors, k, exclusion)
         evidence = {group: tuple(map(self._library.evidence, found)) for group, found in chosen.items()}
-        return Cognitive(evidence, degraded)
+        return CognitiveResult(evidence, degraded)
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """Up to `config.perceptual_k` neighbours by the modalities that the sample and the library have.
@@ -94,7 +94,7 @@ class Retriever:
         chosen, degraded = await self._fill(index, {index: vector[0]}, self._config.perceptual_k, exclusion)
         return self._library.support(chosen[index], degraded)
 
-    def _unit_vector(self, modality: Modality, frames: np.ndarray) -> np.ndarray:
+    def _unit_vector(self, modality: PerceptualModality, frames: np.ndarray) -> np.ndarray:
         standardisation = self._directory.standardisation[modality]
         if frames.ndim != 2 or frames.shape[1] != standardisation.dim:
             raise AffectError(

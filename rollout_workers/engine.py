@@ -32,7 +32,7 @@ from affect_rl.trajectory import Generation, Prompt
 from affect_rl.weights import WeightsHandle
 from rollout_workers.plugin import register
 from rollout_workers.vllm_model import engine_input
-from rollout_workers.weights import WeightSync
+from rollout_workers.weights import SHARED_MEMORY, WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
 # chain of awaiting tasks is a few turns deep; each turn costs microseconds.
@@ -67,7 +67,7 @@ class EngineStats:
         generated_tokens: tokens sampled, of finished requests.
         prompt_tokens: prompt tokens of finished requests.
         cached_tokens: prompt tokens that the prefix cache served.
-        retrieval_s: seconds in which at least one episode waited for retrieval.
+        retrieval_s: seconds in which at least one episode waited for retrieval, or for an engine of frozen agents.
     """
 
     steps: int = 0
@@ -100,12 +100,12 @@ class RolloutEngine:
             _check_cpu_limits(self.policy_config, config)
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
         self._engine = LLMEngine.from_engine_args(_engine_args(policy_dir, self.policy_config, config, context, seed))
-        self._sync = WeightSync(self._engine, config.transfer, policy_dir)
+        self._sync = WeightSync(self._engine, policy_dir)
         self._ids = itertools.count()
         self._arrived: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._pump: asyncio.Task[None] | None = None
-        self._outside, self._outside_since = 0, 0.0
+        self._waiting_elsewhere, self._waiting_since = 0, 0.0
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
         self._stats = EngineStats()
@@ -140,27 +140,27 @@ class RolloutEngine:
         except TimeoutError:
             raise EngineError(
                 f"generation: no answer within rollout.deadline_s={self.config.deadline_s} under weight version "
-                f"{self.version} ({len(self._running)} requests running, {self._outside} retrievals outstanding)"
+                f"{self.version} ({len(self._running)} requests running, {self._waiting_elsewhere} waits elsewhere)"
             ) from None
         finally:
             self._forget(request)
 
     @contextmanager
-    def outside(self) -> Iterator[None]:
-        """Marks a wait for something other than this engine, such as a retrieval.
+    def waiting_elsewhere(self) -> Iterator[None]:
+        """Marks an episode's wait for something other than this engine, such as a retrieval.
 
         With ``deterministic`` the engine rests while any such wait lasts, so that the batches it forms
         do not depend on when answers arrive.
         """
-        if not self._outside:
-            self._outside_since = time.perf_counter()
-        self._outside += 1
+        if not self._waiting_elsewhere:
+            self._waiting_since = time.perf_counter()
+        self._waiting_elsewhere += 1
         try:
             yield
         finally:
-            self._outside -= 1
-            if not self._outside:
-                self._stats.retrieval_s += time.perf_counter() - self._outside_since
+            self._waiting_elsewhere -= 1
+            if not self._waiting_elsewhere:
+                self._stats.retrieval_s += time.perf_counter() - self._waiting_since
                 if self._back and not self._back.done():
                     self._back.set_result(None)
 
@@ -181,7 +181,7 @@ class RolloutEngine:
         while True:
             for _ in range(_SETTLING_TURNS):
                 await asyncio.sleep(0)
-            if not (self._outside and self.config.deterministic):
+            if not (self._waiting_elsewhere and self.config.deterministic):
                 break
             self._back = asyncio.get_running_loop().create_future()
             await self._back
@@ -303,7 +303,6 @@ def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[s
         "enable_prefix_caching": config.prefix_caching,
         "kv_cache_memory_bytes": None if on_gpu else int(config.kv_cache_gib * 2**30),
         "gpu_memory_utilization": config.gpu_memory,
-        "tensor_parallel_size": config.tensor_parallel,
         "enforce_eager": config.enforce_eager,
         "generation_config": "vllm",
         # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
@@ -325,6 +324,6 @@ def _engine_args(
         logprobs_mode="processed_logprobs",
         async_scheduling=False,
         mm_processor_cache_gb=0,
-        weight_transfer_config=WeightTransferConfig(backend=config.transfer),
+        weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
         disable_log_stats=True,
     )

@@ -1,7 +1,7 @@
 """What vLLM has to be told in each of its processes.
 
-Engines of ours call `register` themselves. Where vLLM starts workers of its own (tensor parallelism),
-they find it as the entry point ``vllm.general_plugins``.
+Engines of ours call `register` themselves. Processes that vLLM starts by itself find it as the entry point
+``vllm.general_plugins``.
 """
 
 from __future__ import annotations

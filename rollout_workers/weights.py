@@ -1,17 +1,16 @@
 """The one place that speaks vLLM's weight-transfer API, which moves between its minor versions.
 
-Weights travel either through a safetensors file in shared memory (a backend of ours, registered with
-vLLM's factory) or over NCCL through vLLM's own backend. Both replace tensors by vLLM's layerwise
-reload, for kernels may hold packed copies that plain loading would leave behind.
+Weights travel through a safetensors file in shared memory, by a backend of ours that is registered with
+vLLM's factory. It replaces tensors by vLLM's layerwise reload, for kernels may hold packed copies that
+plain loading would leave behind.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +30,6 @@ from affect_rl.weights import VALUE_HEAD, WeightsHandle, multiset_checksum
 from rollout_workers.vllm_model import AffectForCausalLM
 
 SHARED_MEMORY = "shared_memory"
-Transfer = Literal["shared_memory", "nccl"]
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -85,34 +83,29 @@ class WeightSync:
     are computed again from the tokens they have, and vLLM records where the new version begins.
     """
 
-    def __init__(self, engine: LLMEngine, transfer: Transfer, policy_dir: Path) -> None:
-        self._engine, self._transfer = engine, transfer
+    def __init__(self, engine: LLMEngine, policy_dir: Path) -> None:
+        self._engine = engine
         self._shapes = _shapes(policy_dir / WEIGHTS)
         engine.set_weight_version("0")
-        if transfer == SHARED_MEMORY:
-            engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        engine.collective_rpc("init_weight_transfer_engine", args=({},))
 
     @property
     def version(self) -> int:
         """The version as the engine reports it; 0 is the policy directory it started from."""
         return int(self._engine.get_weight_version())
 
-    def join(self, rendezvous: dict[str, Any]) -> None:
-        """Meet the learner's NCCL group; `rendezvous` is what vLLM's trainer side sends its clients."""
-        self._engine.collective_rpc("init_weight_transfer_engine", args=(rendezvous,))
-
     def update(self, handle: WeightsHandle) -> int:
         """Load a published set of weights and forget what was computed with the last one.
 
-        Nothing may step the engine meanwhile. Over NCCL the learner broadcasts at the same time, and
-        ``handle.path`` is a JSON file with the ``names``, ``dtype_names`` and ``shapes`` it sends.
+        Nothing may step the engine meanwhile.
 
         Raises:
             AffectError: the published tensors are not those of this policy; the engine is unharmed.
         """
-        payload = self._payload(handle)
+        path = Path(handle.path)
+        self._check(path)
         self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=(payload,))
+        self._engine.collective_rpc("update_weights", args=({"path": str(path)},))
         self._engine.collective_rpc("finish_weight_update")
         self._engine.set_weight_version(str(handle.version))
         self.forget()
@@ -128,11 +121,8 @@ class WeightSync:
         (checksum,) = self._engine.apply_model(_model_checksum)
         return checksum
 
-    def _payload(self, handle: WeightsHandle) -> dict[str, Any]:
-        """What the backend needs; a bad file has to be found before layers are taken apart for reloading."""
-        path = Path(handle.path)
-        if self._transfer != SHARED_MEMORY:
-            return json.loads(path.read_text())
+    def _check(self, path: Path) -> None:
+        """A bad file has to be found before layers are taken apart for reloading."""
         shapes = _shapes(path)
         for name in sorted(shapes.keys() | self._shapes.keys()):
             if shapes.get(name) != self._shapes.get(name):
@@ -140,7 +130,6 @@ class WeightSync:
                     f"{path}: tensor {name} is {_describe(shapes.get(name))}, the engine's is "
                     f"{_describe(self._shapes.get(name))}; publish the policy that the engine was started from"
                 )
-        return {"path": str(path)}
 
 
 def _model_checksum(model: AffectForCausalLM) -> int:

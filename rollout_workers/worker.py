@@ -18,8 +18,7 @@ import numpy as np
 
 from affect_rl.config import Config
 from affect_rl.episode import play_episode
-from affect_rl.evidence import Cognitive, Exclusion, Group, Retrieve, Support
-from affect_rl.fusion import shape_from_dict
+from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
 from affect_rl.policy import WEIGHTS
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
@@ -84,12 +83,7 @@ class RolloutWorker:
         self._frozen_engine: RolloutEngine | None = None
         self._frozen_policy: Path | None = None
         self._retrieval = retrieval
-        self._prompts = Prompts(
-            self.engine.tokenizer,
-            soft_tokens=shape_from_dict(self.engine.policy_config.fusion).tokens,
-            context=config.model.context,
-            evidence_tokens=config.episode.evidence_tokens,
-        )
+        self._prompts = Prompts.for_policy(policy_dir, config)
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
@@ -131,7 +125,7 @@ class RolloutWorker:
         self._frozen_policy = policy
 
     async def _play(self, job: EpisodeJob) -> Trajectory:
-        retrieval = _Outside(self._retrieval, self._engines) if self._retrieval else None
+        retrieval = _AnnouncedRetrieval(self._retrieval, self._engines) if self._retrieval else None
         play = play_silver if job.silver else play_episode
         async with self._places:
             return await play(
@@ -143,7 +137,7 @@ class RolloutWorker:
             frozen = self._frozen_engine if request.role in job.episode.frozen else None
             # One at a time: the trained engine rests while an episode is with the frozen one. Not the other way round
             # as well, or each would wait for the other.
-            with self.engine.outside() if frozen else nullcontext():
+            with self.engine.waiting_elsewhere() if frozen else nullcontext():
                 return await (frozen or self.engine).generate(
                     prompt,
                     max_tokens=job.episode.limit(request.role),
@@ -156,10 +150,6 @@ class RolloutWorker:
     async def update_weights(self, handle: WeightsHandle) -> int:
         """Take other weights, episodes in flight included; returns the version the engine reports."""
         return await self.engine.update_weights(handle)
-
-    async def weight_version(self) -> int:
-        """The version the engine reports."""
-        return self.engine.version
 
     async def checksum(self) -> int:
         """Checksum of the engine's tensors, comparable with `WeightsHandle.checksum`."""
@@ -180,20 +170,20 @@ class RolloutWorker:
         return "pong"
 
 
-class _Outside:
+class _AnnouncedRetrieval:
     """A retrieval service that tells the engines when an episode waits for it."""
 
     def __init__(self, retrieve: Retrieve, engines: Sequence[RolloutEngine]) -> None:
         self._retrieve, self._engines = retrieve, engines
 
-    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         with ExitStack() as waiting:
             for engine in self._engines:
-                waiting.enter_context(engine.outside())
+                waiting.enter_context(engine.waiting_elsewhere())
             return await self._retrieve.cognitive(queries, k, exclusion)
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         with ExitStack() as waiting:
             for engine in self._engines:
-                waiting.enter_context(engine.outside())
+                waiting.enter_context(engine.waiting_elsewhere())
             return await self._retrieve.perceptual(audio, video, exclusion)

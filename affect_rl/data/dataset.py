@@ -6,10 +6,8 @@ as they are; they come back as views on one flat buffer per column, not through 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from affect_rl.data.validation import SPLITS, Key, Profile, leak, near, problems, profile
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256, whole_directory
 from affect_rl.sample import AffectSample, LabelKind, Split
 
 MANIFEST = "dataset.json"
@@ -233,15 +232,10 @@ def write_dataset(
     tables = {split: _table(chosen) for split, chosen in by_split.items() if chosen}
     if found_leak := leak({split: _keys(table) for split, table in tables.items()}):
         raise AffectError(f"{directory}/{found_leak}")
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
-    try:
+    with whole_directory(directory, replace=True) as partial:
         _write(partial, tables, common, name, note)
         if media is not None:
             pq.write_table(media, partial / MEDIA)
-        _move_into_place(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return directory
 
 
@@ -269,30 +263,15 @@ def check_numbers(count: int, modality: str, place: str) -> None:
 
 
 def _write(partial: Path, tables: Mapping[Split, pa.Table], common: Profile, name: str, note: str) -> None:
-    partial.mkdir(parents=True)
     splits = {}
     for split, table in tables.items():
         path = partial / f"{split}.parquet"
         pq.write_table(table, path, compression="zstd")
-        splits[split] = SplitManifest(rows=table.num_rows, sha256=_sha256(path))
+        splits[split] = SplitManifest(rows=table.num_rows, sha256=sha256(path))
     manifest = Manifest(name=name, note=note, splits=splits, **common._asdict())
     (partial / MANIFEST).write_text(
         json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", "utf8"
     )
-
-
-def _move_into_place(partial: Path, directory: Path) -> None:
-    old = partial.with_name(f"{partial.name}.old")
-    try:
-        if directory.exists():
-            shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed here
-            directory.rename(old)
-        partial.rename(directory)
-    except BaseException:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_manifest(directory: Path) -> Manifest:
@@ -314,7 +293,7 @@ def _check_file(path: Path, expected: SplitManifest) -> None:
     """Raise `AffectError` unless the file is the one the manifest describes, with the columns of `SCHEMA`."""
     if not path.is_file():
         raise AffectError(f"{path}: is missing but listed in {MANIFEST}; copy the dataset again, whole")
-    if _sha256(path) != expected.sha256:
+    if sha256(path) != expected.sha256:
         raise AffectError(f"{path}: content does not match {MANIFEST}; copy or write the dataset again")
     try:
         file = pq.ParquetFile(path)
@@ -379,8 +358,3 @@ def _read_features(path: Path, column: pa.ChunkedArray) -> list[np.ndarray | Non
         width = int(widths[0]) if len(widths) else 0
         arrays.append(numbers[bounds[0] : bounds[-1]].reshape(len(widths), width))
     return arrays
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256
 
 _SECONDS = 320
 """Padded sound in one forward pass; a longer one goes alone."""
@@ -63,7 +64,7 @@ class Checkpoint:
             files = sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")])
             if not any(file.suffix == ".safetensors" for file in files):
                 raise AffectError(f"{directory}: holds no *.safetensors; write it again with save_pretrained")
-            return cls(str(directory), _sha256(files))
+            return cls(str(directory), _content(files))
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
             raise AffectError(f"{name}: there is no such directory; give the path of a checkpoint, or its hub name")
         config = Path(_load(hf_hub_download, name, filename="config.json"))
@@ -237,11 +238,9 @@ def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
         ) from error
 
 
-def _sha256(files: Sequence[Path]) -> str:
+def _content(files: Sequence[Path]) -> str:
     """One hash over names and contents."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(file.name.encode() + b"\0" + bytes.fromhex(sha256(file)))
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from affect_rl.errors import AffectError
+from affect_rl.files import whole_file
 from affect_rl.report import plots, wording
 from affect_rl.report.experiment import Experiment
 from affect_rl.report.section import section
@@ -36,15 +37,12 @@ def write(path: Path, text: str) -> None:
     Raises:
         AffectError: it cannot be written there.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf8")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf8")
     except OSError as error:
         raise AffectError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _templates() -> jinja2.Environment:

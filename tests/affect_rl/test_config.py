@@ -30,11 +30,6 @@ WRONG = [
     ("learner.minibatches=5", "train.samples_per_step=64 is not a multiple of learner.minibatches=5"),
     ("learner.workers=40", "a minibatch of 32 samples cannot feed learner.workers=40"),
     ("learner.tokens_per_microbatch=100", "learner.tokens_per_microbatch=100 is below model.context=512"),
-    (
-        "rollout.transfer=nccl",
-        "rollout.transfer=nccl is not available: the engines can receive, but the learners cannot send yet",
-    ),
-    ("rollout.transfer=carrier-pigeon", "rollout.transfer: Input should be 'shared_memory' or 'nccl'"),
     ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
     ("sft.careful_filter=2", "sft.careful_filter: Input should be less than or equal to 1"),
     ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),

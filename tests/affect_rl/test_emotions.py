@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affect_rl.emotions import CLUSTER_OF_WORD, CLUSTERS, clusters, exact_score, normalise, wheel_f1
+from affect_rl.emotions import CLUSTER_OF_WORD, clusters, exact_score, normalise, wheel_f1
 
 CANDIDATES = ("anger", "disgust", "fear", "happiness", "neutral", "sadness")
 words = st.sampled_from(sorted(CLUSTER_OF_WORD))
@@ -34,8 +34,7 @@ def test_only_whole_words_match() -> None:
     assert clusters(["not happy", "happyish", "dissatisfied"]) == {"anger"}
 
 
-def test_every_cluster_has_words_and_basic_emotions_are_clusters() -> None:
-    assert set(CLUSTER_OF_WORD.values()) == set(CLUSTERS)
+def test_basic_emotions_are_clusters() -> None:
     for name in ("joy", "sadness", "anger", "fear", "disgust", "surprise", "neutral"):
         assert clusters([name]) == {name}
     assert 150 <= len(CLUSTER_OF_WORD) <= 250
@@ -76,7 +75,7 @@ def test_an_extra_label_that_is_wrong_lowers_wheel_f1(predicted: list[str], true
 def test_wheel_f1_of_known_cases() -> None:
     assert wheel_f1(["joyful"], ["happy"]) == 1
     assert wheel_f1(["joyful", "qwerty"], ["happy"]) == pytest.approx(2 / 3)
-    assert wheel_f1(list(CLUSTERS), ["happy"]) == pytest.approx(2 / (1 + len(CLUSTERS)))
+    assert wheel_f1(list(CLUSTER_OF_WORD), ["happy"]) == pytest.approx(2 / (1 + len(clusters(CLUSTER_OF_WORD))))
     assert wheel_f1([], ["happy"]) == 0
     assert wheel_f1(["Qwerty"], ["qwerty!"]) == 1
 

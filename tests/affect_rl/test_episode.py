@@ -72,7 +72,7 @@ def _play(
     return asyncio.run(play_episode(sample, generate, retriever, prompts, config, REWARDS, seed=1))
 
 
-def test_six_generations_share_one_front(
+def test_six_generations_share_one_prefix(
     samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
     recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
@@ -84,8 +84,8 @@ def test_six_generations_share_one_front(
             ("filter", "label"), ("generator", "label"), ("generator", "rank"),
         ]
     )  # fmt: skip
-    front = prompts.front(samples[0])
-    assert all(prompt.token_ids[: len(front)] == front for prompt, _ in recorder.calls)
+    prefix = prompts.prefix(samples[0])
+    assert all(prompt.token_ids[: len(prefix)] == prefix for prompt, _ in recorder.calls)
     assert [turn.role for turn in trajectory.turns] == ["planner", "filter", "generator"]
     assert trajectory.generated_tokens > sum(len(t.generation.token_ids) for t in trajectory.turns)
 

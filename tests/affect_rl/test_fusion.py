@@ -130,12 +130,25 @@ def test_every_parameter_gets_a_gradient_whatever_the_batch(fusion: Fusion, perc
     assert [name for name, p in fusion.named_parameters() if p.grad is None] == []
 
 
-def test_load_balance_is_one_when_even_and_experts_when_not() -> None:
-    even = torch.full((4, 4), 0.25)
-    assert float(load_balance(even, torch.eye(4))) == pytest.approx(1)
-    one = torch.tensor([[1.0, 0, 0, 0]]).expand(4, -1)
-    assert float(load_balance(one, one)) == pytest.approx(4)
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_load_balance_is_one_when_even_and_experts_by_top_k_when_all_choose_the_same(top_k: int) -> None:
+    even, first = torch.full((4, 4), 0.25), torch.zeros(4)
+    first[:top_k] = 1 / top_k
+    in_turn = torch.stack([first.roll(row) for row in range(4)])
+    assert float(load_balance(even, in_turn)) == pytest.approx(1)
+    always = first.expand(4, -1)
+    assert float(load_balance(always, always)) == pytest.approx(4 / top_k)
     assert float(load_balance(even[:0], even[:0])) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_load_balance_is_never_more_than_experts_by_top_k(top_k: int) -> None:
+    torch.manual_seed(0)
+    audio, video = torch.zeros(5, 1, 8), torch.zeros(5, 1, 8)
+    for scale in (1, 10, 30):
+        _, _, router, weights = MbMoe(8, 4, top_k, residual=True)(audio, video, scale * torch.randn(16).expand(5, -1))
+        assert 1 - 1e-5 <= float(load_balance(router, weights)) <= 4 / top_k + 1e-5
 
 
 def test_fitted_scale_makes_features_standard(fusion: Fusion) -> None:

@@ -15,8 +15,9 @@ from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
+from affect_rl.prompts import Prompts
 from cluster.backbone_command import System, backbone_app
-from cluster.warm_start import create_policy, make_prompts
+from cluster.warm_start import create_policy
 
 
 def run(folder: Path, *words: str, system: str = "affectgpt", audio: int = 12, video: int = 16) -> str:
@@ -66,7 +67,8 @@ def test_a_policy_starts_from_an_imported_directory(tmp_path: Path, world: Datas
     assert policy.config.backbone == "affectgpt"
     assert policy.fusion.shape.dim == 16
     assert bool((policy.fusion.audio.std == 1).all()), "connectors know features as their encoders make them"
-    prompt = make_prompts(policy, config).planner(world.samples("train")[0], 12)
+    prompts = Prompts.for_policy(policy.save(tmp_path / "policy"), config)
+    prompt = prompts.planner(world.samples("train")[0], 12)
     assert prompt.token_ids.count(policy.config.percept_token_id) == policy.fusion.shape.tokens == 3
 
 

@@ -78,13 +78,13 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(tmp_path: Path) -> None:
         run.latest()
 
 
-def test_replacing_a_directory_leaves_no_trace_of_the_old(tmp_path: Path) -> None:
-    for name in ("old", "new"):
+def test_copying_over_a_directory_leaves_no_trace_of_the_old(tmp_path: Path) -> None:
+    for name in ("best", "policy"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    RunDirectory.replace(tmp_path / "new", tmp_path / "old")
-    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
-    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+        (tmp_path / name / f"of {name}").touch()
+    RunDirectory.copy(tmp_path / "best", tmp_path / "policy")
+    assert [p.name for p in (tmp_path / "policy").iterdir()] == ["of best"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "policy"]
 
 
 def test_a_fresh_name_is_not_taken(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.sampler import StepSampler, episode_seed
+from cluster.sampler import StepSampler
 
 
 @given(st.integers(1, 20), st.integers(1, 15), st.integers(0, 5))
@@ -30,8 +30,3 @@ def test_copies_lie_next_to_each_other() -> None:
     dealt = [s for step in range(5) for s in sampler.batch(step)]
     assert dealt == [s for s in dealt[::3] for _ in range(3)]
     assert sorted(dealt[::3]) == list(range(10))
-
-
-def test_seeds_of_episodes_differ() -> None:
-    seeds = {episode_seed(seed, "train", step, place) for seed in range(3) for step in range(20) for place in range(20)}
-    assert len(seeds) == 3 * 20 * 20

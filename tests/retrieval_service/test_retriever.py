@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from affect_rl.errors import AffectError
-from affect_rl.evidence import GROUPS, Cognitive, Exclusion, Support, render_evidence
+from affect_rl.evidence import GROUPS, CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
 from affect_rl.settings import RetrievalConfig
 from retrieval_service.encoder import TextEncoder
@@ -27,7 +27,9 @@ def retriever(evidence_index: Path) -> LocalRetriever:
     return LocalRetriever(evidence_index, RetrievalConfig())
 
 
-def ask(retriever: LocalRetriever, queries: dict[str, str], exclusion: Exclusion = NOBODY, k: int = 3) -> Cognitive:
+def ask(
+    retriever: LocalRetriever, queries: dict[str, str], exclusion: Exclusion = NOBODY, k: int = 3
+) -> CognitiveResult:
     return asyncio.run(retriever.cognitive(queries, k, exclusion))
 
 

@@ -35,7 +35,7 @@ def test_a_deadline_names_stage_and_version(policy_dir: Path, start: Callable[..
     engine = start(policy_dir, deadline_s=0.2)
 
     async def ask() -> Generation:
-        with engine.outside():  # the engine rests, so no answer can come
+        with engine.waiting_elsewhere():  # the engine rests, so no answer can come
             return await engine.generate(Prompt((5,), ()), max_tokens=5, temperature=1, seed=0)
 
     with pytest.raises(EngineError, match=r"no answer within rollout.deadline_s=0.2 under weight version 0"):
@@ -69,7 +69,7 @@ def test_same_seed_same_numbers(
     async def dialogue(i: int, chance: random.Random) -> list[Generation]:
         answers = []
         for turn in range(2):
-            with engine.outside():
+            with engine.waiting_elsewhere():
                 await asyncio.sleep(chance.random() * 0.01)
             token_ids = prompts[i].token_ids + tuple(9 + turn for _ in range(turn))
             prompt = Prompt(token_ids, prompts[i].percepts)

@@ -18,12 +18,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from affect_rl.errors import AffectError
-from affect_rl.evidence import Cognitive, Exclusion, Support, render_evidence
+from affect_rl.evidence import CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
 from affect_rl.settings import RetrievalConfig
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
-from retrieval_service.front import ShardPool
+from retrieval_service.frontend import ShardPool
 from retrieval_service.retriever import LocalRetriever
 from retrieval_service.service import launch_retrieval
 
@@ -51,7 +51,7 @@ def wait_for_death(actor: ActorHandle) -> None:
         ray.get(actor.__ray_call__.remote(lambda _: time.sleep(30)))
 
 
-async def answers(retriever: Any, samples: list[AffectSample]) -> list[Cognitive | Support]:
+async def answers(retriever: Any, samples: list[AffectSample]) -> list[CognitiveResult | Support]:
     calls: list[Awaitable[Any]] = []
     for sample in samples:
         calls.append(retriever.cognitive(queries_of(sample), 3, Exclusion.of(sample)))
@@ -59,11 +59,11 @@ async def answers(retriever: Any, samples: list[AffectSample]) -> list[Cognitive
     return list(await asyncio.gather(*calls))
 
 
-def assert_same(one: list[Cognitive | Support], other: list[Cognitive | Support]) -> None:
+def assert_same(one: list[CognitiveResult | Support], other: list[CognitiveResult | Support]) -> None:
     """The same rows in the same order. Scores may differ in the last bit: another process encodes the query."""
     for a, b in zip(one, other, strict=True):
-        if isinstance(a, Cognitive):
-            assert isinstance(b, Cognitive) and a.degraded == b.degraded
+        if isinstance(a, CognitiveResult):
+            assert isinstance(b, CognitiveResult) and a.degraded == b.degraded
             for group, found in a.groups.items():
                 assert [e.id for e in found] == [e.id for e in b.groups[group]]
                 assert [e.score for e in found] == pytest.approx([e.score for e in b.groups[group]], abs=1e-6)
@@ -101,7 +101,7 @@ def test_a_client_works_from_another_actor(client: RetrievalClient, evidence_lib
         def __init__(self, client: RetrievalClient) -> None:
             self.client = client
 
-        async def ask(self, sample: AffectSample) -> Cognitive:
+        async def ask(self, sample: AffectSample) -> CognitiveResult:
             return await self.client.cognitive(QUERIES, 3, Exclusion.of(sample))
 
     sample = evidence_library[7]
@@ -118,7 +118,9 @@ def kill_process(actor: Any) -> None:
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=30), signal.SIGKILL)
 
 
-async def until(ready: Callable[[Cognitive], bool], client: RetrievalClient, exclusion: Exclusion) -> Cognitive:
+async def until(
+    ready: Callable[[CognitiveResult], bool], client: RetrievalClient, exclusion: Exclusion
+) -> CognitiveResult:
     """Ask until the answer is as it should be."""
     give_up = time.monotonic() + 60
     while not ready(answer := await client.cognitive(QUERIES, 3, exclusion)):
@@ -143,10 +145,10 @@ def test_a_killed_shard_degrades_answers_until_it_is_back(
     asyncio.run(survive())
 
 
-def test_a_killed_front_is_only_a_pause(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
+def test_a_killed_frontend_is_only_a_pause(client: RetrievalClient, evidence_library: list[AffectSample]) -> None:
     exclusion = Exclusion.of(evidence_library[7])
     whole = asyncio.run(client.cognitive(QUERIES, 3, exclusion))
-    kill_process(client.front)
+    kill_process(client.frontend)
     assert asyncio.run(client.cognitive(QUERIES, 3, exclusion)) == whole
 
 
@@ -175,7 +177,7 @@ def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_librar
 def test_actors_can_be_found_by_name_and_the_loss_of_all_shards_is_an_error(evidence_index: Path) -> None:
     config = RetrievalConfig(shards=2)
     client = launch_retrieval(evidence_index, config, name="doomed")
-    assert ray.get_actor("doomed-front") == client.front and ray.get_actor("doomed-shard-1") == client.shards[1]
+    assert ray.get_actor("doomed-frontend") == client.frontend and ray.get_actor("doomed-shard-1") == client.shards[1]
     client.close()
     for shard in client.shards:
         wait_for_death(shard)
@@ -188,11 +190,11 @@ def test_actors_can_be_found_by_name_and_the_loss_of_all_shards_is_an_error(evid
         asyncio.run(search())
 
 
-def test_a_front_that_does_not_answer_is_an_error(
+def test_a_frontend_that_does_not_answer_is_an_error(
     client: RetrievalClient, evidence_library: list[AffectSample]
 ) -> None:
-    hurried = RetrievalClient(client.name, client.front, client.shards, deadline_s=1e-4)
-    with pytest.raises(RetrievalError, match=r"cognitive path: the actor RetrievalFront gave no answer within"):
+    hurried = RetrievalClient(client.name, client.frontend, client.shards, deadline_s=1e-4)
+    with pytest.raises(RetrievalError, match=r"cognitive path: the actor RetrievalFrontend gave no answer within"):
         asyncio.run(hurried.cognitive(QUERIES, 3, Exclusion.of(evidence_library[7])))
 
 

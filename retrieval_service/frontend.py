@@ -17,7 +17,7 @@ import numpy as np
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from affect_rl.evidence import Cognitive, Exclusion, Group, Support
+from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from affect_rl.settings import RetrievalConfig
 from retrieval_service.batching import MicroBatcher
 from retrieval_service.client import find_shards
@@ -32,7 +32,7 @@ _RETRY_S = 0.2
 logger = logging.getLogger(__name__)
 
 
-class RetrievalFront:
+class RetrievalFrontend:
     """Serves `affect_rl.evidence.Retrieve` to all episodes of a job.
 
     Args:
@@ -56,9 +56,9 @@ class RetrievalFront:
         self._retriever = Retriever(directory, config, self._encode, self._search)
 
     async def ready(self) -> None:
-        """Returns once the front can answer."""
+        """Returns once the frontend can answer."""
 
-    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> Cognitive:
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         """See `affect_rl.evidence.Retrieve`."""
         return await self._retriever.cognitive(queries, k, exclusion)
 
@@ -76,7 +76,7 @@ class RetrievalFront:
         return await self._search_batch(_Query(index, query, k))
 
     async def _search_many(self, queries: list[_Query]) -> list[Found]:
-        """One call per shard and index. Each asks for the largest k: a shorter list is the front of a longer."""
+        """One call per shard and index. Each asks for the largest k: a shorter list is the beginning of a longer."""
         members: dict[IndexName, list[int]] = defaultdict(list)
         for i, query in enumerate(queries):
             members[query.index_name].append(i)
