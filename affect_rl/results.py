@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
+from affect_rl.files import whole_directory
 from affect_rl.scoring import in_unit
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
@@ -219,17 +219,12 @@ def write_results(directory: Path, results: Results, config: str, tables: Mappin
         config: what ``config.yaml`` says.
         tables: Parquet files by name.
     """
-    directory = directory.resolve()
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / RESULTS).write_text(results.model_dump_json(indent=1) + "\n", encoding="utf8")
-    (partial / TABLES).write_text(results.markdown(), encoding="utf8")
-    (partial / CONFIG).write_text(config, encoding="utf8")
-    for name, table in tables.items():
-        pq.write_table(table, partial / name)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with whole_directory(directory.resolve(), replace=True) as fresh:
+        (fresh / RESULTS).write_text(results.model_dump_json(indent=1) + "\n", encoding="utf8")
+        (fresh / TABLES).write_text(results.markdown(), encoding="utf8")
+        (fresh / CONFIG).write_text(config, encoding="utf8")
+        for name, table in tables.items():
+            pq.write_table(table, fresh / name)
 
 
 def _table(rows: list[list[str]]) -> str:

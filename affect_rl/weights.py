@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.files import whole_file
 
 VALUE_HEAD = "value_head."
 """Name prefix of the tensors that engines have no use for."""
@@ -28,7 +29,7 @@ class WeightsHandle:
 
     Attributes:
         version: grows by one with each publication; generated tokens carry it.
-        path: safetensors file that holds the tensors (on a memory file system for ``shared_memory``).
+        path: safetensors file that holds the tensors (see `new_weights_dir`).
         bytes: its size.
         checksum: `multiset_checksum` of its tensors, the value head left out (engines have none).
     """
@@ -74,9 +75,8 @@ def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory
         if int(other.stem) < version - 1:
             other.unlink(missing_ok=True)
     path = directory / f"{version}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial)
-    partial.rename(path)
+    with whole_file(path) as partial:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial)
     return WeightsHandle(version, str(path), path.stat().st_size, multiset_checksum(kept.values()))
 
 
