@@ -104,8 +104,7 @@ class LabelExtractor:
             AffectError: the cache cannot be used (see `AnswerCache`), a text is too long for the model, or vLLM cannot
                 run the model.
         """
-        decides = {name: value for name, value in self.settings.items() if name != "model"}  # a copy answers alike
-        with AnswerCache(self._cache, decides) as cache:
+        with AnswerCache(self._cache, self.settings) as cache:
             asked = dict.fromkeys(text for text in texts if text.strip())
             if missing := [text for text in asked if cache.get(text) is None]:
                 self._ask(missing, cache)
