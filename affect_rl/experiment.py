@@ -45,6 +45,12 @@ class ArmSpec(Section):
     policy: Literal["none", "sft", "trained"] = "trained"
     """What is evaluated: the policy before any training, after SFT, or after MAPPO."""
 
+    @model_validator(mode="after")
+    def _bridges_what_is_trained(self) -> Self:
+        if self.bridge_steps and self.policy != "trained":
+            raise ValueError(f"bridge_steps={self.bridge_steps} needs policy: trained; take one of them out")
+        return self
+
 
 class ExperimentSpec(Section):
     """An experiment, as its YAML file says it."""
@@ -69,6 +75,8 @@ class ExperimentSpec(Section):
     """Show logistic regression on the features beside the arms, where the label set is closed."""
     fusion_details: bool = False
     """Tell by sample what fusion did, see `affect_rl.fusion_analysis`."""
+    notes: list[str] = Field(default_factory=list)
+    """What a reader of the tables must know."""
 
     @model_validator(mode="after")
     def _names_its_reference(self) -> Self:
@@ -82,6 +90,25 @@ class ExperimentSpec(Section):
     def pairs(self) -> list[tuple[str, str]]:
         """Arms that are compared: the reference with all others, then those that the file names."""
         return [(self.reference, arm) for arm in self.arms if arm != self.reference] + self.compare
+
+    def check(self, more: tuple[str, ...] = ()) -> Config:
+        """See that all arms can be played, before any is; returns the reference's configuration.
+
+        Raises:
+            AffectError: an arm has a wrong setting, or one that it cannot be played with.
+        """
+        base = self.run_config(self.reference, 0, more)
+        for name, arm in self.arms.items():
+            try:
+                episode = self.run_config(name, 0, more).episode
+                self.run_config(name, 0, more, evaluate=True)
+                if arm.bridge_steps and not ("filter" in episode.learning and "generator" in episode.frozen):
+                    raise AffectError(
+                        "bridge_steps needs a filter that learns and a frozen reader; set episode.frozen: [generator]"
+                    )
+            except AffectError as error:
+                raise AffectError(f"experiment {self.name}, arm {name!r}: {error}") from None
+        return base
 
     def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
         """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line.

@@ -172,7 +172,7 @@ class Results(Part):
         metrics = [name for name in next(iter(self.arms.values())).metrics if name != "invalid_rate"]
         metrics.sort(key=lambda name: name != self.main)
         header = [f"{self.dataset} {self.split}, n = {self.samples}", *(m.replace("_", " ") for m in metrics)]
-        rows = [[*header, "invalid", "tokens", "ms", "by seed"]]
+        rows = [[*header, "invalid", "generated tokens", "ms", "by seed"]]
         for name, arm in self.arms.items():
             cost = [f"{arm.tokens_per_sample:.0f}", f"{1000 * arm.seconds_per_sample:.0f}"]
             by_seed = " / ".join(f"{100 * run[self.main]:.1f}" for run in arm.per_seed)
@@ -184,7 +184,10 @@ class Results(Part):
             if c.metric == self.main:
                 compared.append([f"{c.reference} - {c.other}", in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])
         notes = "".join(f"- {note}\n" for note in self.notes)
-        about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {self.selection}. `{self.command}`\n"
+        rule = {"test_oracle": "test_oracle (on the test set itself: no honest result)"}.get(
+            self.selection, self.selection
+        )
+        about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {rule}. `{self.command}`\n"
         parts = [f"# {self.experiment}\n", f"{self.title}\n", _table(rows), _table(compared)]
         if self.measures:
             parts.append(_table(self._measured()))

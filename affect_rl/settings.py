@@ -441,13 +441,14 @@ class TrainConfig(Section):
     max_staleness: Natural = 0
     """Weight versions a trajectory may lag behind; 0 is synchronous training."""
     eval_every: Natural = 10
-    """Evaluate on dev every n steps; 0: only at the end."""
+    """Evaluate every n steps on what policies are selected on; 0: only at the end."""
     checkpoint_every: Natural = 10
     """Write a checkpoint every n steps; 0: only at the end."""
     keep_checkpoints: Positive = 2
     """Older checkpoints are deleted."""
-    select: Literal["best_dev", "last"] = "best_dev"
-    """Which policy the run ends with: the best on dev of those evaluated, the start included, or the last."""
+    select: Literal["best_dev", "last", "test_oracle"] = "best_dev"
+    """Which policy the run ends with: the best on dev of those evaluated, the start included; the last; or the best on
+    the test set itself, which is what some papers report: no honest result, and tables say so."""
     verify_sync: bool = False
     """Compare a checksum of the engine's weights with the learner's after every sync."""
     save_trajectories: bool = True

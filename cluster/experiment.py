@@ -96,7 +96,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
         AffectError: `out` holds something else, or an override would undo what tells arms apart.
     """
     check_replaceable(out)
-    base = spec.run_config(spec.reference, 0, overrides)
+    base = spec.check(overrides)
     dataset = Dataset.load(base.data.dir)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
     found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
@@ -246,7 +246,7 @@ def _summarise(
         split=config.evaluate.split,
         samples=len(samples),
         seeds=list(range(spec.seeds)),
-        selection="dev" if config.train.select == "best_dev" else "last",
+        selection="dev" if config.train.select == "best_dev" else config.train.select,
         command=command,
         labels=list(dataset.candidates),
         main=scoring.main,
@@ -258,6 +258,7 @@ def _summarise(
 
 
 def _notes(spec: ExperimentSpec, config: Config) -> Iterator[str]:
+    yield from spec.notes
     if spec.seeds < FEWEST_SEEDS:
         yield f"{spec.seeds} of at least {FEWEST_SEEDS} seeds: intervals tell little of how runs differ."
     if config.evaluate.split == "dev" and config.train.select == "best_dev":

@@ -26,9 +26,9 @@ def experiment(
     set_up_logging()
     spec = load_experiment(file)
     spec = spec.model_copy(update={"seeds": seeds or spec.seeds, "config": config or spec.config})
-    options = [f"--config {spec.config}", *([f"--seeds {seeds}"] if seeds else [])]
-    command = " ".join(["affect-rl experiment", str(file), *options, *(overrides or ())])
     directory = out or Path("results") / spec.name
+    options = [f"--config {spec.config}", f"--out {directory}", *([f"--seeds {seeds}"] if seeds else [])]
+    command = " ".join(["affect-rl experiment", str(file), *options, *(overrides or ())])
     results = run_experiment(spec, directory, tuple(overrides or ()), command)
     write(directory / PAGE, render_page([Experiment.read(directory)]))
     typer.echo(results.markdown())

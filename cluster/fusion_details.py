@@ -45,9 +45,9 @@ def fusion_details(
 ) -> pa.Table:
     """Rows of `DETAILS` from all arms' evaluations, one a seed.
 
-    ``gain/<relation>`` is the reference's score less the arm's, by the relation of the reference's support;
-    ``routing/<state>/<expert>`` a sample's mixture weight, where the dataset has voice and face; ``load_entropy`` one
-    number for all samples.
+    ``gain/<relation>`` is the reference's score less the arm's, by the relation of the reference's support. Where the
+    dataset has voice and face: ``routing/<state>/expert <n>``, a sample's mixture weight, and ``load_entropy/<state>``,
+    one number for all samples in that state. ``load_entropy`` is that of all samples.
     """
     states = modality_states(dataset, samples) if dataset.audio_dim and dataset.video_dim else [None] * len(samples)
     rows: list[tuple[str, int, str, str, float]] = []
@@ -59,6 +59,10 @@ def fusion_details(
                         rows.append((arm, seed, s.id, f"gain/{row['relation']}", score(other, s) - score(own, s)))
             for row, state in zip(fused, states, strict=True):
                 for expert, weight in enumerate(row["weights"] if state else [], start=1):
-                    rows.append((arm, seed, row["sample_id"], f"routing/{state}/{expert}", weight))
-            rows.append((arm, seed, "all", "load_entropy", load_entropy(np.array([row["weights"] for row in fused]))))
+                    rows.append((arm, seed, row["sample_id"], f"routing/{state}/expert {expert}", weight))
+            weights = np.array([row["weights"] for row in fused])
+            rows.append((arm, seed, "all", "load_entropy", load_entropy(weights)))
+            for name in sorted(set(filter(None, states))):
+                inside = np.array([state == name for state in states])
+                rows.append((arm, seed, "all", f"load_entropy/{name}", load_entropy(weights[inside])))
     return pa.table(list(map(list, zip(*rows, strict=True))), schema=DETAILS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.files import whole_directory
-from affect_rl.sample import AffectSample
+from affect_rl.sample import AffectSample, Split
 from affect_rl.scoring import scoring_of
 from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
@@ -43,7 +43,7 @@ def train(
 
     Args:
         config: of the run.
-        dataset: trains on ``train`` and selects on ``dev``.
+        dataset: trains on ``train`` and selects on ``dev``, unless ``train.select`` asks otherwise.
         run: where checkpoints, policies and metrics go.
         pool: engines, at any weight version.
         learner: at the run's initial policy.
@@ -53,7 +53,8 @@ def train(
     settings = config.train
     samples = dataset.samples("train", config.data.max_train)
     sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
-    dev = dataset.samples("dev", config.data.max_dev)
+    split: Split = "test" if settings.select == "test_oracle" else "dev"
+    judged = dataset.samples(split, config.data.limit(split))
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
@@ -61,8 +62,8 @@ def train(
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     submitted, replayed_before = state.step, state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
-        state, scored = _select(pool, config, dev, learner, run, state)
-        logger.info("step 0/%d%s", settings.steps, _dev_note(scored))
+        state, scored = _select(pool, config, judged, learner, run, state)
+        logger.info("step 0/%d%s", settings.steps, _note(scored))
 
     with progress("train", settings.steps, state.step) as show:
         while state.step < settings.steps:
@@ -85,7 +86,7 @@ def train(
             last, stop = state.step == settings.steps, stop_requested()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
-                    state, scored = _select(pool, config, dev, learner, run, state)
+                    state, scored = _select(pool, config, judged, learner, run, state)
                 metrics |= scored
             metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
             tracker.log(state.step, metrics)
@@ -130,22 +131,22 @@ def _collect(pool: RolloutPool, config: Config, sampler: StepSampler, step: int)
 def _select(
     pool: RolloutPool,
     config: Config,
-    dev: Sequence[AffectSample],
+    samples: Sequence[AffectSample],
     learner: LearnerGroup,
     run: RunDirectory,
     state: Progress,
 ) -> tuple[Progress, dict[str, float]]:
-    """Score greedy answers on `dev` under the current weights, and keep the policy if it is the best so far."""
+    """Score greedy answers to `samples` under the current weights, and keep the policy if it is the best so far."""
     jobs = [
         EpisodeJob.of(config, ("dev", state.step, s.id), s, derived_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
-        for s in dev
+        for s in samples
     ]
-    scoring = scoring_of(dev)
+    scoring = scoring_of(samples)
     score = scoring.value([t.predicted for t in pool.play(jobs)])
     if score > state.best_score:
         state = replace(state, best_step=state.step, best_score=score)
         _save_policy(learner, run.best)
-    return state, {f"dev/{scoring.main}": score}
+    return state, {f"{samples[0].split}/{scoring.main}": score}
 
 
 def _episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
@@ -182,14 +183,16 @@ def _engine_metrics(before: Mapping[str, float], after: Mapping[str, float], eng
 
 def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
     kl = sum(metrics.get(f"kl/{role}", 0.0) for role in ROLES) / len(ROLES)
-    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{_dev_note(metrics)}"
+    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{_note(metrics)}"
     show(state.step, note)
     times = "  ".join(f"{name} {metrics[f'time/{name}_s']:.1f}s" for name in ("rollout", "learning", "sync"))
     logger.info("step %d/%d  %s  %s", state.step, steps, note, times)
 
 
-def _dev_note(metrics: Mapping[str, float]) -> str:
-    return "".join(f"  {name} {value:.3f}" for name, value in metrics.items() if name.startswith("dev/"))
+def _note(metrics: Mapping[str, float]) -> str:
+    """What policies are selected by, if this step was evaluated."""
+    scored = {name: value for name, value in metrics.items() if name.startswith(("dev/", "test/"))}
+    return "".join(f"  {name} {value:.3f}" for name, value in scored.items())
 
 
 def _checkpoint(learner: LearnerGroup, run: RunDirectory, state: Progress, keep: int) -> None:
@@ -205,7 +208,7 @@ def _save_policy(learner: LearnerGroup, directory: Path) -> None:
 
 
 def _finish(learner: LearnerGroup, run: RunDirectory, select: str) -> None:
-    if select == "best_dev":
-        RunDirectory.copy(run.best, run.policy)
-    else:
+    if select == "last":
         _save_policy(learner, run.policy)
+    else:
+        RunDirectory.copy(run.best, run.policy)

@@ -28,11 +28,10 @@ _AGENT_CURVES = {
     "{role}/invalid": MALFORMED,
 }
 _TEAM_CURVES = {
-    "dev/weighted_f1": "Weighted F1 on dev",
-    "dev/f_s": "F_s on dev",
-    "dev/waf": "WAF on dev",
-    "episode/score": "Score of the training episodes",
-}
+    f"{split}/{metric}": f"{title(metric)} on {split}"
+    for split in ("dev", "test")
+    for metric in ("weighted_f1", "f_s", "waf")
+} | {"episode/score": "Score of the training episodes"}
 _SIGNS = {
     LABELS_PER_ANSWER: {"episode/labels": "Generator"},
     COUNTERFACTUAL: {"episode/score_label": "A label as query", "episode/score_rank": "Retrieval order for the filter"},
@@ -136,10 +135,14 @@ def _said(what: str, lines: Sequence[Curve]) -> str:
 
 
 def fusion(found: Sequence[Measure], experts: Sequence[str], series: Mapping[str, int], key: str) -> list[FigureGroup]:
-    """Of measures ``routing/<state>/<expert>`` and ``gain/<relation>``: the weights by state, the gain by relation."""
+    """Routing weights and entropy of the experts' load by state, gains by relation; see `cluster.fusion_details`."""
     groups = [
         FigureGroup("Routing weights by state", _routing(found, experts, key)),
-        FigureGroup("Gain of the reference over the arm, by the labels of its support", _gains(found, series, key)),
+        FigureGroup("Entropy of the experts' load by state", _by_arm(found, "load_entropy", series, key)),
+        FigureGroup(
+            "Gain of the reference over the arm, by the labels of its support",
+            _by_arm(found, "gain", series, key, zero=True),
+        ),
     ]
     return [group for group in groups if group.figures]
 
@@ -165,16 +168,19 @@ def _routing(found: Sequence[Measure], experts: Sequence[str], key: str) -> list
     return figures
 
 
-def _gains(found: Sequence[Measure], series: Mapping[str, int], key: str) -> list[Figure]:
+def _by_arm(
+    found: Sequence[Measure], kind: str, series: Mapping[str, int], key: str, zero: bool = False
+) -> list[Figure]:
+    """Measures ``<kind>/<case>``: a plot an arm, a row a case; with `zero`, they are differences."""
     arms: dict[str, list[plots.Row]] = {}
     for m in found:
-        if m.name.startswith("gain/"):
-            e, sure = m.mean, verdict(m.mean) != "includes 0"
-            row = plots.Row(m.name.removeprefix("gain/"), e.value, e.low, e.high, series[m.arm], sure)
+        if m.name.startswith(f"{kind}/"):
+            e, sure = m.mean, not zero or verdict(m.mean) != "includes 0"
+            row = plots.Row(m.name.removeprefix(f"{kind}/"), e.value, e.low, e.high, series[m.arm], sure)
             arms.setdefault(m.arm, []).append(row)
     figures = []
     for arm, rows in arms.items():
-        said = ", ".join(f"{row.label} {signed(row.value, 3, sign=True)}" for row in rows)
-        svg = plots.intervals(rows, key=f"{key}-gain-{arm}", alt=f"gain over {arm}: {said}", zero=True)
-        figures.append(Figure(arm, svg))
+        said = ", ".join(f"{row.label} {signed(row.value, 3, sign=zero)}" for row in rows)
+        alt = f"{kind.replace('_', ' ')}, {arm}: {said}"
+        figures.append(Figure(arm, plots.intervals(rows, key=f"{key}-{kind}-{arm}", alt=alt, zero=zero)))
     return figures

@@ -21,6 +21,7 @@ SOUND = "name: e\ntitle: t\nconfig: configs/quickstart.yaml\nreference: a\narms:
         ("reference: a", "refrence: a", "unknown key `refrence`; did you mean `reference`?"),
         ("policy: sft", "polcy: sft", "unknown key `arms.b.polcy`; did you mean `policy`?"),
         ("policy: sft", "policy: best", "arms.b.policy: Input should be 'none', 'sft' or 'trained'"),
+        ("policy: sft", "policy: sft, bridge_steps: 3", "arms.b: bridge_steps=3 needs policy: trained; take one of"),
         ("title: t", "seeds: 0", "seeds: Input should be greater than 0"),
         ("title: t\n", "", "title: Field required"),
         ("title: t", "title: t\ncompare: [[a, c]]", "compare names 'c', which is not an arm; choose from a, b"),
@@ -44,6 +45,7 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 def test_shipped_experiments_are_sound(file: Path) -> None:
     spec = load_experiment(file)
     assert spec.seeds >= 3
+    spec.check()
     for arm in spec.arms:
         for evaluate in (False, True):
             assert spec.run_config(arm, 2, evaluate=evaluate).seed == 2
@@ -102,6 +104,23 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         AffectError, match=r"learner\.kl_weight: arm 'a' of experiment e sets it; change it in the file"
     ):
         load_experiment(file).run_config("a", 0, ("learner.kl_weight=0.1",))
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("train: {episode.kk: 1}", "unknown key `episode.kk`; did you mean `k`?"),
+        ("evaluate: {episode.agents: [filter]}", "lacks the generator, who answers; add it"),
+        ("bridge_steps: 3", "bridge_steps needs a filter that learns and a frozen reader"),
+        ("bridge_steps: 3, train: {episode.frozen: [filter, generator]}", "bridge_steps needs a filter that learns"),
+    ],
+)
+def test_an_arm_that_cannot_be_played_is_found_before_any_is(tmp_path: Path, arm: str, message: str) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(SOUND.replace("b: {policy: sft}", f"b: {{{arm}}}"))
+    with pytest.raises(AffectError) as error:
+        load_experiment(file).check()
+    assert str(error.value).startswith("experiment e, arm 'b': ") and message in str(error.value)
 
 
 @pytest.mark.parametrize("setting", ["policy=runs/x/policy", "seed=3", "evaluate.confidence=0.9"])

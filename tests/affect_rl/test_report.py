@@ -209,9 +209,9 @@ def _detail_rows(rng: np.random.Generator, arm: str, seed: int, ids: Sequence[st
         weights = rng.dirichlet(1 + 3 * (np.arange(4) == number % 4))
         values = {f"routing/{states[number % 4]}/expert {e}": weight for e, weight in enumerate(weights, 1)}
         values[f"gain/{relations[number % 3]}"] = rng.normal((0.02, 0.0, 0.3)[number % 3], 0.3)
-        values["entropy"] = float(-(weights * np.log(weights)).sum())
         rows += [{"arm": arm, "seed": seed, "sample_id": sample, "name": n, "value": v} for n, v in values.items()]
-    return rows
+    names = ["load_entropy", *(f"load_entropy/{state}" for state in states)]
+    return rows + [{"arm": arm, "seed": seed, "sample_id": "all", "name": n, "value": rng.uniform()} for n in names]
 
 
 @dataclass
@@ -306,7 +306,7 @@ def test_the_tables_hold_the_numbers_that_were_put_in(tmp_path: Path) -> None:
         assert found == {name: _cell(arm.metrics[metric]) for name, arm in results.arms.items()} | {
             "logistic regression": "50.0 [40.0, 62.5]"
         }
-    assert set(main.column("tokensper sample").values()) == {"93.4", "–"}
+    assert set(main.column("generated tokensper sample").values()) == {"93.4", "–"}
     seeds = page.table("The same metrics for each seed").rows[1:]
     assert [row[:2] for row in seeds] == [[arm, str(seed)] for arm in results.arms for seed in (0, 1)]
     assert seeds[3][2] == f"{100 * results.arms['no_rag'].per_seed[1]['weighted_f1']:.1f}"
@@ -545,13 +545,14 @@ def test_fusion_shows_routing_by_state_and_gain_by_relation(three: tuple[list[Pa
     (routing,) = (label for label in labels if label.startswith("routing weights of affect_agent"))
     states = ("balanced", "video-led", "audio-led", "conflicting")
     assert all(re.search(rf"{s}: expert \d [\d.]+(, expert \d [\d.]+){{3}}", routing) for s in states)
-    assert any(label.startswith("gain over no_rag: helpful ") for label in labels)
+    assert any(label.startswith("gain, no_rag: helpful ") for label in labels)
+    assert any(label.startswith("load entropy, no_rag: balanced 0.") for label in labels)
     table = pq.read_table(fusion / DETAILS_FILE).to_pylist()
     mean = np.mean([r["value"] for r in table if (r["arm"], r["name"]) == ("no_rag", "gain/conflicting")])
     shown = page.table("Mean over seeds of each").column("no_rag")
     assert shown["gain/conflicting"].startswith(f"{mean:.3f} [".replace("-", "−"))
     assert shown["gain/conflicting"].endswith("of 10")
-    assert shown["entropy"].endswith("of 30")
+    assert shown["load_entropy/balanced"].endswith("of 1")
 
 
 def test_markdown_holds_every_experiment(result: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     spec = {
         "name": "small", "title": "Does it run?", "config": str(folder / "base.yaml"), "overrides": overrides,
-        "seeds": 1, "reference": "sft", "arms": ARMS, "baseline": True,
+        "seeds": 1, "reference": "sft", "arms": ARMS, "baseline": True, "fusion_details": True, "notes": ["Tiny."],
     }  # fmt: skip
     (folder / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     _run(folder)
@@ -79,7 +79,8 @@ def test_tables_say_what_the_predictions_say(folder: Path) -> None:
     assert results.arms["untrained"].metrics["invalid_rate"].value == 1
     assert results.baselines["logistic regression"]["accuracy"].value > 0
     assert "| preferences |" in (folder / "results" / TABLES).read_text()
-    assert "- 1 of at least 3 seeds" in (folder / "results" / TABLES).read_text()
+    assert {m.name.split("/")[0] for m in results.measures} == {"gain", "routing", "load_entropy"}
+    assert "- Tiny.\n- 1 of at least 3 seeds" in (folder / "results" / TABLES).read_text()
 
 
 def test_who_plays_and_who_learns(folder: Path) -> None:
