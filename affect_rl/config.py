@@ -30,6 +30,18 @@ from affect_rl.settings import (
     TrainConfig,
 )
 
+OPERATIONAL = (
+    "cluster",
+    "retrieval.shard_timeout_s",
+    "retrieval.deadline_s",
+    "sft.deadline_s",
+    "learner.deadline_s",
+    "rollout.deadline_s",
+    "rollout.max_restarts",
+    "rollout.weights_dir",
+)
+"""Settings and sections that say where something runs and how long it may take, not what comes out."""
+
 
 class Config(Section):
     """Everything a job needs, resolved; written beside each run as ``config.yaml``."""

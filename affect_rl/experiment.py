@@ -15,20 +15,28 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from affect_rl.config import Config, explain, load_config
+from affect_rl.config import OPERATIONAL, Config, explain, load_config
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
 from affect_rl.policy import MANIFEST as POLICY
 from affect_rl.settings import Natural, Positive, Section
 
-_NOT_COMPUTED = {"name", "runs_dir", "policy", "cluster"}
-"""Settings that change where something runs, not what comes out."""
+_PLACE = {"name", "runs_dir", "policy"}
+"""Where a stage lies, and what it starts from, which the stages before it say."""
 _OWN_WAY = {
     "policy": "arms make their own, and model.base says what they start from",
     "seed": "--seeds says how many are run",
     "evaluate.confidence": "its tables and pages have 95 % intervals",
 }
 """Settings that an experiment has no use for, and what to do instead."""
+_COMMON = (
+    ("data", "dir"),
+    ("data", "max_dev"),
+    ("data", "max_test"),
+    ("evaluate", "split"),
+    ("train", "select"),
+)
+"""Settings that all arms have in common."""
 _PLAYED_ONLY = {"temperature", "counterfactuals", "frozen", "frozen_policy"}
 """Settings of an episode that do not concern demonstrations."""
 
@@ -92,23 +100,35 @@ class ExperimentSpec(Section):
         return [(self.reference, arm) for arm in self.arms if arm != self.reference] + self.compare
 
     def check(self, more: tuple[str, ...] = ()) -> Config:
-        """See that all arms can be played, before any is; returns the reference's configuration.
+        """See that all arms can be played and compared, before any is; returns the reference's configuration.
 
         Raises:
-            AffectError: an arm has a wrong setting, or one that it cannot be played with.
+            AffectError: an arm has a wrong setting, or one that it cannot be played or compared with.
         """
         base = self.run_config(self.reference, 0, more)
-        for name, arm in self.arms.items():
+        for name in self.arms:
             try:
-                episode = self.run_config(name, 0, more).episode
-                self.run_config(name, 0, more, evaluate=True)
-                if arm.bridge_steps and not ("filter" in episode.learning and "generator" in episode.frozen):
-                    raise AffectError(
-                        "bridge_steps needs a filter that learns and a frozen reader; set episode.frozen: [generator]"
-                    )
+                self._check_arm(name, base, more)
             except AffectError as error:
                 raise AffectError(f"experiment {self.name}, arm {name!r}: {error}") from None
         return base
+
+    def _check_arm(self, name: str, base: Config, more: tuple[str, ...]) -> None:
+        config, played = (self.run_config(name, 0, more, evaluate=evaluate) for evaluate in (False, True))
+        if config.policy:
+            raise AffectError(f"policy={config.policy!r}: {_OWN_WAY['policy']}; take it out of the files")
+        for section, setting in _COMMON:
+            mine, common = (getattr(getattr(c, section), setting) for c in (played, base))
+            if mine != common:
+                raise AffectError(
+                    f"{section}.{setting} is {mine!r}, for {self.reference!r} it is {common!r}; arms are compared on "
+                    "the same samples and by the same rule, so give it in `overrides`"
+                )
+        episode = config.episode
+        if self.arms[name].bridge_steps and not ("filter" in episode.learning and "generator" in episode.frozen):
+            raise AffectError(
+                "bridge_steps needs a filter that learns and a frozen reader; set episode.frozen: [generator]"
+            )
 
     def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
         """The configuration of an arm's runs, or of their evaluation; `more` are overrides of the command line.
@@ -166,12 +186,12 @@ def bridge_key(config: Config, start: Path, steps: int) -> str:
 
 def training_key(config: Config, start: Path) -> str:
     """Name of the training stage of a run that begins with the policy `start`."""
-    return f"train-{_digest([str(start), _settings(config, exclude=_NOT_COMPUTED | {'evaluate'})])}"
+    return f"train-{_digest([str(start), _settings(config, exclude=_PLACE | {'evaluate'})])}"
 
 
 def evaluation_key(config: Config, policy: Path) -> str:
     """Name of the evaluation of a policy."""
-    settings = _settings(config, exclude=_NOT_COMPUTED | {"sft", "learner"})
+    settings = _settings(config, exclude=_PLACE | {"sft", "learner"})
     if "evaluate" in settings:
         settings["evaluate"].pop("resamples", None)
         settings = {name: part for name, part in settings.items() if part != {}}
@@ -187,7 +207,13 @@ def _settings(config: Config, **parts: set[str]) -> dict[str, Any]:
     if config.retrieval.library:
         named.append(Path(config.retrieval.library) / DATASET)
     content = [file.read_text() for file in named if file.is_file()]
-    return {"content": content, **config.model_dump(mode="json", exclude_defaults=True, **parts)}  # type: ignore[arg-type]
+    tree = config.model_dump(mode="json", exclude_defaults=True, **parts)  # type: ignore[arg-type]
+    for place in OPERATIONAL:
+        section, _, name = place.partition(".")
+        tree.get(section, {}).pop(name, None)
+        if not name or tree.get(section) == {}:
+            tree.pop(section, None)
+    return {"content": content, **tree}
 
 
 def _digest(tree: Any) -> str:

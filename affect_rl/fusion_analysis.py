@@ -25,7 +25,7 @@ Relation = Literal["helpful", "ordinary", "conflicting"]
 State = Literal["balanced", "audio-led", "video-led", "conflicting"]
 
 LEAD = 0.25
-"""A modality leads if its judge is surer than the other one's by this much."""
+"""A modality leads if its classifier is surer than the other one's by this much."""
 
 
 def support_relation(labels: Sequence[str], support: Sequence[Sequence[str]]) -> Relation | None:
@@ -37,14 +37,14 @@ def support_relation(labels: Sequence[str], support: Sequence[Sequence[str]]) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Judges by one modality alone: a logistic regression on the mean over frames, fitted to the train split."""
+class UnimodalClassifier:
+    """Labels by one modality alone: a logistic regression on the mean over frames, fitted to the train split."""
 
     modality: Literal["audio", "video"]
     model: Pipeline
 
     @classmethod
-    def fit(cls, modality: Literal["audio", "video"], train: Sequence[AffectSample]) -> Judge:
+    def fit(cls, modality: Literal["audio", "video"], train: Sequence[AffectSample]) -> UnimodalClassifier:
         seen = [(frames.mean(axis=0), s.labels[0]) for s in train if (frames := getattr(s, modality)) is not None]
         features, labels = zip(*seen, strict=True)
         return cls(modality, fitted_classifier(features, labels))
@@ -59,8 +59,8 @@ class Judge:
 
 
 def modality_states(dataset: Dataset, samples: Sequence[AffectSample]) -> list[State]:
-    """Which modality has more to say about each sample, by the judges of both."""
-    audio, video = (Judge.fit(modality, dataset.samples("train")) for modality in ("audio", "video"))
+    """Which modality has more to say about each sample, by the classifiers of both."""
+    audio, video = (UnimodalClassifier.fit(modality, dataset.samples("train")) for modality in ("audio", "video"))
     return [_state(audio(s), video(s)) for s in samples]
 
 

@@ -48,7 +48,7 @@ class PolicyTerms(NamedTuple):
 POLICY_SUMS = ("tokens", "ratio", "clip_fraction", "kl", "entropy")
 
 
-def terminal_rewards(rewards: Tensor, logprobs: Tensor, reference: Tensor, lengths: Tensor, kl_weight: float) -> Tensor:
+def token_rewards(rewards: Tensor, logprobs: Tensor, reference: Tensor, lengths: Tensor, kl_weight: float) -> Tensor:
     """Equation 10: ``-beta log(pi_theta / pi_sft)`` at each token, plus the reward R_i at the last.
 
     Args:

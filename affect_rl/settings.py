@@ -37,7 +37,8 @@ class DataConfig(Section):
     dir: str = "data/synth"
     """Dataset directory written by ``affect-rl data``."""
     max_train: Natural = 0
-    """Use only n training samples, drawn at random once and for all; 0: all."""
+    """Train on only n samples, drawn at random once and for all; 0: all. The evidence library and the baselines use
+    all."""
     max_dev: Natural = 0
     """Use only n dev samples, drawn at random once and for all; 0: all."""
     max_test: Natural = 0

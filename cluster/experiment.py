@@ -26,6 +26,7 @@ from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
 from affect_rl.errors import AffectError
 from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
+from affect_rl.files import whole_directory
 from affect_rl.measures import measures
 from affect_rl.results import (
     CURVES,
@@ -136,7 +137,7 @@ def _run_arm(
         policy = training / "policy"
     config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
-    if not (directory / "cost.json").exists():
+    if not directory.exists():
         _evaluate(make_job(config, dataset, services), policy, samples, directory, shown=EPISODES if seed == 0 else 0)
     return Evaluated(directory, training)
 
@@ -192,18 +193,18 @@ def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory
         EpisodeJob.of(config, ("shown", s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature)
         for s in samples[:shown]
     ]
-    directory.mkdir(parents=True, exist_ok=True)
     predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
-    pq.write_table(pa.table(predicted), directory / PREDICTIONS_FILE)
     texts = pa.array([s.text for s in samples[:shown]], pa.string())
-    pq.write_table(trajectory_table(pool.play(again)).append_column("text", texts), directory / EPISODES_FILE)
     library = evidence_library(job.dataset, config.retrieval)
-    pq.write_table(fusion_table(library, policy, samples, episodes), directory / FUSION_FILE)
     cost = {
         "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
         "seconds_per_sample": seconds / len(episodes),
     }
-    (directory / "cost.json").write_text(json.dumps(cost) + "\n")
+    with whole_directory(directory) as fresh:
+        pq.write_table(pa.table(predicted), fresh / PREDICTIONS_FILE)
+        pq.write_table(trajectory_table(pool.play(again)).append_column("text", texts), fresh / EPISODES_FILE)
+        pq.write_table(fusion_table(library, policy, samples, episodes), fresh / FUSION_FILE)
+        (fresh / "cost.json").write_text(json.dumps(cost) + "\n")
 
 
 def _summarise(

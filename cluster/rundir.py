@@ -4,7 +4,7 @@
 
     runs/<name>/config.yaml            the resolved configuration
                 sft                    the policy after the warm start, and the KL reference
-                policies/best          the best on dev so far
+                policies/step-00010    the best policy so far, by the score that selects, and that of each checkpoint
                 policy                 what the run ended with
                 checkpoints/step-00010 learner state and `progress.json`
                 trajectories/          one Parquet file a step
@@ -19,12 +19,12 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from affect_rl.config import Config, dump_config, load_config
+from affect_rl.config import OPERATIONAL, Config, dump_config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
 
-_MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "cluster")
-"""What may change between stages and on resuming: how long and how often, not what is computed."""
+_MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", *OPERATIONAL)
+"""What may change between stages and on resuming: how long, how often and where, not what is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,6 @@ class RunDirectory:
         return self.path / "sft"
 
     @property
-    def best(self) -> Path:
-        return self.path / "policies" / "best"
-
-    @property
     def trajectories(self) -> Path:
         return self.path / "trajectories"
 
@@ -101,7 +97,8 @@ class RunDirectory:
                     "go on with the configuration it was started with, or choose another `name`"
                 )
         self.path.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_config(config))
+        with whole_file(path) as partial:
+            partial.write_text(dump_config(config))
 
     def begin_training(self) -> None:
         """Make room for training.
@@ -113,8 +110,8 @@ class RunDirectory:
             raise AffectError(
                 f"{self.path}: has been trained already; pass --resume to go on, or choose another `name`"
             )
-        for child in (self.best.parent, self.trajectories, self.path / "checkpoints"):
-            child.mkdir(exist_ok=True)
+        for name in ("policies", "trajectories", "checkpoints"):
+            (self.path / name).mkdir(exist_ok=True)
 
     def latest(self) -> tuple[Progress, Path | None]:
         """Progress and checkpoint to go on from (None: the run has not written one yet).
@@ -127,13 +124,11 @@ class RunDirectory:
         checkpoints = self.checkpoints()
         if not checkpoints:
             return Progress(), None
-        path = checkpoints[-1] / "progress.json"
-        try:
-            return Progress(**json.loads(path.read_text())), checkpoints[-1]
-        except (ValueError, TypeError) as error:
-            raise AffectError(
-                f"{path}: damaged ({error}); delete {path.parent} to go on from the checkpoint before"
-            ) from error
+        return _progress(checkpoints[-1]), checkpoints[-1]
+
+    def candidate(self, step: int) -> Path:
+        """Directory of a policy that was the best when it was scored, after `step` steps."""
+        return self.path / "policies" / f"step-{step:05d}"
 
     @staticmethod
     def copy(source: Path, target: Path) -> None:
@@ -153,11 +148,24 @@ class RunDirectory:
         return path
 
     def seal(self, checkpoint: Path, progress: Progress, keep: int) -> None:
-        """Declare a checkpoint whole, then delete all but the newest `keep`."""
+        """Declare a checkpoint whole, then delete all but the newest `keep`, and candidates that none of them names."""
         with whole_file(checkpoint / "progress.json") as partial:
             partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
+        wanted = {self.candidate(_progress(kept).best_step) for kept in self.checkpoints()}
+        for policy in set((self.path / "policies").glob("step-*")) - wanted:
+            shutil.rmtree(policy)
+
+
+def _progress(checkpoint: Path) -> Progress:
+    path = checkpoint / "progress.json"
+    try:
+        return Progress(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise AffectError(
+            f"{path}: damaged ({error}); delete {checkpoint} to go on from the checkpoint before"
+        ) from error
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:

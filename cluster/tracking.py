@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from affect_rl.files import whole_file
+
 console = Console(stderr=True)
 
 
@@ -37,7 +39,8 @@ class Tracker:
 
         self._path = run_dir / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= first_step] if first_step else []
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with whole_file(self._path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self._started = time.time()
 
@@ -54,8 +57,9 @@ class Tracker:
         self._board.close()
 
     def _lines(self) -> Iterator[dict[str, Any]]:
+        """What was written whole: a kill may have cut the last line off, of a step that is done again."""
         if self._path.exists():
-            yield from map(json.loads, self._path.read_text().splitlines())
+            yield from (json.loads(line) for line in self._path.read_text().splitlines(True) if line.endswith("\n"))
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def train(
                 break
     tracker.close()
     if state.step == settings.steps:
-        _finish(learner, run, settings.select)
+        _finish(learner, run, settings.select, state)
     return state
 
 
@@ -145,7 +145,7 @@ def _select(
     score = scoring.value([t.predicted for t in pool.play(jobs)])
     if score > state.best_score:
         state = replace(state, best_step=state.step, best_score=score)
-        _save_policy(learner, run.best)
+        _save_policy(learner, run.candidate(state.step))
     return state, {f"{samples[0].split}/{scoring.main}": score}
 
 
@@ -207,8 +207,8 @@ def _save_policy(learner: LearnerGroup, directory: Path) -> None:
         learner.save_policy(fresh)
 
 
-def _finish(learner: LearnerGroup, run: RunDirectory, select: str) -> None:
+def _finish(learner: LearnerGroup, run: RunDirectory, select: str, state: Progress) -> None:
     if select == "last":
         _save_policy(learner, run.policy)
     else:
-        RunDirectory.copy(run.best, run.policy)
+        RunDirectory.copy(run.candidate(state.best_step), run.policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -92,7 +93,10 @@ def warm_start(
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
-    return run_sft(config, demonstrations, base, directory, on_step)
+    metrics = run_sft(config, demonstrations, base, directory, on_step)
+    if not config.policy:
+        shutil.rmtree(base)
+    return metrics
 
 
 def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]:

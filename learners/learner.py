@@ -191,7 +191,7 @@ class LearnerWorker:
 
     def _advantages(self, flat: FlatTokens, prepared: Prepared) -> mappo.Advantages:
         s = self._settings
-        rewards = mappo.terminal_rewards(flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, s.kl_weight)
+        rewards = mappo.token_rewards(flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, s.kl_weight)
         targets = mappo.gae(rewards, prepared.values, flat.lengths, s.gamma, s.lam)
         if s.normalise_advantages:
             targets = targets._replace(advantages=mappo.normalise(targets.advantages, flat.roles))

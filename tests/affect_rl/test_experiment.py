@@ -59,9 +59,9 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
     changed = {
         override: spec.run_config("a", 0, (override,))
         for override in (
-            "name=x", "runs_dir=x", "cluster.dashboard=false", "evaluate.split=dev", "evaluate.resamples=9",
-            "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1",
-            "data.max_train=3", "episode.k=5",
+            "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=9", "evaluate.split=dev",
+            "evaluate.resamples=9", "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]",
+            "sft.lr=1", "data.max_train=3", "episode.k=5",
         )
     }  # fmt: skip
     sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
@@ -71,6 +71,7 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         "name=x",
         "runs_dir=x",
         "cluster.dashboard=false",
+        "rollout.deadline_s=9",
         "evaluate.split=dev",
         "evaluate.resamples=9",
     }
@@ -112,6 +113,10 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         ("train: {episode.kk: 1}", "unknown key `episode.kk`; did you mean `k`?"),
         ("evaluate: {episode.agents: [filter]}", "lacks the generator, who answers; add it"),
         ("bridge_steps: 3", "bridge_steps needs a filter that learns and a frozen reader"),
+        ("train: {policy: runs/x/policy}", "policy='runs/x/policy': arms make their own"),
+        ("train: {data.dir: data/mine}", "data.dir is 'data/mine', for 'a' it is 'data/synth'; arms are compared on"),
+        ("evaluate: {evaluate.split: dev}", "evaluate.split is 'dev', for 'a' it is 'test'"),
+        ("train: {train.select: test_oracle}", "train.select is 'test_oracle', for 'a' it is 'best_dev'"),
         ("bridge_steps: 3, train: {episode.frozen: [filter, generator]}", "bridge_steps needs a filter that learns"),
     ],
 )

@@ -62,7 +62,7 @@ def test_gae_of_a_sequence_ignores_the_others(lengths: list[int], seed: int) -> 
 
 def test_terminal_reward_falls_on_the_last_token_and_kl_on_every_token() -> None:
     logprobs, reference = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -2.0, -1.0])
-    rewards = mappo.terminal_rewards(torch.tensor([10.0, 20.0]), logprobs, reference, torch.tensor([2, 1]), 0.1)
+    rewards = mappo.token_rewards(torch.tensor([10.0, 20.0]), logprobs, reference, torch.tensor([2, 1]), 0.1)
     torch.testing.assert_close(rewards, torch.tensor([-0.05, 10.0, 20.2]))
 
 

@@ -25,7 +25,7 @@ def _sealed(run: RunDirectory, step: int) -> Path:
 def test_a_stage_of_the_same_run_may_change_how_long_but_not_what(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(_config())
-    run.open(_config("train.steps=99", "cluster.dashboard=false"))
+    run.open(_config("train.steps=99", "cluster.dashboard=false", "rollout.weights_dir=/shared", "sft.deadline_s=9"))
     with pytest.raises(AffectError, match=r"started with learner\.lr=0\.0001, now it is 0\.5; go on with"):
         run.open(_config("learner.lr=0.5"))
 
@@ -61,6 +61,17 @@ def test_resuming_takes_the_newest_whole_checkpoint_and_old_ones_go(tmp_path: Pa
     assert (state.step, state.episodes) == (3, 24)
     assert path is not None and path.name == "step-00003"
     assert [p.name for p in run.checkpoints()] == ["step-00002", "step-00003"]
+
+
+def test_policies_stay_that_a_kept_checkpoint_names(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    for step, best in ((1, 0), (2, 2), (3, 2), (4, 4)):
+        run.candidate(best).mkdir(exist_ok=True)
+        state = Progress(step=step, best_step=best)
+        run.seal(run.checkpoint(state), state, keep=2)
+    assert sorted((tmp_path / "policies").iterdir()) == [run.candidate(2), run.candidate(4)]
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
