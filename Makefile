@@ -5,7 +5,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench experiments experiments-synth experiments-crema-d env
+.PHONY: help quickstart test lint format bench env
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -16,7 +16,10 @@ PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 BENCHMARKS ?= retrieval learner rollout sync step
 EXPERIMENTS ?= stages rag agents_evaluation missing agents_training fusion rewards sensitivity
 CREMA_D ?= data/CREMA-D
-# Two datasets at once, each on a core of its own: faster than one after the other on both.
+SYNTH_RUNS := $(EXPERIMENTS:%=synth/%)
+CREMA_D_RUNS := $(EXPERIMENTS:%=crema-d/%)
+.PHONY: experiments experiments-synth experiments-crema-d synth-backbone crema-d-backbone $(SYNTH_RUNS) $(CREMA_D_RUNS)
+# Two experiments at once, each on a core of its own: faster than one after the other on both.
 ON_ONE_CORE := retrieval.threads=1 sft.threads=1 learner.threads=1
 
 # Written last, so an interrupted, moved or outdated environment is known by it and made again.
@@ -53,28 +56,35 @@ bench: env
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 # Finished parts are found again, so an interrupted run goes on.
+experiments: export OMP_NUM_THREADS := 1
 experiments: env
 	$(MAKE) --no-print-directory -j2 experiments-synth experiments-crema-d
 
-experiments-synth: export OMP_NUM_THREADS := 1
-experiments-synth: env
+experiments-synth: $(SYNTH_RUNS)
+	$(BIN)/affect-rl report results/synth/* --out results/synth.html
+
+experiments-crema-d: $(CREMA_D_RUNS)
+	$(BIN)/affect-rl report results/crema-d/* --out results/crema-d.html
+
+$(SYNTH_RUNS): synth/%: synth-backbone
+	$(BIN)/affect-rl experiment configs/experiments/$*.yaml --out results/synth/$* $(ON_ONE_CORE)
+
+$(CREMA_D_RUNS): crema-d/%: crema-d-backbone
+	$(BIN)/affect-rl experiment configs/experiments/$*.yaml --config configs/small/crema_d.yaml \
+	    --out results/crema-d/$* $(ON_ONE_CORE)
+
+# Runs that experiments share are made by the first of them.
+$(filter-out synth/stages, $(SYNTH_RUNS)): synth/stages
+$(filter-out crema-d/stages, $(CREMA_D_RUNS)): crema-d/stages
+
+synth-backbone: env
 	[[ -d data/synth ]] || $(BIN)/affect-rl data synth --out data/synth
 	[[ -d data/synth-open ]] || $(BIN)/affect-rl data synth --open-labels --out data/synth-open
 	[[ -d runs/synth-backbone/sft ]] || $(BIN)/affect-rl sft configs/small/synth_backbone.yaml $(ON_ONE_CORE)
-	for name in $(EXPERIMENTS); do
-	    $(BIN)/affect-rl experiment configs/experiments/$$name.yaml --out results/synth/$$name $(ON_ONE_CORE)
-	done
-	$(BIN)/affect-rl report results/synth/* --out results/synth.html
 
-experiments-crema-d: export OMP_NUM_THREADS := 1
-experiments-crema-d: env
+crema-d-backbone: env
 	[[ -d data/crema-d ]] || $(BIN)/affect-rl data import crema-d --root "$(CREMA_D)" --out data/crema-d
 	[[ -d runs/crema-d-backbone/sft ]] || $(BIN)/affect-rl sft configs/small/crema_d_backbone.yaml $(ON_ONE_CORE)
-	for name in $(EXPERIMENTS); do
-	    $(BIN)/affect-rl experiment configs/experiments/$$name.yaml --config configs/small/crema_d.yaml \
-	        --out results/crema-d/$$name $(ON_ONE_CORE)
-	done
-	$(BIN)/affect-rl report results/crema-d/* --out results/crema-d.html
 
 env:
 	if [[ -x $(BIN)/python && "$$(cat $(STAMP) 2>/dev/null)" == "$(WANTED)" ]]; then exit 0; fi

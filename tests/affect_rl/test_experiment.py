@@ -60,8 +60,8 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         override: spec.run_config("a", 0, (override,))
         for override in (
             "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=9", "evaluate.split=dev",
-            "evaluate.resamples=9", "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5", "episode.frozen=[filter]",
-            "sft.lr=1", "data.max_train=3", "episode.k=5",
+            "evaluate.resamples=9", "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5",
+            "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3", "episode.k=5",
         )
     }  # fmt: skip
     sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
