@@ -19,7 +19,8 @@ from affect_rl.config import OPERATIONAL, Config, explain, load_config
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
 from affect_rl.policy import MANIFEST as POLICY
-from affect_rl.settings import Natural, Positive, Section
+from affect_rl.sample import LabelKind
+from affect_rl.settings import EvaluateConfig, Natural, Positive, Section
 
 _PLACE = {"name", "runs_dir", "policy"}
 """Where a stage lies, and what it starts from, which the stages before it say."""
@@ -39,6 +40,8 @@ _COMMON = (
 """Settings that all arms have in common."""
 _PLAYED_ONLY = {"temperature", "counterfactuals", "frozen", "frozen_policy"}
 """Settings of an episode that do not concern demonstrations."""
+_SCORED_ONLY = {"resamples", "wheels", "mapping"}
+"""Settings of an evaluation that do not change what is played."""
 
 
 class ArmSpec(Section):
@@ -184,16 +187,26 @@ def bridge_key(config: Config, start: Path, steps: int) -> str:
     return f"bridge-{_digest([str(start), steps, settings])}"
 
 
+def training_config(config: Config, label_kind: LabelKind) -> Config:
+    """The configuration as far as training depends on it: of `evaluate` only what policies are selected by on dev.
+
+    These are the wheels of open labels. Closed sets and sentiments are selected by metrics that need none.
+    """
+    wheels = {"wheels", "mapping"} if label_kind == "open" else set()
+    return config.model_copy(update={"evaluate": EvaluateConfig(**config.evaluate.model_dump(include=wheels))})
+
+
 def training_key(config: Config, start: Path) -> str:
-    """Name of the training stage of a run that begins with the policy `start`."""
-    return f"train-{_digest([str(start), _settings(config, exclude=_PLACE | {'evaluate'})])}"
+    """Name of the training stage of a run of a `training_config` that begins with the policy `start`."""
+    return f"train-{_digest([str(start), _settings(config, exclude=_PLACE)])}"
 
 
 def evaluation_key(config: Config, policy: Path) -> str:
     """Name of the evaluation of a policy."""
     settings = _settings(config, exclude=_PLACE | {"sft", "learner"})
     if "evaluate" in settings:
-        settings["evaluate"].pop("resamples", None)
+        for name in _SCORED_ONLY:
+            settings["evaluate"].pop(name, None)
         settings = {name: part for name, part in settings.items() if part != {}}
     return f"eval-{_digest([str(policy), settings])}"
 

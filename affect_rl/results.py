@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.scoring import in_unit
+from affect_rl.scoring import header, in_unit
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"
@@ -171,15 +171,15 @@ class Results(Part):
         """The arms as a table, in percent with intervals, and the comparisons below it."""
         metrics = [name for name in next(iter(self.arms.values())).metrics if name != "invalid_rate"]
         metrics.sort(key=lambda name: name != self.main)
-        header = [f"{self.dataset} {self.split}, n = {self.samples}", *(m.replace("_", " ") for m in metrics)]
-        rows = [[*header, "invalid", "generated tokens", "ms", "by seed"]]
+        what = f"{self.dataset} {self.split}, n = {self.samples}"
+        rows = [[what, *map(header, metrics), header("invalid_rate"), "generated tokens", "ms", "by seed"]]
         for name, arm in self.arms.items():
             cost = [f"{arm.tokens_per_sample:.0f}", f"{1000 * arm.seconds_per_sample:.0f}"]
             by_seed = " / ".join(f"{100 * run[self.main]:.1f}" for run in arm.per_seed)
             rows.append([name, *(_cell(arm.metrics, m) for m in (*metrics, "invalid_rate")), *cost, by_seed])
         for name, baseline in self.baselines.items():
             rows.append([f"*{name}*", *(_cell(baseline, m) for m in metrics), *[""] * 4])
-        compared = [[self.main.replace("_", " "), "difference", "p"]]
+        compared = [[header(self.main), "difference", "p"]]
         for c in self.comparisons:
             if c.metric == self.main:
                 compared.append([f"{c.reference} - {c.other}", in_unit(c.metric, c.difference, "+"), f"{c.p:.3f}"])

@@ -1,4 +1,4 @@
-"""What answers to a set of samples are scored by: classes where the label set is closed, the wheel where it is open.
+"""What answers to a set of samples are scored by: classes where the label set is closed, wheels where it is open.
 
 Everything that compares policies (selection on dev, evaluation, experiments) asks a `Scoring` and does not look
 at the kind of labels itself. A metric is a function of how often each sample counts, so that the samples as they
@@ -8,22 +8,37 @@ are and all bootstrap resamples of them are rows of one matrix of counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from affect_rl.benchmark_metrics import SIGNS, open_label_metrics, sentiment_signs
 from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
+from affect_rl.errors import AffectError
 from affect_rl.metrics import METRICS, Answers, closed_set_metrics
 from affect_rl.rewards import score
 from affect_rl.sample import AffectSample
-from affect_rl.wheels import own_wheel
+from affect_rl.settings import EvaluateConfig
+from affect_rl.wheels import Wheels, own_wheel, read_wheels
 
 COUNTS = ("labels_per_answer",)
 """Metrics that are no shares."""
+HIT_METRICS = ("hit", "f_s", "labels_per_answer")
+"""HIT and what is always shown with it, for HIT takes nothing for further labels."""
 SENTIMENT_METRICS = ("waf", *METRICS)
 OPEN_METRICS = ("f_s", "precision", "recall", "exact", "labels_per_answer", "invalid_rate")
+
+_HEADERS = {
+    "weighted_f1": "weighted F1",
+    "uar": "UAR",
+    "macro_f1": "macro F1",
+    "invalid_rate": "invalid",
+    "hit": "HIT",
+    "f_s": "F_s",
+    "waf": "WAF",
+}
 
 
 class HasInterval(Protocol):
@@ -35,6 +50,11 @@ class HasInterval(Protocol):
     def low(self) -> float: ...
     @property
     def high(self) -> float: ...
+
+
+def header(metric: str) -> str:
+    """What a table calls a metric."""
+    return _HEADERS.get(metric, metric.replace("_", " ").replace("/", " "))
 
 
 def in_unit(metric: str, of: HasInterval, sign: str = "") -> str:
@@ -52,12 +72,14 @@ class Scoring:
         main: the metric that policies are selected and compared by.
         count: how many samples.
         measure: metrics ``[D]`` of answers under D counts of the samples ``[D, count]``.
+        notes: what a reader must know of the metrics.
     """
 
     names: tuple[str, ...]
     main: str
     count: int
     measure: Callable[[Answers, np.ndarray], dict[str, np.ndarray]]
+    notes: tuple[str, ...] = ()
 
     def value(self, answers: Answers) -> float:
         """The main metric of one run."""
@@ -100,35 +122,103 @@ class Scoring:
         return {name: (weights * [run[name] for run in found]).sum(axis=0) for name in found[0]}
 
 
-def scoring_of(samples: Sequence[AffectSample]) -> Scoring:
-    """The metrics for samples of one dataset: of their closed set, of sentiments, or of open labels by our wheel."""
+@lru_cache(maxsize=8)
+def wheels_of(settings: EvaluateConfig) -> Wheels | None:
+    """The published wheels that the settings name, or None; read once, since every stage of a job asks for them.
+
+    Raises:
+        AffectError: they cannot be read, see `read_wheels`.
+    """
+    return read_wheels(settings.wheels, settings.mapping) if settings.wheels else None
+
+
+def scoring_of(samples: Sequence[AffectSample], wheels: Wheels | None = None) -> Scoring:
+    """The metrics for samples of one dataset: of their closed set, of sentiments, or of open labels.
+
+    Args:
+        samples: at least one.
+        wheels: group open labels, and add `HIT_METRICS` to the metrics of a closed set; sentiments need none. None:
+            open labels are grouped by the project's own wheel, and closed sets are left as they are.
+
+    Raises:
+        AffectError: the wheels know no true label, or a closed set has ties, for which HIT is not defined.
+    """
+    match samples[0].label_kind:
+        case "open":
+            return _open_labels(samples, wheels)
+        case "sentiment":
+            return _sentiments(samples)
+        case _:
+            return _closed_set(samples) if wheels is None else _with_hit(_closed_set(samples), samples, wheels)
+
+
+def _closed_set(samples: Sequence[AffectSample]) -> Scoring:
+    true, candidates = [s.labels for s in samples], samples[0].candidates
+    present = [(i, label) for i, label in enumerate(candidates) if (label,) in true]  # not in ties alone
+
+    def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+        found = closed_set_metrics(answers, true, candidates, draws)
+        recall = found.pop("recall")
+        return found | {f"recall/{label}": recall[:, i] for i, label in present}
+
+    return Scoring(METRICS, "weighted_f1", len(samples), measure)
+
+
+def _with_hit(closed: Scoring, samples: Sequence[AffectSample], wheels: Wheels) -> Scoring:
+    """The metrics of a closed set, and HIT with what belongs to it."""
     true = [s.labels for s in samples]
-    if samples[0].label_kind != "open":
-        candidates = samples[0].candidates
+    for s in samples:
+        if len(s.labels) > 1:
+            several = f"{s.dataset}: {s.split} sample {s.id} has several true labels ({', '.join(s.labels)})"
+            raise AffectError(f"{several}, but HIT needs one; take out evaluate.wheels")
 
-        def closed(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
-            found = closed_set_metrics(answers, true, candidates, draws)
-            recall = found.pop("recall")
-            present = [(i, label) for i, label in enumerate(candidates) if (label,) in true]  # not in ties alone
-            return found | {f"recall/{label}": recall[:, i] for i, label in present}
+    def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+        by_wheel = open_label_metrics(answers, true, wheels, draws)
+        return closed.measure(answers, draws) | {name: by_wheel[name] for name in HIT_METRICS}
 
-        if samples[0].label_kind == "closed":
-            return Scoring(METRICS, "weighted_f1", len(samples), closed)
-        values = [s.value or 0.0 for s in samples]
-        polar = np.array(values) != 0
+    notes = (f"HIT, F_s and labels per answer: {_samples_used(samples, wheels)}",)
+    return replace(closed, names=(*closed.names, *HIT_METRICS), measure=measure, notes=notes)
 
-        def sentiment(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
-            found = closed_set_metrics(*sentiment_signs(answers, values), SIGNS, draws[:, polar])
-            return {"waf": found["weighted_f1"]} | closed(answers, draws)
 
-        return Scoring(SENTIMENT_METRICS, "waf", len(samples), sentiment)
+def _sentiments(samples: Sequence[AffectSample]) -> Scoring:
+    closed, values = _closed_set(samples), [s.value or 0.0 for s in samples]
+    polar = np.array(values) != 0
 
-    wheels = own_wheel()
+    def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+        found = closed_set_metrics(*sentiment_signs(answers, values), SIGNS, draws[:, polar])
+        return {"waf": found["weighted_f1"]} | closed.measure(answers, draws)
 
-    def open_labels(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
+    return Scoring(SENTIMENT_METRICS, "waf", len(samples), measure)
+
+
+def _open_labels(samples: Sequence[AffectSample], published: Wheels | None) -> Scoring:
+    true, wheels = [s.labels for s in samples], published or own_wheel()
+    names = OPEN_METRICS if any(len(truth) > 1 for truth in true) else ("hit", *OPEN_METRICS)
+    used = f"Labels are grouped by {_samples_used(samples, wheels)}"
+
+    def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
         exact = [score(tuple(answer), s, "exact") for answer, s in zip(answers, samples, strict=True)]
         by_sample = {"exact": np.array(exact), "invalid_rate": np.array([not len(answer) for answer in answers])}
         means = {name: draws @ values / draws.sum(axis=1) for name, values in by_sample.items()}
-        return open_label_metrics(answers, true, wheels, draws) | means
+        found = open_label_metrics(answers, true, wheels, draws) | means
+        return {name: found[name] for name in names}
 
-    return Scoring(OPEN_METRICS, "f_s", len(samples), open_labels)
+    return Scoring(names, "f_s", len(samples), measure, (used,) if published else ())
+
+
+def _samples_used(samples: Sequence[AffectSample], wheels: Wheels) -> str:
+    """How many samples the wheels score, in all and each; samples whose true labels they do not know are left out."""
+    groups = [wheels.group(s.labels) for s in samples]
+    used = sum(map(any, groups))
+    if not used:
+        labels = sorted({label for s in samples for label in s.labels})
+        what = f"{samples[0].dataset}: no true label of {samples[0].split} ({', '.join(labels[:7])})"
+        raise AffectError(
+            f"{what} is in the wheels {wheels.name!r}; name wheels that know them in evaluate.wheels, or none"
+        )
+    by_wheel = " / ".join(f"{sum(map(bool, known)):,}" for known in zip(*groups, strict=True))
+    unknown = ", ".join(label for label in samples[0].candidates if not any(wheels.group([label])))
+    left_out = f", without {unknown}" if unknown else ""
+    return (
+        f"wheels `{wheels.name}` (samples per wheel: {by_wheel}), {used:,} of {len(samples):,} samples used{left_out}."
+    )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from affect_rl.evidence import GROUPS, Group
 from affect_rl.sample import Modality, Split
 from affect_rl.trajectory import ROLES, Role
+from affect_rl.wheels import WheelMapping
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -467,6 +468,17 @@ class EvaluateConfig(Section):
     """Bootstrap resamples of the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the intervals."""
+    wheels: str = ""
+    """Directory of the published emotion wheels; empty: the project's own wheel. Open labels are scored by them, on dev
+    too, and closed sets also get HIT, F_s and labels per answer by published ones."""
+    mapping: WheelMapping = "unibench"
+    """Which release `wheels` holds."""
+
+    @model_validator(mode="after")
+    def _maps_wheels(self) -> Self:
+        if self.mapping != "unibench" and not self.wheels:
+            raise ValueError(f"mapping={self.mapping} is of the published wheels; give their directory with wheels")
+        return self
 
 
 class ClusterConfig(Section):

@@ -15,7 +15,7 @@ from affect_rl.bootstrap import Difference, Estimate, mean_interval
 from affect_rl.config import Config
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import Scoring, in_unit, scoring_of
+from affect_rl.scoring import Scoring, header, in_unit
 from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
@@ -45,26 +45,26 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Policies on the same samples; `differences` is the last policy minus the first."""
+    """Policies on the same samples; `differences` is the last policy minus the first, `notes` are of the metrics."""
 
     split: str
     sample_ids: tuple[str, ...]
     results: tuple[PolicyResult, ...]
     differences: Mapping[str, Difference] | None
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """The results as a Markdown table, in percent with intervals."""
         names = [result.name for result in self.results]
-        header = [
+        columns = [
             f"{self.split}, n = {len(self.sample_ids)}",
             *names,
             *([f"{names[-1]} - {names[0]}"] if self.differences else []),
         ]
-        rows = [header, ["---"] * len(header)]
+        rows = [columns, ["---"] * len(columns)]
         blank = [""] if self.differences else []
         for metric in self.results[0].scores:
-            title = metric.replace("_", " ").replace("/", " ")
-            row = [title, *(in_unit(metric, r.scores[metric]) for r in self.results), *blank]
+            row = [header(metric), *(in_unit(metric, r.scores[metric]) for r in self.results), *blank]
             if self.differences and metric in self.differences:
                 row[-1] = in_unit(metric, self.differences[metric], sign="+")
             rows.append(row)
@@ -73,12 +73,18 @@ class Evaluation:
         for kind in ("generated", "prompt"):
             cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
             rows.append([f"{kind} tokens per sample", *cells, *blank])
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        return "\n".join([table, *(f"{note}\n" for note in self.notes)])
 
     def write(self, directory: Path) -> None:
         """Write ``evaluation.json``, ``evaluation.md`` and ``predictions.parquet``."""
         directory.mkdir(parents=True, exist_ok=True)
-        report: dict[str, Any] = {"split": self.split, "samples": len(self.sample_ids), "policies": {}}
+        report: dict[str, Any] = {
+            "split": self.split,
+            "samples": len(self.sample_ids),
+            "notes": self.notes,
+            "policies": {},
+        }
         for r in self.results:
             report["policies"][r.name] = {
                 "scores": {k: asdict(v) for k, v in r.scores.items()},
@@ -94,17 +100,21 @@ class Evaluation:
 
 
 def evaluate_policies(
-    config: Config, samples: Sequence[AffectSample], policies: Mapping[str, Path], pool: RolloutPool
+    config: Config,
+    samples: Sequence[AffectSample],
+    scoring: Scoring,
+    policies: Mapping[str, Path],
+    pool: RolloutPool,
 ) -> Evaluation:
     """Play `samples` under each policy on the same engines; more than one policy: compare last with first.
 
     Args:
         config: section `evaluate`.
         samples: what to play.
+        scoring: of these samples.
         policies: directories by the names that tables call them.
         pool: engines of the policies' shape; they end with the last policy's weights.
     """
-    scoring = scoring_of(samples)
     results = []
     for name, directory in policies.items():
         results.append(_result(name, play_samples(config, samples, pool, directory, name), scoring, config))
@@ -112,7 +122,7 @@ def evaluate_policies(
     if len(results) > 1:
         first, last = results[0], results[-1]
         differences = scoring.compare([first.predicted], [last.predicted], **_bootstrap(config))
-    return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences)
+    return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences, scoring.notes)
 
 
 def play_samples(

@@ -25,7 +25,15 @@ from affect_rl.config import Config, dump_config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
 from affect_rl.errors import AffectError
-from affect_rl.experiment import ExperimentSpec, base_key, bridge_key, evaluation_key, training_key, warm_start_key
+from affect_rl.experiment import (
+    ExperimentSpec,
+    base_key,
+    bridge_key,
+    evaluation_key,
+    training_config,
+    training_key,
+    warm_start_key,
+)
 from affect_rl.files import whole_directory
 from affect_rl.measures import measures
 from affect_rl.results import (
@@ -43,7 +51,7 @@ from affect_rl.results import (
     write_results,
 )
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import scoring_of
+from affect_rl.scoring import Scoring, scoring_of, wheels_of
 from affect_rl.seeds import derived_seed
 from affect_rl.trajectory_store import trajectory_table
 from cluster.bridge import bridge_warm_start
@@ -94,19 +102,21 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     """Run what is not there yet, and write the result directory `out`.
 
     Raises:
-        AffectError: `out` holds something else, or an override would undo what tells arms apart.
+        AffectError: `out` holds something else, an override would undo what tells arms apart, or the wheels cannot be
+            read or do not fit the samples.
     """
     check_replaceable(out)
     base = spec.check(overrides)
-    dataset = Dataset.load(base.data.dir)
+    wheels, dataset = wheels_of(base.evaluate), Dataset.load(base.data.dir)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
+    scoring = scoring_of(samples, wheels)
     found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
     with ray_session(base), closing(Services()) as services:
         for seed in range(spec.seeds):
             for arm in spec.arms:
                 logger.info("%s: %s, seed %d", spec.name, arm, seed)
                 found[arm].append(_run_arm(spec, arm, seed, overrides, dataset, samples, services))
-    results = _summarise(spec, base, samples, dataset, found, command)
+    results = _summarise(spec, base, samples, scoring, dataset, found, command)
     tables = dict(_tables(samples, found))
     if spec.fusion_details:
         arms = {arm: [(run.answers(), run.fusion()) for run in runs] for arm, runs in found.items()}
@@ -173,6 +183,7 @@ def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, service
 
 
 def _trained(config: Config, start: Path, dataset: Dataset, services: Services) -> Path:
+    config = training_config(config, dataset.label_kind)
     config = config.model_copy(update={"name": training_key(config, start), "policy": str(start)})
     run = RunDirectory(config.run_dir)
     if not run.policy.exists():
@@ -211,11 +222,12 @@ def _summarise(
     spec: ExperimentSpec,
     config: Config,
     samples: Sequence[AffectSample],
+    scoring: Scoring,
     dataset: Dataset,
     found: dict[str, list[Evaluated]],
     command: str,
 ) -> Results:
-    scoring, resamples = scoring_of(samples), config.evaluate.resamples
+    resamples = config.evaluate.resamples
     answers = {arm: [run.answers() for run in runs] for arm, runs in found.items()}
     arms = {}
     for arm, runs in found.items():
@@ -254,7 +266,7 @@ def _summarise(
         arms=arms,
         comparisons=comparisons,
         baselines=baselines,
-        notes=list(_notes(spec, config)),
+        notes=[*scoring.notes, *_notes(spec, config)],
     )
 
 

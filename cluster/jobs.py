@@ -13,6 +13,7 @@ from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.policy import check_manifest
+from affect_rl.scoring import scoring_of, wheels_of
 from cluster.evaluate import Evaluation, evaluate_policies
 from cluster.pool import RolloutPool
 from cluster.rundir import Progress, RunDirectory
@@ -52,7 +53,12 @@ class Job:
 
 @contextmanager
 def open_job(config: Config) -> Iterator[Job]:
-    """Load the dataset, meet Ray and start the evidence service; all actors end with the block."""
+    """Load the dataset, meet Ray and start the evidence service; all actors end with the block.
+
+    Raises:
+        AffectError: the wheels that the settings name, or the dataset, cannot be read.
+    """
+    wheels_of(config.evaluate)
     dataset = Dataset.load(config.data.dir)
     with ray_session(config), closing(Services()) as services:
         yield make_job(config, dataset, services)
@@ -107,12 +113,18 @@ def run_training(job: Job, *, resume: bool = False) -> Progress:
 
 
 def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
-    """Evaluate policies on ``evaluate.split``, write the results to `out`."""
-    split = job.config.evaluate.split
+    """Evaluate policies on ``evaluate.split``, write the results to `out`.
+
+    Raises:
+        AffectError: a directory holds no policy, or the wheels do not fit the samples.
+    """
+    config = job.config
     for directory in policies.values():
         check_manifest(directory)
+    samples = job.dataset.samples(config.evaluate.split, config.data.limit(config.evaluate.split))
+    scoring = scoring_of(samples, wheels_of(config.evaluate))
     pool = job.pool(next(iter(policies.values())))
-    evaluation = evaluate_policies(job.config, job.dataset.samples(split, job.config.data.limit(split)), policies, pool)
+    evaluation = evaluate_policies(config, samples, scoring, policies, pool)
     evaluation.write(out)
     return evaluation
 

@@ -16,7 +16,7 @@ from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.files import whole_directory
 from affect_rl.sample import AffectSample, Split
-from affect_rl.scoring import scoring_of
+from affect_rl.scoring import Scoring, scoring_of, wheels_of
 from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.trajectory_store import write_trajectories
@@ -55,6 +55,7 @@ def train(
     sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
     split: Split = "test" if settings.select == "test_oracle" else "dev"
     judged = dataset.samples(split, config.data.limit(split))
+    scoring = scoring_of(judged, wheels_of(config.evaluate))
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
@@ -62,7 +63,7 @@ def train(
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     submitted, replayed_before = state.step, state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
-        state, scored = _select(pool, config, judged, learner, run, state)
+        state, scored = _select(pool, config, judged, scoring, learner, run, state)
         logger.info("step 0/%d%s", settings.steps, _note(scored))
 
     with progress("train", settings.steps, state.step) as show:
@@ -86,7 +87,7 @@ def train(
             last, stop = state.step == settings.steps, stop_requested()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
-                    state, scored = _select(pool, config, judged, learner, run, state)
+                    state, scored = _select(pool, config, judged, scoring, learner, run, state)
                 metrics |= scored
             metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
             tracker.log(state.step, metrics)
@@ -132,6 +133,7 @@ def _select(
     pool: RolloutPool,
     config: Config,
     samples: Sequence[AffectSample],
+    scoring: Scoring,
     learner: LearnerGroup,
     run: RunDirectory,
     state: Progress,
@@ -141,7 +143,6 @@ def _select(
         EpisodeJob.of(config, ("dev", state.step, s.id), s, derived_seed(config.seed, "dev", s.id), 0.0, evaluate=True)
         for s in samples
     ]
-    scoring = scoring_of(samples)
     score = scoring.value([t.predicted for t in pool.play(jobs)])
     if score > state.best_score:
         state = replace(state, best_step=state.step, best_score=score)

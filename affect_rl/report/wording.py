@@ -7,7 +7,7 @@ import json
 from affect_rl.bootstrap import Estimate
 from affect_rl.metrics import METRICS
 from affect_rl.results import Interval, Results
-from affect_rl.scoring import COUNTS
+from affect_rl.scoring import COUNTS, header
 
 SELECTION = {
     "dev": "the policy that was best on dev",
@@ -16,27 +16,12 @@ SELECTION = {
 }
 """What each selection rule picks."""
 
-_HEADERS = {
-    "weighted_f1": "weighted F1",
-    "uar": "UAR",
-    "macro_f1": "macro F1",
-    "invalid_rate": "invalid",
-    "hit": "HIT",
-    "f_s": "F_s",
-    "waf": "WAF",
-}
-
 
 def metrics(results: Results) -> list[str]:
     """The columns of the main table, the main metric first."""
     present = dict.fromkeys(name for arm in results.arms.values() for name in arm.metrics)
     usual = [name for name in (results.main, *METRICS) if name in present]
     return list(dict.fromkeys([*usual, *present]))
-
-
-def header(metric: str) -> str:
-    """What a table calls a metric."""
-    return _HEADERS.get(metric, metric.replace("_", " "))
 
 
 def title(metric: str) -> str:

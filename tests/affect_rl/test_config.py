@@ -34,6 +34,8 @@ WRONG = [
     ("sft.careful_filter=2", "sft.careful_filter: Input should be less than or equal to 1"),
     ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),
     ("evaluate.split=train", "evaluate.split: Input should be 'dev' or 'test'"),
+    ("evaluate.mapping=mer2025", "evaluate.mapping: Input should be 'unibench' or 'mer2026'"),
+    ("evaluate.mapping=mer2026", "mapping=mer2026 is of the published wheels; give their directory with wheels"),
     ("episode.agents=[planner, filter]", "agents=['planner', 'filter'] lacks the generator, who answers; add it"),
     ("episode.agents=[generator, critic]", "episode.agents.1: Input should be 'planner', 'filter' or 'generator'"),
     ("episode.frozen=[planner, filter, generator]", "so that nothing is trained; let one"),

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from affect_rl.config import load_config
+from affect_rl.config import Config, load_config
 from affect_rl.errors import AffectError
-from affect_rl.experiment import bridge_key, evaluation_key, load_experiment, training_key, warm_start_key
+from affect_rl.experiment import (
+    bridge_key,
+    evaluation_key,
+    load_experiment,
+    training_config,
+    training_key,
+    warm_start_key,
+)
+from affect_rl.sample import LabelKind
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.yaml"))
 SOUND = "name: e\ntitle: t\nconfig: configs/quickstart.yaml\nreference: a\narms: {a: {}, b: {policy: sft}}\n"
@@ -60,13 +68,13 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         override: spec.run_config("a", 0, (override,))
         for override in (
             "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=9", "evaluate.split=dev",
-            "evaluate.resamples=9", "learner.lr=1", "rewards.kind=wheel", "episode.temperature=0.5",
-            "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3", "episode.k=5",
+            "evaluate.resamples=9", "evaluate.wheels=x", "learner.lr=1", "rewards.kind=wheel",
+            "episode.temperature=0.5", "episode.frozen=[filter]", "sft.lr=1", "data.max_train=3", "episode.k=5",
         )
     }  # fmt: skip
     sft = {o for o, c in changed.items() if warm_start_key(c) != warm_start_key(base)}
     assert sft == {"sft.lr=1", "data.max_train=3", "episode.k=5"}
-    training = {o for o, c in changed.items() if training_key(c, start) != training_key(base, start)}
+    training = {o for o, c in changed.items() if _trained(c, "closed") != training_key(base, start)}
     assert training == set(changed) - {
         "name=x",
         "runs_dir=x",
@@ -74,6 +82,7 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         "rollout.deadline_s=9",
         "evaluate.split=dev",
         "evaluate.resamples=9",
+        "evaluate.wheels=x",
     }
     played = {o for o, c in changed.items() if evaluation_key(c, start) != evaluation_key(base, start)}
     assert played == training - {"learner.lr=1", "sft.lr=1"} | {"evaluate.split=dev"}
@@ -81,6 +90,20 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
     names = {bridge_key(base, start, 3), bridge_key(base, start, 4), bridge_key(base, Path("other"), 3)}
     assert len(names | {bridge_key(changed["rewards.kind=wheel"], start, 3)}) == 4
     assert warm_start_key(spec.run_config("a", 1)) != warm_start_key(base)
+
+
+def test_wheels_name_a_training_only_where_they_select_its_policy() -> None:
+    own, one, other = (load_config(None, [f"evaluate.wheels={wheels}"]) for wheels in ("''", "x", "y"))
+    mended = load_config(None, ["evaluate.wheels=x", "evaluate.mapping=mer2026", "evaluate.resamples=9"])
+    assert len({_trained(config, "open") for config in (own, one, other, mended)}) == 4
+    kinds: tuple[LabelKind, ...] = ("closed", "sentiment")
+    for kind in kinds:
+        assert {_trained(config, kind) for config in (one, other, mended)} == {_trained(own, "open")}
+    assert len({evaluation_key(config, Path("policy")) for config in (own, one, other, mended)}) == 1
+
+
+def _trained(config: Config, kind: LabelKind) -> str:
+    return training_key(training_config(config, kind), Path("start"))
 
 
 @pytest.mark.parametrize(

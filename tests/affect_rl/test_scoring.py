@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from affect_rl.benchmark_metrics import score_open_labels, score_sentiment
+from affect_rl.errors import AffectError
 from affect_rl.metrics import METRICS, compare, evaluate
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import OPEN_METRICS, SENTIMENT_METRICS, scoring_of
-from affect_rl.wheels import own_wheel
+from affect_rl.scoring import HIT_METRICS, OPEN_METRICS, SENTIMENT_METRICS, scoring_of
+from affect_rl.wheels import Wheels, own_wheel
 
 LABELS = ("anger", "fear", "joy")
 SENTIMENTS = [("positive",), ("negative",), ("neutral",), ()]
 WORDS = ("happy", "cheerful", "furious", "scared", "sad", "gloomy", "zebra")
+
+KNOWN = [{"mad": "bad", "afraid": "bad", "glad": "good"}, {"mad": "hot", "glad": "bright"}]
+"""Two made-up wheels by word: in the first anger and fear mean the same, the second has no fear."""
+WHEELS = Wheels("made-up", {"anger": ["mad"], "fear": ["afraid"], "joy": ["glad"]}, {1: tuple(KNOWN)})
+CLUSTERS = [{"anger": "bad", "fear": "bad", "joy": "good"}, {"anger": "hot", "joy": "bright"}]
+"""The same by label; neutral is in neither."""
 
 answer = st.sampled_from([(), ("anger",), ("fear",), ("joy",)])
 truth = st.sampled_from(LABELS)
@@ -26,8 +36,8 @@ words = st.lists(st.sampled_from(WORDS), min_size=0, max_size=3, unique=True).ma
 true_words = st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=2, unique=True).map(tuple)
 
 
-def _samples(true: list[tuple[str, ...]], kind: str = "closed") -> list[AffectSample]:
-    candidates = {"closed": LABELS, "open": (), "sentiment": ("negative", "neutral", "positive")}[kind]
+def _samples(true: Sequence[tuple[str, ...]], kind: str = "closed") -> list[AffectSample]:
+    candidates = {"closed": (*LABELS, "neutral"), "open": (), "sentiment": ("negative", "neutral", "positive")}[kind]
     return [AffectSample(f"{i}", "d", "test", f"c{i}", "", "t", t, kind, candidates) for i, t in enumerate(true)]  # type: ignore[arg-type]
 
 
@@ -77,7 +87,8 @@ def test_open_labels_are_scored_by_the_wheel(rows: list[tuple[tuple[str, ...], t
     scoring = scoring_of(_samples(true, "open"))
     (run,) = scoring.per_run([answers])
     wanted = score_open_labels(answers, true, own_wheel(), resamples=10)
-    assert set(run) == set(OPEN_METRICS) and scoring.main == "f_s"
+    assert set(run) - {"hit"} == set(OPEN_METRICS) and scoring.main == "f_s"
+    assert run.get("hit") == pytest.approx(wanted.hit and wanted.hit.value), "HIT is for one true label"
     assert run["f_s"] == pytest.approx(wanted.f_s.value)
     assert run["precision"] == pytest.approx(wanted.precision.value)
     assert run["recall"] == pytest.approx(wanted.recall.value)
@@ -113,3 +124,104 @@ def test_a_class_that_is_true_in_ties_alone_has_no_recall() -> None:
     scoring = scoring_of(_samples([("joy",), ("anger", "fear")]))
     found = scoring.evaluate([[("joy",), ("anger",)], [("joy",), ("fear",)]], resamples=5)
     assert [name for name in found if name.startswith("recall/")] == ["recall/joy"]
+
+
+# -- HIT of closed sets ----------------------------------------------------------------------------------
+
+
+def _hit(true: Sequence[str], answers: Sequence[tuple[str, ...]]) -> tuple[float, float, float]:
+    """HIT, F_s and labels per answer of answers of at most one label, by their definitions."""
+    hits, f_s = [], []
+    for cluster in CLUSTERS:
+        pairs = [
+            ({cluster[t]}, {cluster[label] for label in a if label in cluster})
+            for t, a in zip(true, answers, strict=True)
+            if t in cluster
+        ]
+        hits.append(fmean([len(m_true & m) for m_true, m in pairs]) if pairs else 0.0)
+        precision = fmean([len(m_true & m) / len(m) if m else 0.0 for m_true, m in pairs]) if pairs else 0.0
+        recall = fmean([len(m_true & m) / len(m_true) for m_true, m in pairs]) if pairs else 0.0
+        f_s.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    used = [a for t, a in zip(true, answers, strict=True) if any(t in cluster for cluster in CLUSTERS)]
+    return fmean(hits), fmean(f_s), fmean(map(len, used))
+
+
+neutral_too = st.sampled_from([*LABELS, "neutral"])
+
+
+@given(st.lists(st.tuples(neutral_too, st.one_of(st.just(()), st.tuples(neutral_too))), min_size=1, max_size=20))
+def test_named_wheels_add_hit_to_a_closed_set(rows: list[tuple[str, tuple[str, ...]]]) -> None:
+    true, answers = [t for t, _ in rows], [a for _, a in rows]
+    assume(set(true) != {"neutral"})
+    samples = _samples([(t,) for t in true])
+    plain, scoring = scoring_of(samples), scoring_of(samples, WHEELS)
+    (before,), (run,) = plain.per_run([answers]), scoring.per_run([answers])
+    assert scoring.names == (*METRICS, *HIT_METRICS) and scoring.main == plain.main
+    assert [run[name] for name in HIT_METRICS] == pytest.approx(_hit(true, answers))
+    assert run["f_s"] == pytest.approx(run["hit"]), "an answer has one label, so there is nothing to pay for"
+    assert {name: run[name] for name in METRICS} == before
+
+
+def test_intervals_of_hit_are_over_runs_and_samples() -> None:
+    """Against plain loops: draw runs, draw samples, average."""
+    rng = np.random.default_rng(0)
+    true = [LABELS[n % 3] for n in range(30)] + ["neutral"] * 6
+    runs = [[(t,) if rng.random() < p else ("joy",) for t in true] for p in (0.9, 0.6, 0.2)]
+    scoring = scoring_of(_samples([(t,) for t in true]), WHEELS)
+    found = scoring.evaluate(runs, resamples=2000)["hit"]
+    assert found.value == pytest.approx(fmean(_hit(true, run)[0] for run in runs))
+    means = []
+    for _ in range(1000):
+        drawn = rng.integers(len(true), size=len(true))
+        some = [[runs[run][n] for n in drawn] for run in rng.integers(3, size=3)]
+        means.append(fmean(_hit([true[n] for n in drawn], answers)[0] for answers in some))
+    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04)
+    gain = scoring.compare([runs[2], runs[2]], [runs[0], runs[0]], resamples=200)
+    assert gain["hit"].value == pytest.approx(_hit(true, runs[0])[0] - _hit(true, runs[2])[0])
+    assert 0 < gain["hit"].low <= gain["hit"].value <= gain["hit"].high
+
+
+@pytest.mark.parametrize("true", [[("joy",), ("fear",)], [("joy", "fear"), ("anger",)]])
+def test_open_labels_are_scored_by_the_named_wheels(true: list[tuple[str, ...]]) -> None:
+    answers = [("joy", "anger"), ("fear", "zebra")]
+    scoring, wanted = scoring_of(_samples(true, "open"), WHEELS), score_open_labels(answers, true, WHEELS, resamples=10)
+    (run,) = scoring.per_run([answers])
+    assert run["f_s"] == pytest.approx(wanted.f_s.value) != scoring_of(_samples(true, "open")).value(answers)
+    assert ("hit" in run) == ("hit" in scoring.evaluate([answers], resamples=5)) == (wanted.hit is not None)
+    assert wanted.hit is None or run["hit"] == pytest.approx(wanted.hit.value)
+    assert set(OPEN_METRICS) <= set(run)
+
+
+def test_a_note_says_by_which_wheels_and_on_how_many_samples() -> None:
+    true = [("joy",), ("fear",), ("neutral",)]
+    used = "wheels `made-up` (samples per wheel: 2 / 1), 2 of 3 samples used"
+    assert scoring_of(_samples(true), WHEELS).notes == (f"HIT, F_s and labels per answer: {used}, without neutral.",)
+    assert scoring_of(_samples(true, "open"), WHEELS).notes == (f"Labels are grouped by {used}.",)
+    assert scoring_of(_samples(true)).notes == scoring_of(_samples(true, "open")).notes == ()
+
+
+def test_sentiments_have_no_use_for_wheels() -> None:
+    samples = [replace(s, value=1.0) for s in _samples([("positive",)], "sentiment")]
+    scoring = scoring_of(samples, WHEELS)
+    assert scoring.names == SENTIMENT_METRICS and scoring.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("true", "kind", "message"),
+    [
+        (
+            [("joy",), ("joy", "fear")],
+            "closed",
+            "d: test sample 1 has several true labels (joy, fear), but HIT needs one",
+        ),
+        (
+            [("neutral",)] * 2,
+            "closed",
+            "d: no true label of test (neutral) is in the wheels 'made-up'; name wheels that",
+        ),
+        ([("zebra",), ("ox",)], "open", "d: no true label of test (ox, zebra) is in the wheels 'made-up'; name wheels"),
+    ],
+)
+def test_wheels_that_do_not_fit_the_samples_are_refused(true: list[tuple[str, ...]], kind: str, message: str) -> None:
+    with pytest.raises(AffectError, match=re.escape(message)):
+        scoring_of(_samples(true, kind), WHEELS)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
+import openpyxl
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,6 +18,7 @@ from affect_rl.experiment import load_experiment
 from affect_rl.metrics import METRICS, evaluate
 from affect_rl.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABLES, Results
 from affect_rl.trajectory import ROLES
+from affect_rl.wheels import LEVELS, RUNS, WHEELS
 from cluster.experiment import EPISODES, run_experiment
 
 ARMS = {
@@ -104,3 +108,35 @@ def test_a_second_run_computes_nothing(folder: Path) -> None:
     _run(folder)
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
     assert json.loads((folder / "results" / "results.json").read_text()) == first
+
+
+def test_wheels_that_are_named_later_only_score_the_answers_again(folder: Path) -> None:
+    before, stages = Results.read(folder / "results"), set((folder / "runs").iterdir())
+    labels = before.labels[1:]  # what the wheels do not know is left out
+    wheels = _write_wheels(folder / "wheels", labels)
+    spec, out = load_experiment(folder / "experiment.yaml"), folder / "results-with-hit"
+    results = run_experiment(spec, out, (f"evaluate.wheels={wheels}",), "the command")
+    assert set((folder / "runs").iterdir()) == stages
+    rows = pq.read_table(out / PREDICTIONS_FILE).to_pylist()
+    for name, arm in results.arms.items():
+        assert {metric: arm.metrics[metric] for metric in METRICS} == before.arms[name].metrics
+        mine = [row for row in rows if row["arm"] == name and row["labels"][0] in labels]
+        right = fmean(row["labels"] == row["predicted"] for row in mine)
+        assert [arm.metrics[name].value for name in ("hit", "f_s")] == pytest.approx([right, right])
+        assert arm.metrics["labels_per_answer"].value == pytest.approx(fmean(len(row["predicted"]) for row in mine))
+    assert results.main == before.main and "hit" in results.baselines["logistic regression"]
+    assert f"of 16 samples used, without {before.labels[0]}." in results.notes[0]
+
+
+def _write_wheels(directory: Path, labels: Sequence[str]) -> Path:
+    """The published layout, with each label a cluster of its own in all wheels."""
+    tables = {name: [LEVELS, *([label] * 3 for label in labels)] for name in WHEELS}
+    tables["synonym.xlsx"] = [[column for run in RUNS for column in run], *([x] * 2 * len(RUNS) for x in labels)]
+    directory.mkdir()
+    for name, rows in tables.items():
+        workbook = openpyxl.Workbook()
+        for row in rows:
+            workbook.worksheets[0].append(list(row))
+        workbook.save(directory / name)
+    (directory / "format.csv").write_text("name,format\n" + "".join(f"{label},{label}\n" for label in labels))
+    return directory
