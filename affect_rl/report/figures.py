@@ -13,6 +13,7 @@ from affect_rl.report import plots
 from affect_rl.report.summaries import Curve, curves
 from affect_rl.report.wording import number, scale, signed, title, unit, verdict
 from affect_rl.results import Comparison, Interval, Measure, Results
+from affect_rl.scoring import HIT_METRICS
 from affect_rl.trajectory import ROLES
 
 LABELS_PER_ANSWER, MALFORMED = "Labels per answer", "Share of malformed answers"
@@ -56,11 +57,20 @@ class FigureGroup:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """All comparisons of one reference by one metric, as rows and as a plot."""
+    """All comparisons of one reference by one metric, as rows and as a plot.
+
+    Attributes:
+        metric: the one that is compared and plotted.
+        reference: an arm.
+        rows: one for each other arm.
+        beside: for each row the same comparison by the metrics that this one is never shown without.
+        figure: the plot.
+    """
 
     metric: str
     reference: str
     rows: Sequence[Comparison]
+    beside: Sequence[Sequence[Comparison]]
     figure: Figure
 
 
@@ -87,10 +97,14 @@ def compared(results: Results, metrics: Sequence[str], key: str) -> list[Compare
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in sorted(results.comparisons, key=lambda c: metrics.index(c.metric)):
         groups.setdefault((comparison.metric, comparison.reference), []).append(comparison)
-    return [
-        Compared(metric, reference, rows, _forest(metric, reference, rows, f"{key}-compared-{n}"))
-        for n, ((metric, reference), rows) in enumerate(groups.items())
-    ]
+    found = []
+    for n, ((metric, reference), rows) in enumerate(groups.items()):
+        with_it = HIT_METRICS[1:] if metric == HIT_METRICS[0] else ()
+        others = [{c.other: c for c in groups.get((other, reference), ())} for other in with_it]
+        beside = [[of[row.other] for of in others if row.other in of] for row in rows]
+        figure = _forest(metric, reference, rows, f"{key}-compared-{n}")
+        found.append(Compared(metric, reference, rows, beside, figure))
+    return found
 
 
 def _forest(metric: str, reference: str, rows: Sequence[Comparison], key: str) -> Figure:

@@ -466,6 +466,27 @@ def test_contents_name_every_part_of_several_experiments(three: tuple[list[Path]
     ]  # fmt: skip
 
 
+def test_hit_is_shown_with_f_s_and_labels_per_answer(tmp_path: Path) -> None:
+    make_experiment(tmp_path, arms=("affect_agent", "no_rag"), steps=0)
+    tree = json.loads((tmp_path / RESULTS).read_text())
+    gains = {"hit": 0.125, "f_s": -0.25, "labels_per_answer": 1.5}
+    for metric, value in gains.items():
+        of = {"value": value, "low": value - 0.5, "high": value + 0.5}
+        for arm in tree["arms"].values():
+            arm["metrics"][metric] = of
+        tree["comparisons"].append(
+            {"reference": "affect_agent", "other": "no_rag", "metric": metric, "difference": of, "p": 0.5}
+        )
+    _edit(tmp_path, arms=tree["arms"], comparisons=tree["comparisons"])
+    page = Page(_page(tmp_path))
+    assert page.table("Mean over seeds, shares").rows[0][-5:-2] == ["HIT", "F_s", "labels per answer"]
+    hit = page.table("affect_agent minus the other, HIT").rows
+    assert hit[0] == ["Other", "difference", "p", "F_s", "labels per answer"]
+    assert [cell.split(" [")[0] for cell in hit[1]] == ["no_rag", "+12.5", "0.500", "−25.0", "+1.50"]
+    assert page.table("affect_agent minus the other, F_s").rows[0] == ["Other", "difference", "p"]
+    assert "| HIT | F_s | labels per answer |" in (Results.read(tmp_path)).markdown()
+
+
 @pytest.mark.parametrize(("rule", "flagged"), [("dev", False), ("last", False), ("test_oracle", True)])
 def test_a_choice_on_the_test_set_is_flagged(tmp_path: Path, rule: str, flagged: bool) -> None:
     make_experiment(tmp_path, steps=0, selection=rule)
