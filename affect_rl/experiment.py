@@ -35,6 +35,8 @@ _COMMON = (
     ("data", "max_dev"),
     ("data", "max_test"),
     ("evaluate", "split"),
+    ("evaluate", "wheels"),
+    ("evaluate", "mapping"),
     ("train", "select"),
 )
 """Settings that all arms have in common."""
