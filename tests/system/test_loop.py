@@ -196,8 +196,9 @@ def test_mistakes_are_named_before_anything_starts(
     missing = _job(_config(settings, tmp_path / "absent", tmp_path, "lost"), services)
     with pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"):
         run_training(missing)
-    with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", "data.dir=absent")):
-        pass
+    for wrong in ("data.dir=absent", "evaluate.wheels=absent"):
+        with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", wrong)):
+            pass
 
 
 def test_overlapped_training_bounds_staleness(
