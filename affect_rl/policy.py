@@ -125,8 +125,11 @@ class AffectPolicy(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.language_model = language_model
-        self.fusion = make_fusion(shape_from_dict(config.fusion))
-        self.value_head = nn.Linear(config.text_config.hidden_size, 1)
+        # The parts take the model's dtype one by one: a cast of the whole would also round its rotary frequencies,
+        # buffers that engines hold in float32.
+        dtype = next(language_model.parameters()).dtype
+        self.fusion = make_fusion(shape_from_dict(config.fusion)).to(dtype)
+        self.value_head = nn.Linear(config.text_config.hidden_size, 1).to(dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -176,8 +179,7 @@ class AffectPolicy(nn.Module):
             pad_token_id=tokenizer.pad_token_id,
             dtype=next(language_model.parameters()).dtype,
         )
-        policy = cls(config, language_model, tokenizer)
-        return policy.to(next(language_model.parameters()).dtype)
+        return cls(config, language_model, tokenizer)
 
     def save(self, directory: Path | str) -> Path:
         """Write the policy, adapters merged, whole or not at all."""
@@ -194,7 +196,7 @@ class AffectPolicy(nn.Module):
 
     @classmethod
     def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None) -> AffectPolicy:
-        """Read a policy directory.
+        """Read a policy directory, in the dtype that it was written in or in another.
 
         Raises:
             AffectError: the directory is not a policy, or a file does not match the manifest.
@@ -202,10 +204,11 @@ class AffectPolicy(nn.Module):
         directory = Path(directory)
         check_manifest(directory)
         config = AffectConfig.from_pretrained(directory)
+        config.dtype = dtype or config.dtype
         tokenizer = AutoTokenizer.from_pretrained(directory)
         tensors = load_file(directory / WEIGHTS)
         language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
-        policy = cls(config, language_model, tokenizer).to(config.dtype)
+        policy = cls(config, language_model, tokenizer)
         misfit = f"{directory / WEIGHTS}: weights do not fit config.json"
         try:
             missing, unexpected = policy.load_state_dict(tensors, strict=False)
@@ -215,7 +218,7 @@ class AffectPolicy(nn.Module):
         if unexpected or set(missing) - tied:
             raise AffectError(f"{misfit}: missing {missing}, unexpected {unexpected}")
         language_model.tie_weights()
-        return policy.to(dtype) if dtype else policy
+        return policy
 
     # -- adapters --------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from affect_rl.batching import TokenSequence, collate, flatten, turns_to_sequences
 from affect_rl.errors import AffectError
@@ -53,6 +54,23 @@ def test_save_and_load_are_bit_equal(policy: AffectPolicy, sequences: list[Token
     assert again.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     twice = again.save(tmp_path / "twice") / "model.safetensors"
     assert twice.read_bytes() == (tmp_path / "policy" / "model.safetensors").read_bytes()
+
+
+def rotary(policy: AffectPolicy) -> Tensor:
+    return policy.language_model.get_buffer("model.rotary_emb.inv_freq")
+
+
+def test_bfloat16_spares_the_rotary_frequencies(policy: AffectPolicy, tmp_path: Path) -> None:
+    """Rounded ones would turn late positions by radians against the engine, which computes them in float32."""
+    model = AutoModelForCausalLM.from_config(policy.config.text_config, dtype=torch.bfloat16)
+    sizes = {"audio_dim": 6, "video_dim": 5, "dim": 16, "heads": 2, "soft_tokens": 2, "experts": 4, "top_k": 2}
+    created = AffectPolicy.create(model, policy.tokenizer, **sizes)
+    rounded = AffectPolicy.load(policy.save(tmp_path / "float32"), dtype=torch.bfloat16)
+    again = AffectPolicy.load(rounded.save(tmp_path / "bfloat16"))
+    for coarse in (created, rounded, again):
+        assert {p.dtype for p in coarse.parameters()} == {torch.bfloat16}
+        assert rotary(coarse).dtype == torch.float32
+        assert torch.equal(rotary(coarse), rotary(policy))
 
 
 def test_save_replaces_what_a_killed_run_left(policy: AffectPolicy, tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_checkpoints_resume_exactly(
     assert all(torch.equal(got[name], tensor) for name, tensor in expected[1].items())
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_spares_the_rotary_frequencies(device: torch.device, stage: int, tmp_path: Path) -> None:
+    policy = AffectPolicy.load(tiny_policy().save(tmp_path / "policy"), dtype=torch.bfloat16)
+    engine = Engine(policy, device, zero_stage=stage, weight_decay=0.0, max_grad_norm=1.0)
+    assert engine.policy.language_model.get_buffer("model.rotary_emb.inv_freq").dtype == torch.float32
+
+
 def test_a_checkpoint_of_another_layout_is_an_error(device: torch.device, tmp_path: Path) -> None:
     make(device, 1).save(tmp_path)
     with pytest.raises(AffectError, match="holds other parameters or shards than this learner"):
