@@ -25,11 +25,9 @@ class StepSampler:
     def batch(self, step: int) -> list[AffectSample]:
         """The samples of a step (from 0), copies next to each other."""
         positions = range(step * self.per_step, (step + 1) * self.per_step)
-        return [self.samples[self._index(position)] for position in positions for _ in range(self.copies)]
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.samples))
-        return int(self._order(epoch)[place])
+        places = [divmod(position, len(self.samples)) for position in positions]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
+        return [self.samples[int(orders[epoch][place])] for epoch, place in places for _ in range(self.copies)]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,24 @@ def test_a_step_is_the_same_whenever_it_is_asked_for() -> None:
     forwards = [one.batch(step) for step in range(20)]
     assert [other.batch(step) for step in reversed(range(20))] == forwards[::-1]
     assert StepSampler(range(50), 8, seed=4).batch(0) != forwards[0]  # type: ignore[arg-type]
+
+
+class CountingSampler(StepSampler):
+    """Remembers which epochs' orders it drew."""
+
+    def __init__(self, samples: int, per_step: int) -> None:
+        super().__init__(range(samples), per_step, seed=3)  # type: ignore[arg-type]
+        self.drawn: list[int] = []
+
+    def _order(self, epoch: int) -> np.ndarray:
+        self.drawn.append(epoch)
+        return super()._order(epoch)
+
+
+def test_a_step_draws_the_order_of_an_epoch_once() -> None:
+    sampler = CountingSampler(samples=10, per_step=8)
+    assert sampler.batch(0) == [9, 6, 0, 2, 1, 4, 7, 5] and sampler.drawn == [0]
+    assert sampler.batch(1) == [3, 8, 4, 1, 2, 8, 5, 0] and sorted(sampler.drawn) == [0, 0, 1]
 
 
 def test_copies_lie_next_to_each_other() -> None:
