@@ -26,35 +26,6 @@ from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Purpose,
 NOTHING: Mapping[Group, tuple[Evidence, ...]] = dict.fromkeys(GROUPS, ())
 
 
-async def play_episode(
-    sample: AffectSample,
-    generate: Generate,
-    retrieve: Retrieve | None,
-    prompts: Prompts,
-    config: EpisodeConfig,
-    rewards: RewardConfig,
-    seed: int,
-) -> Trajectory:
-    """Play one episode and reward its agents.
-
-    Without a retriever (or with ``config.retrieval`` off) the generator answers alone. Without the planner among
-    ``config.agents`` the utterance is every query, without the filter retrieval order decides. A malformed answer
-    is replaced by its role's fallback and costs its agent the format penalty.
-
-    Args:
-        sample: what is to be understood.
-        generate: the engine.
-        retrieve: the retrieval service.
-        prompts: the templates.
-        config: token limits, agents and groups in play, counterfactuals.
-        rewards: weights of the counterfactuals and penalties.
-        seed: seed of all generations of this episode.
-    """
-    retriever = retrieve if config.retrieval else None
-    seen = sample.without(config.absent, zeros=config.zero_absent)
-    return await Episode(seen, generate, retriever, prompts, config, rewards, seed).play()
-
-
 @dataclass(slots=True)
 class Episode:
     """One episode and what has happened in it so far."""
@@ -245,6 +216,37 @@ class Episode:
             generated_tokens=self.generated_tokens,
             prompt_tokens=self.prompt_tokens,
         )
+
+
+async def play_episode(
+    sample: AffectSample,
+    generate: Generate,
+    retrieve: Retrieve | None,
+    prompts: Prompts,
+    config: EpisodeConfig,
+    rewards: RewardConfig,
+    seed: int,
+    kind: type[Episode] = Episode,
+) -> Trajectory:
+    """Play one episode and reward its agents.
+
+    Without a retriever (or with ``config.retrieval`` off) the generator answers alone. Without the planner among
+    ``config.agents`` the utterance is every query, without the filter retrieval order decides. A malformed answer
+    is replaced by its role's fallback and costs its agent the format penalty.
+
+    Args:
+        sample: what is to be understood.
+        generate: the engine.
+        retrieve: the retrieval service.
+        prompts: the templates.
+        config: token limits, agents and groups in play, counterfactuals.
+        rewards: weights of the counterfactuals and penalties.
+        seed: seed of all generations of this episode.
+        kind: `Episode`, or one whose agents act otherwise (`affect_rl.silver`).
+    """
+    retriever = retrieve if config.retrieval else None
+    seen = sample.without(config.absent, zeros=config.zero_absent)
+    return await kind(seen, generate, retriever, prompts, config, rewards, seed).play()
 
 
 def simple_label(sample: AffectSample, support: Support) -> str:

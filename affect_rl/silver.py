@@ -11,13 +11,10 @@ import asyncio
 from collections.abc import Mapping
 
 from affect_rl.episode import Episode
-from affect_rl.evidence import GROUPS, Evidence, Group, Retrieve
+from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.parsers import render_selection
-from affect_rl.prompts import Prompts
 from affect_rl.rewards import score
-from affect_rl.sample import AffectSample
-from affect_rl.settings import EpisodeConfig, RewardConfig
-from affect_rl.trajectory import Generate, Generation, Purpose, Trajectory
+from affect_rl.trajectory import Generation, Purpose
 
 Kept = dict[Group, tuple[int, ...]]
 Numbered = list[tuple[int, tuple[Group, Evidence]]]
@@ -25,7 +22,10 @@ Numbered = list[tuple[int, tuple[Group, Evidence]]]
 
 
 class SilverEpisode(Episode):
-    """An episode whose filter turn is what greedy search found, as if the filter had written it."""
+    """An episode whose filter turn is what greedy search found, as if the filter had written it.
+
+    It is a ``kind`` of `affect_rl.episode.play_episode` and needs a retriever.
+    """
 
     async def _filter(
         self, candidates: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
@@ -65,16 +65,3 @@ class SilverEpisode(Episode):
 def _chosen(numbered: Numbered, kept: Kept) -> dict[Group, tuple[Evidence, ...]]:
     items = {number: item for number, (_, item) in numbered}
     return {group: tuple(items[number] for number in numbers) for group, numbers in kept.items()}
-
-
-async def play_silver(
-    sample: AffectSample,
-    generate: Generate,
-    retrieve: Retrieve | None,
-    prompts: Prompts,
-    config: EpisodeConfig,
-    rewards: RewardConfig,
-    seed: int,
-) -> Trajectory:
-    """As `affect_rl.episode.play_episode`, with a filter turn that was searched for; it needs a retriever."""
-    return await SilverEpisode(sample, generate, retrieve, prompts, config, rewards, seed).play()

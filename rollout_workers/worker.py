@@ -17,13 +17,13 @@ from typing import Any, Self
 import numpy as np
 
 from affect_rl.config import Config
-from affect_rl.episode import play_episode
+from affect_rl.episode import Episode, play_episode
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
 from affect_rl.policy import WEIGHTS
 from affect_rl.prompts import Prompts
 from affect_rl.sample import AffectSample
 from affect_rl.settings import EpisodeConfig, RewardConfig
-from affect_rl.silver import play_silver
+from affect_rl.silver import SilverEpisode
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Trajectory
 from affect_rl.weights import WeightsHandle, stored_weights
 from rollout_workers.engine import RolloutEngine
@@ -126,10 +126,10 @@ class RolloutWorker:
 
     async def _play(self, job: EpisodeJob) -> Trajectory:
         retrieval = _AnnouncedRetrieval(self._retrieval, self._engines) if self._retrieval else None
-        play = play_silver if job.silver else play_episode
+        kind = SilverEpisode if job.silver else Episode
         async with self._places:
-            return await play(
-                job.sample, self._generate(job), retrieval, self._prompts, job.episode, job.rewards, job.seed
+            return await play_episode(
+                job.sample, self._generate(job), retrieval, self._prompts, job.episode, job.rewards, job.seed, kind
             )
 
     def _generate(self, job: EpisodeJob) -> Generate:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.demonstrations import Annotator, agrees, demonstrate
-from affect_rl.episode import play_episode, simple_label
+from affect_rl.episode import Episode, play_episode, simple_label
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, Support, render_evidence
 from affect_rl.parsers import parse_selection
 from affect_rl.prompts import Prompts, template_texts
 from affect_rl.sample import AffectSample
 from affect_rl.settings import EpisodeConfig, RetrievalConfig, RewardConfig
-from affect_rl.silver import play_silver
+from affect_rl.silver import SilverEpisode
 from affect_rl.tokens import PERCEPT_TOKEN, train_tokenizer
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory
 from retrieval_service.index import build_index
@@ -66,10 +66,15 @@ class Recorder:
 
 
 def _play(
-    sample: AffectSample, generate: Generate, retriever: LocalRetriever | None, prompts: Prompts, **changes: object
+    sample: AffectSample,
+    generate: Generate,
+    retriever: LocalRetriever | None,
+    prompts: Prompts,
+    kind: type[Episode] = Episode,
+    **changes: object,
 ) -> Trajectory:
     config = EPISODE.model_copy(update=changes)
-    return asyncio.run(play_episode(sample, generate, retriever, prompts, config, REWARDS, seed=1))
+    return asyncio.run(play_episode(sample, generate, retriever, prompts, config, REWARDS, 1, kind))
 
 
 def test_six_generations_share_one_prefix(
@@ -270,13 +275,23 @@ def test_silver_selections_are_what_helps_the_reader(
     found = 0
     for sample in samples:
         config = EPISODE.model_copy(update={"counterfactuals": False})
-        episode = asyncio.run(play_silver(sample, reader, retriever, prompts, config, REWARDS, seed=1))
+        episode = asyncio.run(play_episode(sample, reader, retriever, prompts, config, REWARDS, 1, SilverEpisode))
         helpful = [item for item in episode.candidates["supportive"] if agrees(item, sample)]
         assert episode.scores["full"] == float(bool(helpful))
         assert episode.kept["supportive"] == tuple(helpful[:1]) and not episode.kept["countering"]
         assert parse_selection(episode.turns[1].generation.text, episode.candidates, 1).kept == episode.kept
         found += bool(helpful)
     assert found
+
+
+def test_the_search_for_silver_sees_what_an_episode_sees(
+    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    annotator = Annotator(prompts, 1, 1.0, 1.0)
+    deaf = _play(samples[0], annotator, retriever, prompts, kind=SilverEpisode, absent=("audio",))
+    assert all(turn.prompt.percepts[0].audio is None for turn in deaf.turns)
+    alone = _play(samples[0], annotator, retriever, prompts, kind=SilverEpisode, retrieval=False)
+    assert [turn.role for turn in alone.turns] == ["generator"]
 
 
 def test_a_careful_annotator_finds_what_an_expression_means(
