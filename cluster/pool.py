@@ -152,19 +152,23 @@ class RolloutPool:
         self._dispatch()
 
     def _take(self, result: CallResult) -> None:
+        stage, _, outage = result.tag.partition("-")
+        revival = stage in (_PROBE, _RESYNC)
+        if revival and (result.actor_id not in self._outages or int(outage) != self._faults[result.actor_id]):
+            return  # an answer from an outage that is over, or that outlived its deadline and made way for another
         if not result.ok:
-            self._take_error(result.actor_id, result.tag, result.get())
-        elif result.tag == _PROBE:
+            self._take_error(result.actor_id, revival, result.get())
+        elif stage == _PROBE:
             self._resync(result.actor_id)
-        elif result.tag == _RESYNC:
+        elif stage == _RESYNC:
             self._readmit(result.actor_id, result.get())
         elif call := self._calls.pop(result.tag, None):
             self._done.update(zip((job.key for job in call.jobs), result.get(), strict=True))
 
-    def _take_error(self, actor: int, tag: str, error: Exception) -> None:
-        if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
+    def _take_error(self, actor: int, revival: bool, error: Exception) -> None:
+        if revival and isinstance(error, ActorUnavailableError):
             self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
-        elif actor not in self._outages or tag in (_PROBE, _RESYNC):
+        elif revival or actor not in self._outages:
             self._fault(actor, error)
 
     # -- faults ----------------------------------------------------------------------------------
@@ -194,7 +198,8 @@ class RolloutPool:
         if isinstance(error, RayTaskError):  # the process lives, but its engine may not: begin anew
             ray.kill(self._actors[actor], no_restart=False)
         now = time.monotonic()
-        self._outages[actor] = _Outage(now + self._settings.deadline_s, now)
+        # Not asked at once: a process that was just killed may still answer.
+        self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
         for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
             jobs = self._calls.pop(tag).jobs
             self.replayed += len(jobs)
@@ -206,17 +211,21 @@ class RolloutPool:
         for actor, outage in list(self._outages.items()):
             if outage.next_probe <= now:
                 outage.next_probe = math.inf
-                self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
+                self._ask_for_revival("ping", _PROBE, actor)
             elif outage.deadline < now:
+                ray.kill(self._actors[actor], no_restart=False)
                 self._fault(actor, TimeoutError(f"not back within rollout.deadline_s={self._settings.deadline_s:g}"))
 
     def _resync(self, actor: int) -> None:
         if self._handle is None:
             self._readmit(actor, 0)
         else:
-            self._manager.foreach_actor_async(
-                "update_weights", _RESYNC, kwargs={"handle": self._handle}, healthy_only=False, remote_actor_ids=[actor]
-            )
+            self._ask_for_revival("update_weights", _RESYNC, actor, handle=self._handle)
+
+    def _ask_for_revival(self, method: str, stage: str, actor: int, **kwargs: Any) -> None:
+        """Call an actor that is out of service; the tag tells its outages apart by the actor's faults so far."""
+        tag = f"{stage}-{self._faults[actor]}"
+        self._manager.foreach_actor_async(method, tag, kwargs=kwargs, healthy_only=False, remote_actor_ids=[actor])
 
     def _readmit(self, actor: int, version: int) -> None:
         if version != self.version:  # the learner has moved on in the meantime

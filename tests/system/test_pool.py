@@ -1,0 +1,57 @@
+"""The pool's own part in bringing actors back, on real engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from affect_rl.config import Config, load_config
+from benchmarks.workload import tiny_policy
+from cluster.pool import RolloutPool
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(None, ["episode.retrieval=false", "rollout.kv_cache_gib=0.1", "rollout.max_num_seqs=32"])
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(dim=64).save(tmp_path_factory.mktemp("policies") / "start")
+
+
+@pytest.fixture
+def pool(config: Config, policy_dir: Path) -> Iterator[RolloutPool]:
+    with closing(RolloutPool(config, policy_dir, None)) as pool:
+        yield pool
+
+
+def poll_until(pool: RolloutPool, done: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 240
+    while not done():
+        assert time.monotonic() < give_up
+        pool._poll()
+
+
+def test_an_answer_from_an_outage_that_was_too_long_changes_nothing(pool: RolloutPool) -> None:
+    """The actor is asked again in a second outage, and both questions are answered."""
+
+    def ask() -> None:
+        pool._outages[0].next_probe = 0
+        pool._revive()
+
+    pool._fault(0, TimeoutError("made up"))
+    ask()
+    pool._outages[0].deadline = 0
+    pool._revive()
+    assert pool._faults[0] == 2
+    ask()
+    poll_until(pool, pool._manager.healthy_actor_ids)
+    poll_until(pool, lambda: not pool._manager._in_flight_req_to_actor_id)
+    assert pool._faults[0] == 2 and not pool._outages
