@@ -291,8 +291,14 @@ class RolloutPool:
             try:
                 ray.get(ref)
             except ray.exceptions.RayActorError as error:
-                raise RolloutError(f"start: actor {pings[ref]}: {error}") from error
+                raise _start_error(pings[ref], error) from error
 
     def close(self) -> None:
         """End the actors."""
         self._manager.clear()
+
+
+def _start_error(actor: int, error: ray.exceptions.RayActorError) -> Exception:
+    """What an actor's constructor raised, of which Ray passes on the text only: the user's to mend, or not."""
+    _, named, message = str(error).rpartition(f"{AffectError.__module__}.{AffectError.__name__}: ")
+    return AffectError(message.strip()) if named else RolloutError(f"start: actor {actor}: {error}")

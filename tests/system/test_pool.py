@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from affect_rl.config import Config, load_config
+from affect_rl.errors import AffectError
 from benchmarks.workload import tiny_policy
 from cluster.pool import RolloutPool
 
@@ -37,6 +38,13 @@ def poll_until(pool: RolloutPool, done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < give_up
         pool._poll()
+
+
+def test_a_setting_that_no_engine_can_run_is_one_message(config: Config, policy_dir: Path) -> None:
+    rollout = config.rollout.model_copy(update={"block_size": 16})
+    with pytest.raises(AffectError) as error:
+        RolloutPool(config.model_copy(update={"rollout": rollout}), policy_dir, None)
+    assert str(error.value) == "rollout.block_size=16 is not a multiple of 32, as vLLM on CPU needs it"
 
 
 def test_an_answer_from_an_outage_that_was_too_long_changes_nothing(pool: RolloutPool) -> None:
