@@ -93,10 +93,12 @@ class Config(Section):
                 f"train.samples_per_step={self.train.samples_per_step} is not a multiple of train.copies="
                 f"{self.train.copies}; choose a multiple, for a step's samples are played that often each"
             )
-        if self.learner.minibatches > self.train.samples_per_step:
+        distinct = self.train.samples_per_step // self.train.copies
+        if self.learner.minibatches > distinct:
             raise ValueError(
-                f"learner.minibatches={self.learner.minibatches} exceeds train.samples_per_step="
-                f"{self.train.samples_per_step}; lower minibatches or raise samples_per_step"
+                f"learner.minibatches={self.learner.minibatches} exceeds the {distinct} samples of a step "
+                f"(train.samples_per_step={self.train.samples_per_step}, train.copies={self.train.copies}), whose "
+                "copies stay together; lower minibatches or raise samples_per_step"
             )
         if self.train.samples_per_step % self.learner.minibatches:
             raise ValueError(
@@ -108,13 +110,18 @@ class Config(Section):
                 f"a minibatch of {self.samples_per_minibatch} samples cannot feed "
                 f"learner.workers={self.learner.workers}; raise train.samples_per_step or lower learner.minibatches"
             )
-        if self.learner.tokens_per_microbatch < self.model.context:
+        if self.episode.frozen and self.rollout.gpus_per_worker and self.rollout.gpu_memory > 0.5:
             raise ValueError(
-                f"learner.tokens_per_microbatch={self.learner.tokens_per_microbatch} is below model.context="
-                f"{self.model.context}; raise it to hold at least one sequence"
+                f"episode.frozen={list(self.episode.frozen)} play on a second engine beside the first, and each takes "
+                f"rollout.gpu_memory={self.rollout.gpu_memory:g} of the same GPU; set rollout.gpu_memory to 0.5 or less"
             )
-        for name, stage in (("learner", self.learner.zero_stage), ("sft", self.sft.zero_stage)):
-            if stage == 0 and self.model.dtype == "bfloat16":
+        for name, settings in (("learner", self.learner), ("sft", self.sft)):
+            if settings.tokens_per_microbatch < self.model.context:
+                raise ValueError(
+                    f"{name}.tokens_per_microbatch={settings.tokens_per_microbatch} is below model.context="
+                    f"{self.model.context}; raise it to hold at least one sequence"
+                )
+            if settings.zero_stage == 0 and self.model.dtype == "bfloat16":
                 raise ValueError(
                     f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
                     f"set {name}.zero_stage to 1, 2 or 3"
@@ -152,7 +159,7 @@ class Config(Section):
     def batch_arithmetic(self) -> str:
         """One line that says what a step consists of."""
         t, lr = self.train, self.learner
-        learning = 1 if t.in_turn or not self.episode.retrieval else len(self.episode.learning)
+        learning = 1 if t.in_turn else len(self.episode.learning)
         return (
             f"a step: {t.samples_per_step} episodes, {learning * t.samples_per_step} turns to learn from, "
             f"{lr.epochs} epochs x {lr.minibatches} minibatches of {self.samples_per_minibatch} episodes = "

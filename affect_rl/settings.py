@@ -264,9 +264,10 @@ class EpisodeConfig(Section):
                 f"frozen names {sorted(idle)}, not among agents={list(self.agents)}; take it out of frozen"
             )
         if not self.learning:
+            alone = "" if self.retrieval else " with retrieval=false, where the generator plays alone,"
             raise ValueError(
-                f"of agents={list(self.agents)} none both samples (sampled={list(self.sampled)}) and is not frozen "
-                f"(frozen={list(self.frozen)}), so that nothing is trained; let one"
+                f"of agents={list(self.agents)}{alone} none both samples (sampled={list(self.sampled)}) and is not "
+                f"frozen (frozen={list(self.frozen)}), so that nothing is trained; let one"
             )
         if not self.groups:
             raise ValueError("groups is empty; name at least one of supportive, confusing, countering")
@@ -274,8 +275,9 @@ class EpisodeConfig(Section):
 
     @property
     def learning(self) -> tuple[Role, ...]:
-        """Agents that are trained."""
-        return tuple(role for role in ROLES if role in self.agents and role in self.sampled and role not in self.frozen)
+        """Agents that are trained; without retrieval only the generator plays."""
+        playing = self.agents if self.retrieval else ("generator",)
+        return tuple(role for role in ROLES if role in playing and role in self.sampled and role not in self.frozen)
 
     def limit(self, role: Role) -> int:
         """Longest answer of an agent, in tokens."""

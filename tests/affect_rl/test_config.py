@@ -26,10 +26,16 @@ WRONG = [
     ("model.fusion.heads=3", "heads=3 does not divide dim=64; choose heads from the divisors of dim"),
     ("model.tiny.heads=3", "heads=3 does not divide dim=128"),
     ("episode.keep=5", "episode.keep=5 exceeds episode.k=3; lower keep or raise k"),
-    ("learner.minibatches=65", "learner.minibatches=65 exceeds train.samples_per_step=64"),
+    ("learner.minibatches=65", "learner.minibatches=65 exceeds the 64 samples of a step"),
+    (
+        "train.copies=8; learner.minibatches=16",
+        "learner.minibatches=16 exceeds the 8 samples of a step (train.samples_per_step=64, train.copies=8)",
+    ),
     ("learner.minibatches=5", "train.samples_per_step=64 is not a multiple of learner.minibatches=5"),
     ("learner.workers=40", "a minibatch of 32 samples cannot feed learner.workers=40"),
     ("learner.tokens_per_microbatch=100", "learner.tokens_per_microbatch=100 is below model.context=512"),
+    ("sft.tokens_per_microbatch=100", "sft.tokens_per_microbatch=100 is below model.context=512; raise it"),
+    ("sft.zero_stage=0; model.dtype=bfloat16", "set sft.zero_stage to 1, 2 or 3"),
     ("retrieval.library_splits=[test]", "retrieval.library_splits.0: Input should be 'library' or 'train'"),
     ("sft.careful_filter=2", "sft.careful_filter: Input should be less than or equal to 1"),
     ("evaluate.confidence=1", "evaluate.confidence: Input should be less than 1"),
@@ -40,6 +46,21 @@ WRONG = [
     ("episode.agents=[generator, critic]", "episode.agents.1: Input should be 'planner', 'filter' or 'generator'"),
     ("episode.frozen=[planner, filter, generator]", "so that nothing is trained; let one"),
     ("episode.sampled=[]", "none both samples (sampled=[])"),
+    (
+        "episode.retrieval=false; episode.frozen=[generator]",
+        "with retrieval=false, where the generator plays alone, none both samples",
+    ),
+    (
+        "episode.agents=[filter, generator]; episode.frozen=[planner]",
+        "frozen names ['planner'], not among agents=['filter', 'generator']; take it out of frozen",
+    ),
+    (
+        "episode.frozen=[filter]; rollout.gpus_per_worker=1",
+        "each takes rollout.gpu_memory=0.6 of the same GPU; set rollout.gpu_memory to 0.5 or less",
+    ),
+    ("episode.dropout=1.5", "episode.dropout: Input should be less than or equal to 1"),
+    ("episode.stand_in=gate", "episode.stand_in: Input should be '', 'raaf', 'direct' or 'none'"),
+    ("learner.preference_weight=0", "learner.preference_weight: Input should be greater than 0"),
     ("episode.groups=[]", "groups is empty; name at least one of supportive, confusing, countering"),
     ("episode.absent=[face]", "episode.absent.0: Input should be 'text', 'audio' or 'video'"),
     ("episode.support=gate", "episode.support: Input should be 'raaf', 'direct' or 'none'"),
@@ -56,7 +77,7 @@ WRONG = [
 @pytest.mark.parametrize(("override", "message"), WRONG, ids=[o for o, _ in WRONG])
 def test_wrong_settings_are_named_with_the_fix(override: str, message: str | None) -> None:
     with pytest.raises(AffectError) as error:
-        load_config(None, [override])
+        load_config(None, override.split("; "))
     assert message is None or message in str(error.value)
 
 
@@ -113,6 +134,8 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
 def test_agents_take_turns_from_sample_to_sample() -> None:
     config = load_config(None, ["train.in_turn=true", "episode.frozen=[generator]"])
     assert [config.in_turn(place).episode.learning for place in range(4)] == [("planner",), ("filter",)] * 2
+    alone = load_config(None, ["train.in_turn=true", "episode.retrieval=false"])
+    assert [alone.in_turn(place).episode.learning for place in range(3)] == [("generator",)] * 3
     assert load_config(None, []).in_turn(3).episode.learning == ("planner", "filter", "generator")
 
 
