@@ -36,6 +36,14 @@ class LearnerGroup:
         self._weights_dir = new_weights_dir(config.rollout.weights_dir)
         actor = ray.remote(LearnerWorker).options(num_cpus=1, num_gpus=settings.gpus_per_worker)
         self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        """Let the ranks meet and load the policy."""
         places = self._all("place")
         address, port = places[0]
         if all(place[0] == address for place in places):

@@ -50,6 +50,12 @@ def start(cluster: None, policy_dir: Path) -> Iterator[Start]:
         group.close()
 
 
+def test_a_group_that_cannot_start_leaves_nothing_behind(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match=r"no manifest\.json"):
+        LearnerGroup(configure(f"rollout.weights_dir={tmp_path}"), tmp_path, seed=7)
+    assert list(tmp_path.iterdir()) == []
+
+
 def run(
     group: LearnerGroup, episodes: list[Trajectory], updates: int = 1
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
