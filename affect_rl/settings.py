@@ -423,8 +423,8 @@ class RolloutConfig(Section):
     """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
     weights_dir: str = ""
-    """Where weights are published; empty: the memory file system of one node. Learners and engines on several nodes
-    need a directory that all of them see."""
+    """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
+    nodes must see it."""
     deadline_s: PositiveFloat = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Natural = 3

@@ -40,6 +40,18 @@ class WeightsHandle:
     checksum: int
 
 
+def weights_parent(setting: str, run_dir: Path, nodes: int) -> str:
+    """Where to make the directory to publish to: as ``rollout.weights_dir`` says, else where all nodes can read it.
+
+    On one node that is memory (empty, see `new_weights_dir`). On several, driver, learner and engines may each be on
+    another, so it is the run directory, which they share; it is made if need be.
+    """
+    if setting or nodes < 2:
+        return setting
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return str(run_dir)
+
+
 def new_weights_dir(parent: str = "") -> Path:
     """A new directory to publish to, under `parent`; empty: in memory where the system offers it, else on disk.
 

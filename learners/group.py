@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from affect_rl.config import Config
 from affect_rl.trajectory import Trajectory
-from affect_rl.weights import WeightsHandle, new_weights_dir
+from affect_rl.weights import WeightsHandle, new_weights_dir, weights_parent
 from learners.learner import LearnerWorker
 
 
@@ -33,7 +33,8 @@ class LearnerGroup:
         """Start the ranks and load the policy directory, which is also the frozen reference."""
         settings = config.learner
         self._deadline_s, self._version = settings.deadline_s, 0
-        self._weights_dir = new_weights_dir(config.rollout.weights_dir)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        self._weights_dir = new_weights_dir(weights_parent(config.rollout.weights_dir, config.run_dir, nodes))
         actor = ray.remote(LearnerWorker).options(num_cpus=1, num_gpus=settings.gpus_per_worker)
         self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
         try:

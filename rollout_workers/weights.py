@@ -178,6 +178,11 @@ def _shapes(path: Path) -> Shapes:
                 for name, part in slices.items()
                 if not name.startswith(VALUE_HEAD)
             }
+    except FileNotFoundError as error:
+        raise AffectError(
+            f"{path}: no such file on this node; if learners and engines are on several, set rollout.weights_dir to a "
+            "directory that all of them see"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise AffectError(f"{path}: cannot be read as published weights: {error}; publish them again") from error
 

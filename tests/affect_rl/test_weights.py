@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
-from affect_rl.weights import multiset_checksum, new_weights_dir, publish_weights
+from affect_rl.weights import multiset_checksum, new_weights_dir, publish_weights, weights_parent
 
 numbers = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40)
 
@@ -68,6 +68,10 @@ def test_each_publisher_has_a_directory_of_its_own() -> None:
 
 
 def test_weights_go_where_all_nodes_see_them(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    assert weights_parent("", run, nodes=1) == "" and not run.exists()
+    assert weights_parent("", run, nodes=2) == str(run) and new_weights_dir(str(run)).parent == run.resolve()
+    assert weights_parent("/elsewhere", run, nodes=1) == weights_parent("/elsewhere", run, nodes=2) == "/elsewhere"
     assert new_weights_dir(str(tmp_path)).parent == tmp_path.resolve()
     with pytest.raises(AffectError, match=r"rollout.weights_dir=.*no such directory; make it"):
         new_weights_dir(str(tmp_path / "absent"))
