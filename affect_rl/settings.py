@@ -178,7 +178,8 @@ class RetrievalConfig(Section):
     library: str = ""
     """Dataset directory that gives the evidence; empty: ``data.dir``."""
     index_dir: str = ""
-    """Directory of a built index; empty: built beside the library's dataset on first use."""
+    """Directory of indexes, each in a folder of its own that is built on first use and named by a hash of its content
+    and settings; empty: beside the library's dataset, as ``<dataset>-index``."""
     factory: str = "Flat"
     """FAISS ``index_factory`` string of the text index."""
     perceptual_factory: str = "Flat"

@@ -35,8 +35,8 @@ class Services:
         if self._retrieval is None or settings != self._retrieval_settings:
             self.close()  # engines hold a client of the service
             library = evidence_library(dataset, config.retrieval)
-            index_dir = Path(config.retrieval.index_dir or f"{config.retrieval.library or config.data.dir}-index")
-            self._retrieval = launch_retrieval(ensure_index(library, index_dir, config.retrieval), config.retrieval)
+            indexes = Path(config.retrieval.index_dir or f"{config.retrieval.library or config.data.dir}-index")
+            self._retrieval = launch_retrieval(ensure_index(library, indexes, config.retrieval), config.retrieval)
             self._retrieval_settings = settings
         return self._retrieval
 

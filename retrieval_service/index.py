@@ -109,7 +109,7 @@ def build_index(samples: Iterable[AffectSample], index_dir: Path | str, config: 
 
     Args:
         samples: the library; training samples are left out unless `config.library_splits` names them.
-        index_dir: where to write; an older index there is replaced.
+        index_dir: where to write; an index of other content or settings there is replaced, as is a damaged one.
         config: encoder and FAISS factories.
 
     Raises:
@@ -133,27 +133,36 @@ def build_index(samples: Iterable[AffectSample], index_dir: Path | str, config: 
         _write_index(temporary, "text", vectors, np.arange(len(library)), config)
         standardisation = _write_perceptual(temporary, library, config)
         _write_manifest(temporary, library, standardisation, config)
-        replace_directory(temporary, target)
+        if not _holds(target, _read_manifest(temporary)["content"], config):  # else another job was faster
+            replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def ensure_index(samples: Iterable[AffectSample], index_dir: Path | str, config: RetrievalConfig) -> Path:
-    """Build the index unless `index_dir` already holds that of this library and these settings.
+def ensure_index(samples: Iterable[AffectSample], indexes: Path | str, config: RetrievalConfig) -> Path:
+    """The index of this library and these settings in the directory `indexes`, built there if it is not yet.
+
+    Its name is a hash of all that it is built from. So no job replaces what another one reads, whose shards come back
+    to it when they are restarted.
 
     Raises:
         AffectError: see `build_index`.
     """
     library = library_of(samples, config)
-    target = Path(index_dir)
+    content = content_hash(library)
+    built_from = [_FORMAT, content, *(getattr(config, field) for field in _BUILT_FROM)]
+    target = Path(indexes) / hashlib.sha256(json.dumps(built_from).encode()).hexdigest()[:16]
+    return target if _holds(target, content, config) else build_index(library, target, config)
+
+
+def _holds(index_dir: Path, content: str, config: RetrievalConfig) -> bool:
+    """Whether a sound index of this content and these settings is there."""
     try:
-        IndexDirectory.open(target, config)
-        if _read_manifest(target)["content"] == content_hash(library):
-            return target
+        IndexDirectory.open(index_dir, config)
     except AffectError:
-        pass  # Absent, damaged or of other settings: build_index says so if it is not ours to replace.
-    return build_index(library, target, config)
+        return False
+    return bool(_read_manifest(index_dir)["content"] == content)
 
 
 def library_of(samples: Iterable[AffectSample], config: RetrievalConfig) -> list[AffectSample]:

@@ -41,27 +41,28 @@ def test_a_library_without_features_has_a_text_index_only(evidence_library: list
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
-def test_an_index_is_built_again_only_when_it_is_stale(evidence_library: list[AffectSample], tmp_path: Path) -> None:
-    samples, path = evidence_library[:12], tmp_path / "index"
-    manifest = path / "manifest.json"
-    ensure_index(samples, path, CONFIG)
-    built = manifest.stat().st_mtime_ns
-    ensure_index(
-        samples, path, RetrievalConfig(shards=5, perceptual_k=1)
-    )  # settings that the directory does not depend on
-    assert manifest.stat().st_mtime_ns == built
+def test_an_index_is_built_once_and_never_replaced(evidence_library: list[AffectSample], tmp_path: Path) -> None:
+    samples = evidence_library[:12]
+    variants = [
+        (samples, CONFIG),
+        ([replace(samples[0], description="another one"), *samples[1:]], CONFIG),
+        ([*samples[:2], replace(samples[2], audio=np.zeros((1, 5), np.float32)), *samples[3:]], CONFIG),
+        (samples, RetrievalConfig(library_splits=("library",))),
+        (samples, RetrievalConfig(passage_prefix="passage: ")),
+    ]
+    paths = [ensure_index(library, tmp_path, config) for library, config in variants]
+    assert len(set(paths)) == len(variants)
+    built = [path.stat() for path in paths]
+    again = [ensure_index(library, tmp_path, config) for library, config in variants]
+    assert again == paths and [path.stat().st_ino for path in paths] == [stat.st_ino for stat in built]
+    # settings that an index does not depend on
+    assert ensure_index(samples, tmp_path, RetrievalConfig(shards=5, perceptual_k=1)) == paths[0]
 
-    def built_again(library: list[AffectSample], config: RetrievalConfig = CONFIG) -> bool:
-        before = manifest.stat().st_mtime_ns
-        ensure_index(library, path, config)
-        return manifest.stat().st_mtime_ns != before
-
-    assert built_again([replace(samples[0], description="another one"), *samples[1:]])
-    assert built_again([*samples[:2], replace(samples[2], audio=np.zeros((1, 5), np.float32)), *samples[3:]])
-    assert built_again(samples, RetrievalConfig(library_splits=("library",)))
-    assert built_again(samples, RetrievalConfig(passage_prefix="passage: "))
-    (path / "text.npy").write_bytes(b"damaged")
-    assert built_again(samples, RetrievalConfig(passage_prefix="passage: "))
+    build_index(samples, paths[0], CONFIG)  # a job that began before the first was done
+    assert paths[0].stat().st_ino == built[0].st_ino and sorted(tmp_path.iterdir()) == sorted(paths)
+    (paths[0] / "text.npy").write_bytes(b"damaged")
+    assert ensure_index(samples, tmp_path, CONFIG) == paths[0]
+    assert IndexDirectory.open(paths[0], CONFIG).rows == 12
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -117,7 +118,7 @@ def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(
 def test_a_directory_of_something_else_is_not_overwritten(evidence_library: list[AffectSample], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(AffectError, match="not an index directory, so it is not overwritten"):
-        ensure_index(evidence_library[:3], tmp_path, CONFIG)
+        build_index(evidence_library[:3], tmp_path, CONFIG)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
