@@ -1,17 +1,11 @@
-"""Published systems as backbones: their checkpoints, in their own key layout, as policies and, before merging, back.
-
-A system is a `Layout`: which slots it has, and a table from our parameter names to its keys. The tables follow
-the published code: zeroQiaoba/AffectGPT (``my_affectgpt/models/affectgpt.py``, saved by ``runners/runner_base.py``:
-trained parameters under ``model``) and yxuansu/PandaGPT (``code/model/openllama.py``, saved by ``agent.py``).
-Both train PEFT adapters on a frozen language model, which is not part of the checkpoint.
-"""
+"""Published systems as backbones: their checkpoints, in their own key layout, as policies and, before merging, back."""
 
 from __future__ import annotations
 
 import difflib
 import pickle
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -21,112 +15,37 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig
 
+from affect_rl.backbone_layouts import LAYOUTS, Layout
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
 from affect_rl.policy import AffectPolicy, Lora
-from affect_rl.settings import FusionConfig, SlotConfig
+from affect_rl.settings import FusionConfig
 from affect_rl.tokens import pretrained_language_model
 
 SAFETENSORS = ".safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a system's checkpoint names its tensors.
-
-    Attributes:
-        title: name of the system as its authors write it.
-        slots: where its soft tokens come from, in the order of its prompt.
-        keys: patterns of our parameter names, and the checkpoint's key for each; the first that fits holds.
-        widths: for audio and video, the key of a tensor whose last dimension is the feature width.
-        encoders: for audio and video, what the system's features come from.
-        lora_alpha: scale of its adapters.
-        lora_targets: modules that have adapters.
-        entry: entry of the file that holds the tensors; empty: the file itself.
-        carried: patterns of keys that a policy has no use for; they are kept for writing the checkpoint back.
-    """
-
-    title: str
-    slots: tuple[SlotConfig, ...]
-    keys: Mapping[str, str]
-    widths: Mapping[str, str]
-    encoders: Mapping[str, str]
-    lora_alpha: int
-    lora_targets: tuple[str, ...]
-    entry: str = ""
-    carried: tuple[str, ...] = ()
-
-    def key(self, name: str) -> str | None:
-        """The checkpoint's key for one of our parameters; None if the system does not have it."""
-        for pattern, key in self.keys.items():
-            if match := re.fullmatch(pattern, name):
-                return match.expand(key)
-        return None
-
-    def carries(self, key: str) -> bool:
-        """Whether a checkpoint's key is one that a policy has no use for."""
-        return any(re.fullmatch(pattern, key) for pattern in self.carried)
-
-
-_ADAPTERS = {r"language_model\.(.*\.lora_[AB]\..*)": r"llama_model.\1"}
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-AFFECTGPT = Layout(
-    title="AffectGPT",
-    slots=(
-        SlotConfig(name="multi", source="joint", connector="attention"),
-        SlotConfig(name="audio", source="audio", connector="attention"),
-        SlotConfig(name="video", source="video", connector="attention"),
-    ),
-    keys=_ADAPTERS
-    | {
-        r"fusion\.slots\.audio\.score\.(.*)": r"audio_attention_mlp.\1",
-        r"fusion\.slots\.audio\.project\.(.*)": r"audio_llama_proj.\1",
-        r"fusion\.slots\.video\.score\.(.*)": r"video_attention_mlp.\1",
-        r"fusion\.slots\.video\.project\.(.*)": r"affectgpt_proj.\1",
-        r"fusion\.slots\.multi\.(audio|video)\.(.*)": r"multi_\1_embs.\2",
-        r"fusion\.slots\.multi\.mix\.(.*)": r"attention_mlp.\1",
-        r"fusion\.slots\.multi\.score\.(.*)": r"fc_att.\1",
-        r"fusion\.slots\.multi\.project\.(.*)": r"multi_llama_proj.\1",
-    },
-    widths={"audio": "audio_attention_mlp.weight", "video": "video_attention_mlp.weight"},
-    encoders={
-        "audio": "HuBERT large (`affect-rl data extract --speech-encoder TencentGameMate/chinese-hubert-large`)",
-        "video": "CLIP ViT-L (`affect-rl data extract --image-encoder openai/clip-vit-large-patch14 --source face`)",
-    },
-    lora_alpha=32,
-    lora_targets=(*_ATTENTION, "gate_proj", "down_proj", "up_proj"),
-    entry="model",
-    # Of single pictures, and buffers of the frozen encoders and of rotary embeddings.
-    carried=(r"image_llama_proj\..*", r"(visual|acoustic)_encoder\..*", r"llama_model\..*\.inv_freq"),
-)
-
-PANDAGPT = Layout(
-    title="PandaGPT",
-    slots=(SlotConfig(name="joint", source="joint", connector="linear"),),
-    keys=_ADAPTERS | {r"fusion\.slots\.joint\.project\.(.*)": r"llama_proj.\1"},
-    widths={"audio": "llama_proj.weight", "video": "llama_proj.weight"},
-    encoders={"audio": "ImageBind (imagebind_huge)", "video": "ImageBind (imagebind_huge)"},
-    lora_alpha=32,
-    lora_targets=_ATTENTION,
-)
-
-LAYOUTS: Mapping[str, Layout] = {"affectgpt": AFFECTGPT, "pandagpt": PANDAGPT}
-"""Systems whose checkpoints can be read and written, by their short names."""
+_VOCABULARY = r"language_model\..*(embed_tokens|lm_head)\.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A checkpoint as a policy with its adapters unmerged, and the tensors that the policy has no use for."""
+    """A checkpoint as a policy, and what else it takes to write it again.
+
+    Attributes:
+        policy: language model (with the adapters, if there are any, unmerged), connectors, and new RAAF and MB-MoE.
+        rows: keys of the policy's tensors in the checkpoint, and how many rows each has there.
+        carried: tensors that the policy has no use for.
+    """
 
     policy: AffectPolicy
+    rows: dict[str, int]
     carried: dict[str, Tensor]
 
 
 def read_backbone(
     layout: Layout,
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     language_model: Path,
     *,
     name: str = "",
@@ -137,8 +56,9 @@ def read_backbone(
 
     Args:
         layout: the system.
-        checkpoint: ``.pth`` or ``.pt`` (read without executing pickled code), or ``.safetensors``.
-        language_model: directory (or hub name) of the language model that the checkpoint's adapters belong to.
+        checkpoints: its files: ``.pth``, ``.pt`` or ``.bin`` (read without executing pickled code), or
+            ``.safetensors``. Of several the later holds where they have the same key, as in the systems' own code.
+        language_model: directory (or hub name) of the language model that the system was trained on.
         name: short name of the system, written to the policy's ``config.json``.
         fusion: sizes of RAAF and MB-MoE.
         dtype: of all weights.
@@ -146,48 +66,53 @@ def read_backbone(
     Raises:
         AffectError: a file cannot be read, or its tensors are not those of the system on this language model.
     """
-    tensors = read_tensors(checkpoint, layout.entry)
-    needed = {modality: _required(tensors, key, checkpoint, layout) for modality, key in layout.widths.items()}
-    width = {modality: int(tensor.shape[-1]) for modality, tensor in needed.items()}
+    checkpoint = ", ".join(map(str, checkpoints))
+    tensors = {key: tensor for file in checkpoints for key, tensor in read_tensors(file, layout.entry).items()}
+    audio_dim, video_dim = (_width(layout, modality, tensors, checkpoint) for modality in ("audio", "video"))
     torch.manual_seed(0)
     try:
         model, tokenizer = pretrained_language_model(str(language_model), dtype)
     except (OSError, ValueError) as error:
         raise AffectError(
             f"{language_model}: is no language model that can be loaded here "
-            f"({shorten(str(error), 160, placeholder=' ...')}); give the directory of the one that {checkpoint.name} "
-            "was trained on"
+            f"({shorten(str(error), 160, placeholder=' ...')}); give the directory of the one that {checkpoint} was "
+            "trained on"
         ) from error
     sizes = (fusion or FusionConfig()).model_dump(exclude={"load_balance", "slots"})
     policy = AffectPolicy.create(
         model,
         tokenizer,
-        audio_dim=width["audio"],
-        video_dim=width["video"],
+        audio_dim=audio_dim,
+        video_dim=video_dim,
         **sizes,
         slots=layout.slots,
         backbone=name,
     )
-    policy.add_adapters(Lora(_lora_rank(tensors, checkpoint), layout.lora_alpha, layout.lora_targets))
-    carried = {key: tensor for key, tensor in tensors.items() if layout.carries(key)}
-    known = {key: tensor for key, tensor in tensors.items() if key not in carried}
-    _load(policy, layout, known, checkpoint, language_model)
-    return Backbone(policy, carried)
+    if layout.lora_targets:
+        policy.add_adapters(Lora(_lora_rank(tensors, checkpoint), layout.lora_alpha, layout.lora_targets))
+    carried = {key: tensors.pop(key) for key in list(tensors) if layout.carries(key)}
+    rows = _load(policy, layout, tensors, checkpoint, language_model)
+    return Backbone(policy, rows, carried)
 
 
 def write_backbone(layout: Layout, backbone: Backbone, path: Path) -> Path:
-    """Write a backbone as a checkpoint of its system, whole or not at all.
+    """Write a backbone as one checkpoint of its system, whole or not at all.
 
     The suffix decides: ``.safetensors``, or torch's own format with the entry that the system expects. Optimiser
     state and the like are not part of it, nor are RAAF and MB-MoE, which the system does not have.
 
     Raises:
-        AffectError: the policy has no adapters; once merged they cannot be taken apart again.
+        AffectError: the policy's adapters are merged, which cannot be undone, or copies of a tensor have grown apart.
     """
-    if not backbone.policy.has_adapters:
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in _parts(layout, backbone.policy.state_dict(), backbone.rows):
+        if key in tensors and not torch.equal(tensors[key], tensor.cpu()):
+            raise AffectError(
+                f"{path}: slots that share key {key} have been trained apart; write back what `read_backbone` returned"
+            )
+        tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if backbone.rows.keys() - tensors.keys():
         raise AffectError(f"{path}: the policy's adapters are merged; write back what `read_backbone` returned")
-    state = backbone.policy.state_dict()
-    tensors = {key: state[ours].detach().cpu().contiguous() for ours in state if (key := layout.key(ours))}
     tensors |= backbone.carried
     with whole_file(path) as partial:
         if path.suffix == SAFETENSORS:
@@ -197,10 +122,16 @@ def write_backbone(layout: Layout, backbone: Backbone, path: Path) -> Path:
     return path
 
 
-def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig) -> AffectPolicy:
+def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig, *, audio_dim: int = 0, video_dim: int = 0) -> AffectPolicy:
     """A policy of the same language model with fusion modules of the given sizes; tensors that fit are kept.
 
     Experts that were trained for another mixture are not: they and their router begin anew together.
+
+    Args:
+        policy: where language model, connectors and tensors come from.
+        fusion: sizes of RAAF and MB-MoE.
+        audio_dim: width of the data's audio features, which holds if no slot reads them; 0: as before.
+        video_dim: likewise of video.
 
     Raises:
         AffectError: both the policy and the settings have slots.
@@ -211,8 +142,8 @@ def adapt_fusion(policy: AffectPolicy, fusion: FusionConfig) -> AffectPolicy:
     adapted = AffectPolicy.create(
         policy.language_model,
         policy.tokenizer,
-        audio_dim=shape.audio_dim,
-        video_dim=shape.video_dim,
+        audio_dim=audio_dim if audio_dim and "audio" in shape.unread else shape.audio_dim,
+        video_dim=video_dim if video_dim and "video" in shape.unread else shape.video_dim,
         **fusion.model_dump(exclude={"load_balance", "slots"}),
         slots=shape.slots or fusion.slots,
         backbone=policy.config.backbone,
@@ -231,7 +162,7 @@ def check_features(policy: AffectPolicy, audio_dim: int, video_dim: int, data: s
     layout = LAYOUTS.get(policy.config.backbone)
     for modality, width in (("audio", audio_dim), ("video", video_dim)):
         taken = getattr(policy.fusion.shape, f"{modality}_dim")
-        if width not in (0, taken):
+        if width not in (0, taken) and modality not in policy.fusion.shape.unread:
             encoder = layout.encoders[modality] if layout else f"an encoder that gives {taken} numbers"
             raise AffectError(
                 f"{data}: {modality} features are {width} wide, model.base takes {taken}; extract them with {encoder}"
@@ -273,31 +204,69 @@ def _torch_load(path: Path) -> Any:
 
 @torch.no_grad()
 def _load(
-    policy: AffectPolicy, layout: Layout, tensors: Mapping[str, Tensor], checkpoint: Path, language_model: Path
-) -> None:
-    """Copy a checkpoint's tensors into the policy; they must be exactly those that its layout names."""
+    policy: AffectPolicy, layout: Layout, tensors: Mapping[str, Tensor], checkpoint: str, language_model: Path
+) -> dict[str, int]:
+    """Copy a checkpoint's tensors, which must be exactly those that its layout names; returns the rows of each."""
     state = policy.state_dict()
-    names = {key: ours for ours in state if (key := layout.key(ours))}
+    published = AutoConfig.from_pretrained(language_model).vocab_size  # ours has a row more, for the placeholder
+    places = {name: keys for name in state if (keys := layout.keys_of(name))}
+    known = {key for keys in places.values() for key in keys}
     for key in tensors:
-        if key not in names:
+        if key not in known:
             raise AffectError(
-                f"{checkpoint}: key {key} is not one of {layout.title} on {language_model}{_nearest(key, names)}; "
+                f"{checkpoint}: key {key} is not one of {layout.title} on {language_model}{_nearest(key, known)}; "
                 "give the language model and the system that the checkpoint was trained with"
             )
-    for key, ours in names.items():
-        tensor = _required(tensors, key, checkpoint, layout)
-        if tensor.shape != state[ours].shape:
+    for name, keys in places.items():
+        parts = [_required(tensors, key, checkpoint, layout) for key in keys]
+        if not _fit(parts, state[name], published if re.fullmatch(_VOCABULARY, name) else None):
+            shapes = " + ".join(str(list(part.shape)) for part in parts)
             raise AffectError(
-                f"{checkpoint}: key {key} has shape {list(tensor.shape)}, but {list(state[ours].shape)} fits "
+                f"{checkpoint}: key {' + '.join(keys)} has shape {shapes}, but {list(state[name].shape)} fits "
                 f"{language_model}; give the language model that the checkpoint was trained on"
             )
-        state[ours].copy_(tensor)
+    rows = {key: int(tensors[key].shape[_row_axis(tensors[key])]) for key in known}
+    for key, part in _parts(layout, state, rows):
+        part.copy_(tensors[key])
+    return rows
 
 
-def _required(tensors: Mapping[str, Tensor], key: str, checkpoint: Path, layout: Layout) -> Tensor:
+def _parts(layout: Layout, state: Mapping[str, Tensor], rows: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """The keys of a checkpoint and, as views of our tensors, what each holds: all of one, or a run of its rows."""
+    for name, tensor in state.items():
+        first = 0
+        for key in layout.keys_of(name):
+            yield key, tensor.narrow(_row_axis(tensor), first, rows[key])
+            first += rows[key]
+
+
+def _fit(parts: Sequence[Tensor], whole: Tensor, fewer: int | None) -> bool:
+    """Whether parts make up a tensor, or the first `fewer` of its rows."""
+    axis = _row_axis(whole)
+    if any(part.ndim != whole.ndim for part in parts):
+        return False
+    shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts}
+    count = sum(part.shape[axis] for part in parts)
+    return shapes == {(*whole.shape[:axis], *whole.shape[axis + 1 :])} and count in (whole.shape[axis], fewer)
+
+
+def _row_axis(tensor: Tensor) -> int:
+    """The axis of a tensor's rows: queries come as ``[1, rows, width]``, weights as ``[rows, width]``."""
+    return max(tensor.ndim - 2, 0)
+
+
+def _width(layout: Layout, modality: str, tensors: Mapping[str, Tensor], checkpoint: str) -> int:
+    """Width of the features that a system takes; of a modality that it does not read, 0."""
+    if key := layout.widths.get(modality):
+        return int(_required(tensors, key, checkpoint, layout).shape[-1])
+    return max((slot.columns[1] for slot in layout.slots if modality in slot.modalities), default=0)
+
+
+def _required(tensors: Mapping[str, Tensor], key: str, checkpoint: str, layout: Layout) -> Tensor:
     if key not in tensors:
         raise AffectError(
-            f"{checkpoint}: key {key} is missing{_nearest(key, tensors)}; give a whole checkpoint of {layout.title}"
+            f"{checkpoint}: key {key} is missing{_nearest(key, tensors)}; give all files of a checkpoint of "
+            f"{layout.title}"
         )
     return tensors[key]
 
@@ -307,7 +276,7 @@ def _nearest(key: str, known: Collection[str]) -> str:
     return "".join(f" (nearest: {match})" for match in difflib.get_close_matches(key, known, n=1))
 
 
-def _lora_rank(tensors: Mapping[str, Tensor], checkpoint: Path) -> int:
+def _lora_rank(tensors: Mapping[str, Tensor], checkpoint: str) -> int:
     for key, tensor in tensors.items():
         if ".lora_A." in key:
             return int(tensor.shape[0])

@@ -42,12 +42,22 @@ def make_connector(slot: SlotConfig, dims: Mapping[str, int], lm_dim: int) -> nn
     Raises:
         AffectError: the slot does not fit the widths.
     """
-    widths = [dims[modality] for modality in slot.modalities]
+    widths = [_width(slot, modality, dims[modality]) for modality in slot.modalities]
     if slot.connector == "qformer":
         return QFormer(slot, widths, lm_dim)
     if slot.connector == "attention":
         return PreFusion(slot, widths, lm_dim) if len(widths) == 2 else AttentionPooling(slot, widths[0], lm_dim)
     return Projection(slot, widths, lm_dim)
+
+
+def _width(slot: SlotConfig, modality: str, width: int) -> int:
+    first, end = slot.columns
+    if end > width:
+        raise AffectError(
+            f"slot {slot.name!r}: columns={[first, end]} of frames that are {width} wide; extract {modality} with the "
+            "encoders that the slot is for, or give it other columns"
+        )
+    return end - first or width
 
 
 def window_means(frames: Sequences, count: int) -> Tensor:
@@ -128,17 +138,18 @@ class PreFusion(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learned queries that attend to frames with learned positions, then a projection.
+    """Learned queries that attend to frames, with learned positions if there are any, then a projection.
 
-    Two modalities are brought to the wider one's width and stand one behind the other, video first.
+    Two modalities are brought to one width and stand one behind the other, video first.
     """
 
     def __init__(self, slot: SlotConfig, widths: list[int], lm_dim: int) -> None:
         super().__init__()
-        width, frame_width = slot.width or _QFORMER_WIDTH, max(widths)
-        if len(widths) == 2:
-            self.audio, self.video = (nn.Linear(dim, frame_width) for dim in widths)
-        self.positions = nn.Embedding(slot.positions, frame_width)
+        width, frame_width = slot.width or _QFORMER_WIDTH, slot.frame_width or max(widths)
+        self.modalities = slot.modalities
+        aligned = slot.modalities if len(widths) == 2 or slot.frame_width else ()
+        self.align = nn.ModuleDict({m: nn.Linear(dim, frame_width) for m, dim in zip(aligned, widths, strict=False)})
+        self.positions = nn.Embedding(slot.positions, frame_width) if slot.positions else None
         self.queries = nn.Parameter(torch.randn(1, slot.tokens, width) * 0.02)
         settings: Any = Blip2QFormerConfig(
             hidden_size=width,
@@ -155,21 +166,20 @@ class QFormer(nn.Module):
         self.project = nn.Linear(width, lm_dim)
 
     def forward(self, *modalities: Sequences) -> Tensor:
-        if len(modalities) == 1:
-            values, mask = modalities[0]
-        else:
-            audio, video = modalities
-            values = torch.cat([self.video(video.values), self.audio(audio.values)], dim=1)
-            mask = torch.cat([video.mask, audio.mask], dim=1)
+        video_first = [*zip(self.modalities, modalities, strict=True)][::-1]
+        values = torch.cat([self.align[m](f.values) if m in self.align else f.values for m, f in video_first], dim=1)
+        mask = torch.cat([frames.mask for _, frames in video_first], dim=1)
         count = len(values)
         if not count:  # transformers cannot reshape a batch of no rows, and sharded training wants the module run
             values, mask = F.pad(values, (0, 0, 0, 0, 0, 1)), F.pad(mask, (0, 0, 0, 1))
-        place = (mask.cumsum(dim=1) - 1).clamp(min=0, max=self.positions.num_embeddings - 1)
+        if self.positions:
+            place = (mask.cumsum(dim=1) - 1).clamp(min=0, max=self.positions.num_embeddings - 1)
+            values = values + self.positions(place)
         seen = mask.clone()
         seen[:, 0] |= ~mask.any(dim=1)  # softmax over nothing has no value
         hidden = self.qformer(
             query_embeds=self.queries.expand(len(values), -1, -1),
-            encoder_hidden_states=values + self.positions(place),
+            encoder_hidden_states=values,
             encoder_attention_mask=seen,
         ).last_hidden_state
         return self.project(hidden)[:count]

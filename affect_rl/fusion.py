@@ -54,6 +54,11 @@ class FusionShape:
         """Soft tokens of a percept."""
         return sum(slot.tokens for slot in self.slots) or 2 * self.soft_tokens
 
+    @property
+    def unread(self) -> set[str]:
+        """Modalities that no slot reads, which inform the router of MB-MoE only."""
+        return {"audio", "video"} - {m for slot in self.slots for m in slot.modalities} if self.slots else set()
+
     def to_dict(self) -> dict[str, Any]:
         """The shape as ``config.json`` holds it; `shape_from_dict` reads it."""
         return asdict(self) | {"slots": [slot.model_dump() for slot in self.slots]}

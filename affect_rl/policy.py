@@ -40,7 +40,7 @@ class AffectConfig(PretrainedConfig):
         text_config: config of the language model.
         fusion: fields of `FusionShape`.
         percept_token_id: the placeholder token that soft tokens replace.
-        backbone: the published system whose slots these are, see `affect_rl.backbones`; empty: none.
+        backbone: the published system that this was imported from, see `affect_rl.backbones`; empty: none.
     """
 
     model_type = "affect"

@@ -5,6 +5,7 @@ Code receives the section it needs, never the whole tree and never a dictionary.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -79,6 +80,18 @@ class LoraConfig(Section):
     """Module names that get adapters, or ``all-linear``."""
 
 
+class System(StrEnum):
+    """Published systems that a policy can have its connectors from, see `affect_rl.backbone_layouts`."""
+
+    AFFECTGPT = "affectgpt"
+    PANDAGPT = "pandagpt"
+    EMOTION_LLAMA = "emotion_llama"
+    VIDEO_LLAMA = "video_llama"
+    VIDEO_LLAMA2 = "video_llama2"
+    VIDEOCHAT = "videochat"
+    CHATBRIDGE = "chatbridge"
+
+
 class SlotConfig(Section):
     """Soft tokens from one connector, see `affect_rl.connectors`."""
 
@@ -89,6 +102,8 @@ class SlotConfig(Section):
     connector: Literal["linear", "mlp", "attention", "qformer"]
     """``linear`` and ``mlp`` project means over equal windows of frames, ``attention`` a weighted sum of the frames;
     ``qformer`` lets learned queries attend to them."""
+    columns: tuple[Natural, Natural] = (0, 0)
+    """Which of a frame's numbers it reads, from the first to before the second; (0, 0): all."""
     tokens: Positive = 1
     """Soft tokens."""
     stack: Positive = 1
@@ -101,11 +116,16 @@ class SlotConfig(Section):
     """Attention heads (qformer); must divide `width`."""
     cross_every: Positive = 1
     """Every n-th block, the first included, attends to the frames (qformer)."""
-    positions: Positive = 32
-    """Learned positions of frames (qformer); later frames share the last one."""
+    positions: Natural = 32
+    """Learned positions of frames (qformer); later frames share the last one; 0: none."""
+    frame_width: Natural = 0
+    """Width that frames are brought to first (qformer); 0: as wide as they are, of two modalities the wider."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        first, end = self.columns
+        if self.columns != (0, 0) and (self.source == "joint" or first >= end):
+            raise ValueError(f"columns={list(self.columns)} need one modality, and the second above the first")
         if self.connector == "qformer":
             _check_heads(self.heads, "width", self.width or 768)
         return self
@@ -158,12 +178,20 @@ class ModelConfig(Section):
     """Precision of the weights."""
     context: Positive = 512
     """Longest prompt plus answer, in tokens."""
+    backbone: System | None = None
+    """Published system whose connectors it has; they start at random unless `base` is an import of that system."""
     tiny: TinyModelConfig = TinyModelConfig()
     """The tiny model's sizes."""
     lora: LoraConfig = LoraConfig()
     """Adapters; off by default."""
     fusion: FusionConfig = FusionConfig()
     """Fusion modules."""
+
+    @model_validator(mode="after")
+    def _has_slots_once(self) -> Self:
+        if self.backbone and self.fusion.slots:
+            raise ValueError(f"backbone={self.backbone} brings its own slots; leave it or fusion.slots out")
+        return self
 
 
 class RetrievalConfig(Section):

@@ -25,6 +25,7 @@ from affect_rl.fusion import (
     Sequences,
     masked_mean,
 )
+from affect_rl.settings import SlotConfig
 
 
 class Bottleneck(FeatureScale):
@@ -84,9 +85,8 @@ class SlotFusion(nn.Module):
     def __init__(self, shape: FusionShape) -> None:
         super().__init__()
         self.shape = shape
-        read = {modality for slot in shape.slots for modality in slot.modalities}
-        self.audio = Bottleneck(shape.audio_dim, shape, returns="audio" in read)
-        self.video = Bottleneck(shape.video_dim, shape, returns="video" in read)
+        self.audio = Bottleneck(shape.audio_dim, shape, returns="audio" not in shape.unread)
+        self.video = Bottleneck(shape.video_dim, shape, returns="video" not in shape.unread)
         self.moe = MbMoe(shape.dim, shape.experts, shape.top_k, shape.residual)
         dims = {"audio": shape.audio_dim, "video": shape.video_dim}
         self.slots = nn.ModuleDict({slot.name: make_connector(slot, dims, shape.lm_dim) for slot in shape.slots})
@@ -103,7 +103,9 @@ class SlotFusion(nn.Module):
         pooled = torch.cat([masked_mean(v, video.mask[rows]), masked_mean(a, audio.mask[rows])], dim=-1)
         a, v, router, weights = self.moe(a, v, pooled)
         seen = {"audio": self.audio.widen(audio, rows, a), "video": self.video.widen(video, rows, v)}
-        tokens = [self.slots[slot.name](*(seen[m] for m in slot.modalities)) for slot in self.shape.slots]
+        tokens = [
+            self.slots[slot.name](*(_columns(slot, seen[m]) for m in slot.modalities)) for slot in self.shape.slots
+        ]
         return FusionOutput(torch.cat(tokens, dim=1), router, weights)
 
     def fit_scale(self, audio: Sequence[np.ndarray], video: Sequence[np.ndarray]) -> None:
@@ -118,6 +120,10 @@ class SlotFusion(nn.Module):
 def make_fusion(shape: FusionShape) -> Fusion | SlotFusion:
     """The front that a shape describes."""
     return SlotFusion(shape) if shape.slots else Fusion(shape)
+
+
+def _columns(slot: SlotConfig, frames: Sequences) -> Sequences:
+    return frames._replace(values=frames.values[..., slice(*slot.columns)]) if any(slot.columns) else frames
 
 
 def _take(frames: Sequences, rows: tuple[Tensor, ...]) -> Sequences:

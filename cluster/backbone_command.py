@@ -8,14 +8,9 @@ from typing import Annotated
 
 import typer
 
+from affect_rl.settings import System
+
 backbone_app = typer.Typer(help="Start from published systems.", no_args_is_help=True)
-
-
-class System(StrEnum):
-    """Systems whose checkpoints can be read, see `affect_rl.backbones.LAYOUTS`."""
-
-    AFFECTGPT = "affectgpt"
-    PANDAGPT = "pandagpt"
 
 
 class Precision(StrEnum):
@@ -33,7 +28,9 @@ def backbone() -> None:
 @backbone_app.command("import")
 def import_backbone(
     system: Annotated[System, typer.Argument(help="Whose checkpoint it is.")],
-    checkpoint: Annotated[Path, typer.Option(help="The system's .pth, .pt or .safetensors.")],
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="The system's .pth, .pt, .bin or .safetensors; repeat it for further files.")
+    ],
     language_model: Annotated[Path, typer.Option(help="Directory of the language model it was trained on.")],
     out: Annotated[Path, typer.Option(help="Policy directory to write, for model.base.")],
     dtype: Annotated[
@@ -43,15 +40,17 @@ def import_backbone(
     """Turn a published system's checkpoint into a policy directory, adapters merged."""
     import torch
 
-    from affect_rl.backbones import LAYOUTS, read_backbone
+    from affect_rl.backbone_layouts import LAYOUTS
+    from affect_rl.backbones import read_backbone
     from affect_rl.errors import AffectError
 
     if out.exists():
         raise AffectError(f"{out}: exists; choose another --out, or remove it")
     policy = read_backbone(
-        LAYOUTS[system.value], checkpoint, language_model, name=system.value, dtype=getattr(torch, dtype.value)
+        LAYOUTS[system], checkpoint, language_model, name=system.value, dtype=getattr(torch, dtype.value)
     ).policy
     policy.save(out)
     shape = policy.fusion.shape
     slots = ", ".join(slot.name for slot in shape.slots)
-    typer.echo(f"{out}: slots {slots}; reads audio {shape.audio_dim} wide and video {shape.video_dim} wide")
+    read = " and ".join(f"{m} {getattr(shape, f'{m}_dim')} wide" for m in ("audio", "video") if m not in shape.unread)
+    typer.echo(f"{out}: slots {slots}; reads {read}")

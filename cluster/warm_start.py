@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from affect_rl.backbone_layouts import LAYOUTS
 from affect_rl.backbones import adapt_fusion, check_features
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.demonstrations import Annotator, demonstrate
+from affect_rl.errors import AffectError
 from affect_rl.evidence import Retrieve, render_evidence
 from affect_rl.policy import MANIFEST, AffectPolicy, check_manifest
 from affect_rl.prompts import Prompts, template_texts
@@ -53,7 +55,7 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
         audio_dim=dataset.audio_dim,
         video_dim=dataset.video_dim,
         **model.fusion.model_dump(exclude={"load_balance", "slots"}),
-        slots=model.fusion.slots,
+        slots=LAYOUTS[model.backbone].slots if model.backbone else model.fusion.slots,
     )
     policy.fusion.fit_scale(
         [s.audio for s in train if s.audio is not None], [s.video for s in train if s.video is not None]
@@ -68,9 +70,14 @@ def _adopt(config: Config, dataset: Dataset) -> AffectPolicy:
     """
     model = config.model
     trained = AffectPolicy.load(model.base, dtype=getattr(torch, model.dtype))
+    if model.backbone and trained.fusion.shape.slots != LAYOUTS[model.backbone].slots:
+        raise AffectError(
+            f"model.base={model.base}: has not the connectors of model.backbone={model.backbone}; give a directory of "
+            f"`affect-rl backbone import {model.backbone}`, or leave model.backbone out"
+        )
     check_features(trained, dataset.audio_dim, dataset.video_dim, config.data.dir)
     torch.manual_seed(config.seed)
-    return adapt_fusion(trained, model.fusion)
+    return adapt_fusion(trained, model.fusion, audio_dim=dataset.audio_dim, video_dim=dataset.video_dim)
 
 
 def warm_start(

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from backbone_cases import (
-    ATTENTION,
     DIM,
     LAYERS,
+    QUERY_HEADS,
+    QUERY_WIDTH,
     RANK,
     TEXTS,
-    adapters,
-    affectgpt_tensors,
-    linear,
-    pandagpt_tensors,
+    VOCABULARY,
+    WIDTHS,
+    tensors_of,
+    tiny_layout,
     write_checkpoint,
     write_language_model,
 )
@@ -28,10 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from affect_rl.backbone_layouts import LAYOUTS
 from affect_rl.backbones import (
-    LAYOUTS,
     Backbone,
-    Layout,
     adapt_fusion,
     check_features,
     read_backbone,
@@ -43,8 +44,9 @@ from affect_rl.policy import AffectPolicy
 from affect_rl.settings import FusionConfig, SlotConfig
 from affect_rl.trajectory import Percept
 
-WIDTHS = {"affectgpt": (7, 5), "pandagpt": (6, 6)}
-SYSTEMS = sorted(WIDTHS)
+SYSTEMS = sorted(LAYOUTS)
+ADAPTED = {"affectgpt": 7, "pandagpt": 4, "emotion_llama": 2}
+"""Modules with adapters in each block of the systems that have them."""
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,10 @@ def read(language_models: dict[str, Path], tmp_path: Path) -> Callable[..., Back
     """Reads a tiny checkpoint of a system."""
 
     def read_system(system: str) -> Backbone:
-        path = write_checkpoint(tmp_path, system, *WIDTHS[system])
-        return read_backbone(LAYOUTS[system], path, language_models[system], name=system)
+        files = write_checkpoint(tmp_path, system)
+        return read_backbone(tiny_layout(system), files, language_models[system], name=system)
 
     return read_system
-
-
-def tensors_of(system: str) -> dict[str, Tensor]:
-    return affectgpt_tensors(*WIDTHS[system]) if system == "affectgpt" else pandagpt_tensors(WIDTHS[system][0])
 
 
 def features(length: int, dim: int, seed: int) -> np.ndarray:
@@ -73,9 +71,14 @@ def features(length: int, dim: int, seed: int) -> np.ndarray:
 
 
 def percept(system: str, seed: int, *, fused: bool) -> Percept:
+    """What a system sees and, unless it is VideoChat, hears; the fused one has support."""
+
+    def frames(length: int, dim: int, number: int) -> np.ndarray | None:
+        return features(length, dim, number) if dim else None
+
     audio, video = WIDTHS[system]
-    support = (features(6, audio, seed + 20), features(3, video, seed + 30)) if fused else (None, None)
-    return Percept(features(3 + seed, audio, seed), features(4, video, seed + 10), *support, fused)
+    support = (frames(6, audio, seed + 20), frames(3, video, seed + 30)) if fused else (None, None)
+    return Percept(frames(3 + seed, audio, seed), frames(4, video, seed + 10), *support, fused)
 
 
 @torch.no_grad()
@@ -99,33 +102,42 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_a_round_trip_gives_equal_tensors_under_equal_keys(
     system: str, read: Callable[..., Backbone], tmp_path: Path
 ) -> None:
-    backbone, layout = read(system), LAYOUTS[system]
+    backbone, layout = read(system), tiny_layout(system)
     path = write_backbone(layout, backbone, tmp_path / "again.pth")
     content = torch.load(path, weights_only=True)
-    assert_equal(content["model"] if system == "affectgpt" else content, tensors_of(system))
+    assert_equal(content if system in ("pandagpt", "video_llama2") else content["model"], tensors_of(system))
     safe = write_backbone(layout, backbone, tmp_path / "again.safetensors")
     assert_equal(load_file(safe), tensors_of(system))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def trained_language_model(system: str, directory: Path) -> Any:
+    """The language model as the system trained it: its own weights if there are any, adapters merged by hand."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
+    tensors, merged = tensors_of(system), 0
+    model.load_state_dict({k: t for k, t in tensors.items() if k in model.state_dict()}, strict=False)
+    for name, weight in model.named_parameters():
+        key = f"llama_model.base_model.model.{name.removesuffix('.weight')}.lora_"
+        for suffix in ("weight", "default.weight"):
+            if f"{key}A.{suffix}" in tensors:
+                scale = (16 if system == "emotion_llama" else 32) / RANK
+                weight.data += scale * tensors[f"{key}B.{suffix}"] @ tensors[f"{key}A.{suffix}"]
+                merged += 1
+    assert merged == LAYERS * ADAPTED.get(system, 0)
+    return model
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_language_model_says_what_it_said(
     system: str, read: Callable[..., Backbone], language_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Logits with adapters, with adapters merged by hand, and from the policy directory."""
+    """Logits of the policy as it was read, and from the policy directory."""
     policy = read(system).policy
-    model, tokenizer = (kind.from_pretrained(language_models[system]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    plain = logits(model, tokenizer)
-    tensors, merged = tensors_of(system), 0
-    for name, weight in model.named_parameters():
-        key = f"llama_model.base_model.model.{name.removesuffix('.weight')}"
-        if f"{key}.lora_A.default.weight" in tensors:
-            up, down = tensors[f"{key}.lora_B.default.weight"], tensors[f"{key}.lora_A.default.weight"]
-            weight.data += 32 / RANK * up @ down
-            merged += 1
-    assert merged == LAYERS * (7 if system == "affectgpt" else 4)
-    expected = logits(model, tokenizer)
-    assert not torch.allclose(expected, plain, atol=1e-2)
+    tokenizer = AutoTokenizer.from_pretrained(language_models[system])
+    plain = logits(AutoModelForCausalLM.from_pretrained(language_models[system]), tokenizer)
+    expected = logits(trained_language_model(system, language_models[system]), tokenizer)
+    frozen = system in ("video_llama", "videochat", "chatbridge")
+    assert torch.allclose(expected, plain, atol=1e-2) == frozen
     known = expected.shape[-1]  # the placeholder token is new
     found = logits(policy.language_model, tokenizer)[..., :known]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -137,35 +149,125 @@ def test_the_language_model_says_what_it_said(
     assert torch.equal(soft_tokens(stored, *both), soft_tokens(policy, *both))
 
 
+def linear(t: dict[str, Tensor], key: str, x: Tensor) -> Tensor:
+    return x @ t[f"{key}.weight"].T + t[f"{key}.bias"]
+
+
+def frames_of(given: Percept) -> tuple[Tensor, Tensor]:
+    """Audio and video of a percept; what is not there has no rows."""
+    audio, video = (np.zeros((0, 0), np.float32) if x is None else x for x in (given.audio, given.video))
+    return torch.from_numpy(audio), torch.from_numpy(video)
+
+
 def test_soft_tokens_of_affectgpt_are_those_of_its_formulas(read: Callable[..., Backbone]) -> None:
-    policy, t = read("affectgpt").policy.eval(), affectgpt_tensors(*WIDTHS["affectgpt"])
+    policy, t = read("affectgpt").policy.eval(), tensors_of("affectgpt")
     given = percept("affectgpt", 1, fused=False)
-    assert given.audio is not None and given.video is not None
-    audio, video = torch.from_numpy(given.audio), torch.from_numpy(given.video)
-
-    def layer(key: str, x: Tensor) -> Tensor:
-        return x @ t[f"{key}.weight"].T + t[f"{key}.bias"]
-
-    v, a = layer("multi_video_embs", video.mean(0)), layer("multi_audio_embs", audio.mean(0))
-    weights = layer("fc_att", layer("attention_mlp", torch.cat([v, a])))
+    audio, video = frames_of(given)
+    v, a = linear(t, "multi_video_embs", video.mean(0)), linear(t, "multi_audio_embs", audio.mean(0))
+    weights = linear(t, "fc_att", linear(t, "attention_mlp", torch.cat([v, a])))
     expected = [
-        layer("multi_llama_proj", torch.stack([v, a], dim=1) @ weights),
-        layer("audio_llama_proj", (audio.T @ layer("audio_attention_mlp", audio))[:, 0]),
-        layer("affectgpt_proj", (video.T @ layer("video_attention_mlp", video))[:, 0]),
+        linear(t, "multi_llama_proj", torch.stack([v, a], dim=1) @ weights),
+        linear(t, "audio_llama_proj", (audio.T @ linear(t, "audio_attention_mlp", audio))[:, 0]),
+        linear(t, "affectgpt_proj", (video.T @ linear(t, "video_attention_mlp", video))[:, 0]),
     ]
     torch.testing.assert_close(soft_tokens(policy, given)[0], torch.stack(expected))
 
 
 def test_the_soft_token_of_pandagpt_is_that_of_its_formula(read: Callable[..., Backbone]) -> None:
-    policy, t = read("pandagpt").policy.eval(), pandagpt_tensors(6)
+    policy, t = read("pandagpt").policy.eval(), tensors_of("pandagpt")
     given = percept("pandagpt", 1, fused=False)
-    assert given.audio is not None and given.video is not None
-    image, sound = (
-        torch.from_numpy(x).mean(0) @ t["llama_proj.weight"].T + t["llama_proj.bias"]
-        for x in (given.video, given.audio)
-    )
+    sound, image = (linear(t, "llama_proj", frames.mean(0)) for frames in frames_of(given))
     found = soft_tokens(policy, given, replace(given, audio=None), replace(given, video=None))
     torch.testing.assert_close(found[:, 0], torch.stack([image + sound, image, sound]))
+
+
+def test_soft_tokens_of_emotion_llama_are_those_of_its_formulas(read: Callable[..., Backbone]) -> None:
+    """On 1,024 patches: four a token, then a token each of MAE, VideoMAE, speech and the picture's class token."""
+    policy, t = read("emotion_llama").policy.eval(), tensors_of("emotion_llama")
+    patches, clip, audio = features(1024, 5, 1), features(1, 13, 2), features(1, 7, 3)
+    given = Percept(audio, np.concatenate([patches, clip.repeat(1024, axis=0)], axis=1))
+    face, motion, picture = torch.from_numpy(clip).split([4, 4, 5], dim=1)
+    expected = [
+        linear(t, "llama_proj", torch.from_numpy(patches).reshape(256, 20)),
+        linear(t, "feats_llama_proj1", face),
+        linear(t, "feats_llama_proj2", motion),
+        linear(t, "feats_llama_proj3", torch.from_numpy(audio)),
+        linear(t, "cls_tk_llama_proj", picture),
+    ]
+    torch.testing.assert_close(soft_tokens(policy, given)[0], torch.cat(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_soft_tokens_of_video_llama_2_are_those_of_its_formulas(read: Callable[..., Backbone]) -> None:
+    policy, t = read("video_llama2").policy.eval(), tensors_of("video_llama2")
+    given = Percept(features(8, 7, 1), features(8, DIM, 2))
+    audio, video = frames_of(given)
+    expected = [
+        linear(t, f"{key}.2", F.gelu(linear(t, f"{key}.0", frames)))
+        for key, frames in (("model.mm_projector.readout", video), ("model.mm_projector_a", audio))
+    ]
+    torch.testing.assert_close(soft_tokens(policy, given)[0], torch.cat(expected))
+
+
+def attend(t: dict[str, Tensor], key: str, hidden: Tensor, seen: Tensor) -> Tensor:
+    """BERT's attention with what follows it, by the checkpoint's names."""
+    q, k, v = (
+        linear(t, f"{key}.self.{name}", x).unflatten(-1, (QUERY_HEADS, -1)).transpose(0, 1)
+        for name, x in (("query", hidden), ("key", seen), ("value", seen))
+    )
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+    return normed(
+        t, f"{key}.output", linear(t, f"{key}.output.dense", (weights @ v).transpose(0, 1).flatten(1)) + hidden
+    )
+
+
+def normed(t: dict[str, Tensor], key: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, (QUERY_WIDTH,), t[f"{key}.LayerNorm.weight"], t[f"{key}.LayerNorm.bias"], 1e-12)
+
+
+def bert(t: dict[str, Tensor], key: str, layers: int, queries: Tensor, frames: Tensor) -> Tensor:
+    hidden = normed(t, f"{key}.bert.embeddings", queries)
+    for number in range(layers):
+        block = f"{key}.bert.encoder.layer.{number}"
+        hidden = attend(t, f"{block}.attention", hidden, hidden)
+        if f"{block}.crossattention.self.query.weight" in t:
+            hidden = attend(t, f"{block}.crossattention", hidden, frames)
+        inner = F.gelu(linear(t, f"{block}.intermediate_query.dense", hidden))
+        hidden = normed(t, f"{block}.output_query", linear(t, f"{block}.output_query.dense", inner) + hidden)
+    return hidden
+
+
+def video_llama_tokens(t: dict[str, Tensor], audio: Tensor, video: Tensor) -> list[Tensor]:
+    seen = video + t["video_frame_position_embedding.weight"][: len(video)]
+    heard = audio + t["audio_position_embedding.weight"][: len(audio)]
+    return [
+        linear(t, "llama_proj", bert(t, "video_Qformer", 2, t["video_query_tokens"][0], seen)),
+        linear(t, "audio_llama_proj", bert(t, "audio_Qformer", 2, t["audio_query_tokens"][0], heard)),
+    ]
+
+
+def videochat_tokens(t: dict[str, Tensor], _: Tensor, video: Tensor) -> list[Tensor]:
+    queries = torch.cat([t["query_tokens"], t["extra_query_tokens"]], dim=1)[0]
+    return [linear(t, "llama_proj", bert(t, "Qformer", 12, queries, video))]
+
+
+def chatbridge_tokens(t: dict[str, Tensor], audio: Tensor, video: Tensor) -> list[Tensor]:
+    heard = linear(t, "audio_trans", audio)
+    return [
+        linear(t, "llama_proj", bert(t, "Qformer", 12, t["image_query_tokens"][0], video)),
+        linear(t, "llama_proj", bert(t, "Qformer", 12, t["audio_query_tokens"][0], heard)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("system", "formula"),
+    [("video_llama", video_llama_tokens), ("videochat", videochat_tokens), ("chatbridge", chatbridge_tokens)],
+)
+def test_soft_tokens_of_queries_are_those_of_bert(
+    system: str, formula: Callable[..., list[Tensor]], read: Callable[..., Backbone]
+) -> None:
+    policy, given = read(system).policy.eval(), percept(system, 1, fused=False)
+    expected = torch.cat(formula(tensors_of(system), *frames_of(given)))
+    torch.testing.assert_close(soft_tokens(policy, given)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -176,8 +278,8 @@ def test_fusion_starts_as_the_identity(system: str, read: Callable[..., Backbone
     assert torch.equal(soft_tokens(policy, fused), plain)
     unsupported = replace(fused, audio_support=None, video_support=None)
     assert torch.equal(soft_tokens(policy, unsupported), plain)
-    for modality in (policy.fusion.audio, policy.fusion.video):
-        nn.init.normal_(modality.up.weight)
+    for modality in {"audio", "video"} - policy.fusion.shape.unread:
+        nn.init.normal_(getattr(policy.fusion, modality).up.weight)
     moved = soft_tokens(policy, fused)
     assert not torch.allclose(moved, plain, atol=1e-3)
     assert not torch.allclose(soft_tokens(policy, unsupported), moved, atol=1e-3)
@@ -217,66 +319,28 @@ def test_merged_adapters_cannot_be_written_back(read: Callable[..., Backbone], t
     assert not list(tmp_path.glob("again.pt*"))
 
 
-def bert_block(rng: torch.Generator, key: str, width: int, frame_width: int) -> dict[str, Tensor]:
-    """A block of BLIP-2's BERT without its text path, by the names in the LAVIS code."""
-    norm = {"weight": torch.randn(width, generator=rng), "bias": torch.randn(width, generator=rng)}
-    tensors: dict[str, Tensor] = {}
-    for part, wide in (("attention", width), ("crossattention", frame_width)):
-        tensors |= linear(rng, f"{key}.{part}.self.query", width, width)
-        tensors |= linear(rng, f"{key}.{part}.self.key", wide, width)
-        tensors |= linear(rng, f"{key}.{part}.self.value", wide, width)
-        tensors |= linear(rng, f"{key}.{part}.output.dense", width, width)
-        tensors |= {f"{key}.{part}.output.LayerNorm.{name}": t.clone() for name, t in norm.items()}
-    tensors |= linear(rng, f"{key}.intermediate_query.dense", width, 4 * width)
-    tensors |= linear(rng, f"{key}.output_query.dense", 4 * width, width)
-    return tensors | {f"{key}.output_query.LayerNorm.{name}": t.clone() for name, t in norm.items()}
+def test_without_adapters_a_stored_policy_can_be_written_back(read: Callable[..., Backbone], tmp_path: Path) -> None:
+    backbone = read("video_llama2")
+    stored = replace(backbone, policy=AffectPolicy.load(backbone.policy.save(tmp_path / "policy")))
+    path = write_backbone(tiny_layout("video_llama2"), stored, tmp_path / "again.safetensors")
+    assert_equal(load_file(path), tensors_of("video_llama2"))
 
 
-def test_a_new_system_is_one_table(language_models: dict[str, Path], tmp_path: Path) -> None:
-    """AffectGPT's and Video-LLaMA's Q-Former for video, beside a mean for audio."""
-    qformer = r"fusion\.slots\.video\.qformer\."
-    inner = r"encoder\.layer\.(\d+)\.(\w*attention)\."
-    layout = Layout(
-        title="Made-up",
-        slots=(
-            SlotConfig(name="video", source="video", connector="qformer", tokens=3, width=8, heads=2, positions=32),
-            SlotConfig(name="audio", source="audio", connector="linear"),
-        ),
-        keys={
-            r"language_model\.(.*\.lora_[AB]\..*)": r"llama_model.\1",
-            r"fusion\.slots\.video\.queries": "video_query_tokens",
-            r"fusion\.slots\.video\.positions\.weight": "video_frame_position_embedding.weight",
-            qformer + r"layernorm\.(.*)": r"video_Qformer.bert.embeddings.LayerNorm.\1",
-            qformer + inner + r"attention\.(.*)": r"video_Qformer.bert.encoder.layer.\1.\2.self.\3",
-            qformer + r"encoder\.(.*)": r"video_Qformer.bert.encoder.\1",
-            r"fusion\.slots\.video\.project\.(.*)": r"llama_proj.\1",
-            r"fusion\.slots\.audio\.project\.(.*)": r"audio_llama_proj.\1",
-        },
-        widths={"audio": "audio_llama_proj.weight", "video": "video_frame_position_embedding.weight"},
-        encoders={"audio": "any", "video": "any"},
-        lora_alpha=16,
-        lora_targets=("q_proj", "v_proj"),
-        carried=(r".*\.position_ids",),
-    )
-    rng = torch.Generator().manual_seed(3)
-    tensors = adapters(rng, {f"self_attn.{name}_proj": ATTENTION["self_attn.q_proj"] for name in "qv"})
-    for number in range(2):
-        tensors |= bert_block(rng, f"video_Qformer.bert.encoder.layer.{number}", 8, 5)
-    tensors |= linear(rng, "llama_proj", 8, DIM) | linear(rng, "audio_llama_proj", 7, DIM)
-    tensors |= {
-        "video_Qformer.bert.embeddings.LayerNorm.weight": torch.randn(8, generator=rng),
-        "video_Qformer.bert.embeddings.LayerNorm.bias": torch.randn(8, generator=rng),
-        "video_Qformer.bert.embeddings.position_ids": torch.arange(4)[None],
-        "video_query_tokens": torch.randn(1, 3, 8, generator=rng),
-        "video_frame_position_embedding.weight": torch.randn(32, 5, generator=rng),
-    }
-    save_file(tensors, tmp_path / "made-up.safetensors")
-    backbone = read_backbone(layout, tmp_path / "made-up.safetensors", language_models["pandagpt"])
-    assert_equal(load_file(write_backbone(layout, backbone, tmp_path / "again.safetensors")), tensors)
-    given = Percept(features(3, 7, 1), features(4, 5, 2))
-    found = soft_tokens(backbone.policy.eval(), given)
-    assert found.shape == (1, 4, DIM)
-    assert found.isfinite().all()
+def test_copies_that_have_grown_apart_are_not_written_as_one(read: Callable[..., Backbone], tmp_path: Path) -> None:
+    backbone = read("chatbridge")
+    backbone.policy.get_parameter("fusion.slots.audio.project.weight").data.zero_()
+    with pytest.raises(AffectError, match=r"share key llama_proj.weight have been trained apart"):
+        write_backbone(tiny_layout("chatbridge"), backbone, tmp_path / "again.pth")
+    assert not list(tmp_path.glob("again.pth*"))
+
+
+def test_a_modality_that_is_not_read_has_the_width_of_the_data(read: Callable[..., Backbone]) -> None:
+    policy = read("videochat").policy
+    check_features(policy, 9, 5, "data")
+    adapted = adapt_fusion(policy, FusionConfig(), audio_dim=9, video_dim=8).eval()
+    assert (adapted.fusion.shape.audio_dim, adapted.fusion.shape.video_dim) == (9, 5)
+    given = percept("videochat", 1, fused=False)
+    assert torch.equal(soft_tokens(adapted, given), soft_tokens(policy.eval(), given))
 
 
 # Bad input
@@ -339,20 +403,75 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_checkpoints_are_named_with_the_fix(case: str, language_models: dict[str, Path], tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, "affectgpt", *WIDTHS["affectgpt"])
+    (path,) = write_checkpoint(tmp_path, "affectgpt")
     spoil, message = BAD[case]
     spoil(path)
     with pytest.raises(AffectError) as caught:
-        read_backbone(LAYOUTS["affectgpt"], path, language_models["affectgpt"])
+        read_backbone(LAYOUTS["affectgpt"], [path], language_models["affectgpt"])
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert not (tmp_path / "executed").exists()
 
 
+CONNECTOR = {
+    "affectgpt": "attention_mlp.weight",
+    "pandagpt": "llama_proj.weight",
+    "emotion_llama": "feats_llama_proj2.weight",
+    "video_llama": "audio_Qformer.bert.encoder.layer.1.output_query.dense.weight",
+    "video_llama2": "model.mm_projector_a.2.weight",
+    "videochat": "extra_query_tokens",
+    "chatbridge": "Qformer.bert.encoder.layer.2.crossattention.self.value.weight",
+}
+WRONG: dict[str, tuple[Callable[[dict[str, Tensor], str], Any], str, str]] = {
+    "missing": (lambda t, key: t.pop(key), "key {key} is missing", "; give all files of a checkpoint of {title}"),
+    "misshapen": (
+        lambda t, key: t.update({key: torch.cat([t[key]] * 2)}),
+        "{key} has shape ",
+        "; give the language model that the checkpoint was trained on",
+    ),
+    "unknown": (
+        lambda t, key: t.update({f"{key}.more": t[key].clone()}),
+        "key {key}.more is not one of {title} on ",
+        "; give the language model and the system that the checkpoint was trained with",
+    ),
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("case", WRONG)
+def test_tensors_that_are_not_the_systems_are_named_with_the_fix(
+    case: str, system: str, language_models: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors, layout = tensors_of(system), tiny_layout(system)
+    spoil, message, fix = WRONG[case]
+    spoil(tensors, CONNECTOR[system])
+    save_file(tensors, tmp_path / "whole.safetensors")
+    with pytest.raises(AffectError) as caught:
+        read_backbone(layout, [tmp_path / "whole.safetensors"], language_models[system])
+    for words in (message, fix):
+        assert words.format(key=CONNECTOR[system], title=layout.title) in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_another_vocabulary_is_named(rows: int, language_models: dict[str, Path], tmp_path: Path) -> None:
+    tensors = tensors_of("video_llama2")
+    tensors["lm_head.weight"] = torch.ones(VOCABULARY + rows, DIM)
+    save_file(tensors, tmp_path / "whole.safetensors")
+    message = rf"key lm_head.weight has shape \[{VOCABULARY + rows}, {DIM}\], but \[\d+, {DIM}\] fits"
+    with pytest.raises(AffectError, match=message):
+        read_backbone(tiny_layout("video_llama2"), [tmp_path / "whole.safetensors"], language_models["video_llama2"])
+
+
+def test_half_a_checkpoint_is_named(language_models: dict[str, Path], tmp_path: Path) -> None:
+    _, audio = write_checkpoint(tmp_path, "video_llama")
+    with pytest.raises(AffectError, match=r"audio_branch.pth: key video_frame_.* is missing.*; give all files of a"):
+        read_backbone(tiny_layout("video_llama"), [audio], language_models["video_llama"])
+
+
 def test_a_language_model_that_is_none_is_named(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, "pandagpt", 6, 6)
-    with pytest.raises(AffectError, match=r"is no language model .*; give .* that pytorch_model.pt was trained on"):
-        read_backbone(LAYOUTS["pandagpt"], path, tmp_path)
+    files = write_checkpoint(tmp_path, "pandagpt")
+    with pytest.raises(AffectError, match=r"is no language model .*; give .* that .*pytorch_model.pt was trained on"):
+        read_backbone(LAYOUTS["pandagpt"], files, tmp_path)
 
 
 def test_features_that_do_not_fit_are_refused(read: Callable[..., Backbone]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import WIDTHS, tiny_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
+from affect_rl.backbone_layouts import LAYOUTS
 from affect_rl.config import load_config
 from affect_rl.connectors import make_connector, window_means
 from affect_rl.errors import AffectError
@@ -24,7 +25,6 @@ from affect_rl.slot_fusion import SlotFusion, make_fusion
 from affect_rl.trajectory import Percept
 
 AUDIO, VIDEO, LM = 6, 5, 12
-BACKBONES = sorted((Path(__file__).parents[2] / "configs" / "backbones").glob("*.yaml"))
 
 SLOTS = (
     SlotConfig(name="multi", source="joint", connector="attention", tokens=2),
@@ -32,7 +32,18 @@ SLOTS = (
     SlotConfig(name="speech", source="audio", connector="mlp", tokens=2, width=7),
     SlotConfig(name="pooled", source="audio", connector="attention"),
     SlotConfig(name="queries", source="video", connector="qformer", tokens=3, width=8, heads=2, positions=4),
-    SlotConfig(name="both", source="joint", connector="qformer", width=8, heads=2, layers=2, cross_every=2),
+    SlotConfig(
+        name="both",
+        source="joint",
+        connector="qformer",
+        width=8,
+        heads=2,
+        layers=2,
+        cross_every=2,
+        positions=0,
+        frame_width=4,
+    ),
+    SlotConfig(name="part", source="video", connector="linear", columns=(1, 4)),
 )
 SHAPE = FusionShape(AUDIO, VIDEO, LM, dim=8, heads=2, slots=SLOTS)
 
@@ -147,7 +158,7 @@ def test_a_percept_does_not_see_its_neighbours(fusion: nn.Module) -> None:
         replace(percept(1, support=False), audio=None, video=None),
     ]  # fmt: skip
     together = tokens(fusion, percepts)
-    assert together.shape == (5, SHAPE.tokens, LM) == (5, 11, LM)
+    assert together.shape == (5, SHAPE.tokens, LM) == (5, 12, LM)
     assert together.isfinite().all()
     for row, alone in enumerate(percepts):
         torch.testing.assert_close(together[row], tokens(fusion, [alone])[0], atol=2e-6, rtol=1e-5)
@@ -198,26 +209,35 @@ def test_shapes_survive_their_file() -> None:
     assert FusionShape(AUDIO, VIDEO, LM, soft_tokens=3).tokens == 6
 
 
-@pytest.mark.parametrize("file", BACKBONES, ids=lambda path: path.stem)
-def test_shipped_slots_make_a_front(file: Path) -> None:
-    """At a tenth of their width: each slot's tokens are where its place in the list says."""
-    slots = tuple(
-        slot.model_copy(update={"width": 24, "heads": 2} if slot.connector == "qformer" else {})
-        for slot in load_config(file).model.fusion.slots
-    )
+@pytest.mark.parametrize("system", LAYOUTS)
+def test_slots_of_a_system_make_a_front(system: str) -> None:
+    """At a fraction of their width: each slot's tokens are where its place in the list says."""
+    slots, (audio, video) = tiny_layout(system).slots, WIDTHS[system]
     torch.manual_seed(0)
-    fusion = make_fusion(replace(SHAPE, slots=slots)).eval()
-    whole = tokens(fusion, [percept(1), percept(2, fused=False)])
-    assert whole.shape == (2, sum(slot.tokens for slot in slots), LM)
+    fusion = make_fusion(FusionShape(max(audio, 1), video, LM, dim=8, heads=2, slots=slots)).eval()
+    heard = Percept(features(3, audio, 1) if audio else None, features(4, video, 2))
+    batch = collate_percepts([heard, replace(heard, audio=None)], max(audio, 1), video)
     with torch.no_grad():
+        whole = fusion(batch).tokens
+        assert whole.shape == (2, sum(slot.tokens for slot in slots), LM)
         fusion.slots[slots[-1].name].project.apply(lambda m: isinstance(m, nn.Linear) and m.bias.add_(1))
-    changed = (tokens(fusion, [percept(1), percept(2, fused=False)]) != whole).any(-1).all(0)
+        changed = (fusion(batch).tokens != whole).any(-1).all(0)
     assert changed.tolist() == [False] * (len(changed) - slots[-1].tokens) + [True] * slots[-1].tokens
 
 
-def test_all_systems_without_an_adapter_are_shipped() -> None:
-    names = [path.stem for path in BACKBONES]
-    assert names == ["chatbridge", "emotion_llama", "video_llama", "video_llama2", "videochat"]
+def test_a_slot_reads_its_columns() -> None:
+    torch.manual_seed(0)
+    fusion = SlotFusion(replace(SHAPE, slots=SLOTS[-1:])).eval()
+    assert fusion.shape.unread == {"audio"}
+    given = percept(1, fused=False)
+    assert given.video is not None
+    expected = fusion.slots.part.project(torch.from_numpy(given.video[:, 1:4].mean(0)))
+    torch.testing.assert_close(tokens(fusion, [given])[0, 0], expected)
+
+
+def test_columns_that_frames_do_not_have_are_refused() -> None:
+    with pytest.raises(AffectError, match=r"slot 's': columns=\[3, 6\] of frames that are 5 wide; extract video with"):
+        connector(source="video", connector="linear", columns=(3, 6))
 
 
 SOUND = "{name: a, source: audio, connector: linear}"
@@ -234,6 +254,10 @@ SOUND = "{name: a, source: audio, connector: linear}"
         (
             "[{name: a, source: audio, connector: qformer, heads: 5}]",
             "heads=5 does not divide width=768; choose heads from the divisors of width",
+        ),
+        (
+            "[{name: a, source: audio, connector: linear, columns: [4, 2]}]",
+            "columns=[4, 2] need one modality, and the second above the first",
         ),
     ],
 )
