@@ -6,33 +6,71 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_cases import write_checkpoint, write_language_model
+from backbone_cases import WIDTHS, write_checkpoint, write_language_model
 from typer.testing import CliRunner
 
-from affect_rl.backbones import LAYOUTS
+from affect_rl.backbone_layouts import LAYOUTS
 from affect_rl.config import Config, load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
 from affect_rl.prompts import Prompts
-from cluster.backbone_command import System, backbone_app
+from affect_rl.settings import System
+from cluster.backbone_command import backbone_app
 from cluster.warm_start import create_policy
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "backbones"
 
 
 def run(folder: Path, *words: str, system: str = "affectgpt", audio: int = 12, video: int = 16) -> str:
     """Import a tiny AffectGPT as `system` to ``out``."""
-    named = {
-        "--checkpoint": write_checkpoint(folder, "affectgpt", audio, video),
-        "--language-model": write_language_model(folder / "language-model", "affectgpt"),
-        "--out": folder / "out",
-    }
-    arguments = ["import", system, *words, *(str(word) for pair in named.items() for word in pair)]
+    return run_on(folder, write_checkpoint(folder, "affectgpt", audio, video), "affectgpt", system, *words)
+
+
+def run_on(folder: Path, files: list[Path], family: str, *words: str) -> str:
+    """Import files to ``out``, on a language model of the family that a system builds on."""
+    model = write_language_model(folder / "language-model", family)
+    named = [("--checkpoint", file) for file in files] + [("--language-model", model), ("--out", folder / "out")]
+    arguments = ["import", *words, *(str(word) for pair in named for word in pair)]
     return CliRunner().invoke(backbone_app, arguments, catch_exceptions=False).output
 
 
-def test_every_layout_has_its_command() -> None:
-    assert {system.value for system in System} == set(LAYOUTS)
+def test_every_system_has_a_layout_and_a_configuration() -> None:
+    assert set(LAYOUTS) == set(System)
+    models = {file.stem: load_config(file).model for file in CONFIGS.glob("*.yaml")}
+    assert set(models) == set(System)
+    for name, model in models.items():
+        assert (model.base, model.backbone) == (f"backbones/{name}", name)
+
+
+def test_another_name_is_answered_with_all_names(tmp_path: Path) -> None:
+    output = " ".join(run(tmp_path, system="emotionllama").split())
+    assert all(f"'{name}'" in output for name in System)
+
+
+def test_a_checkpoint_may_come_in_several_files(tmp_path: Path, world: Dataset) -> None:
+    files = write_checkpoint(tmp_path, "video_llama2", audio_dim=12)
+    assert len(files) == 2
+    output = run_on(tmp_path, files, "video_llama2", "video_llama2", "--dtype", "float32")
+    assert f"slots video, audio; reads audio 12 wide and video {WIDTHS['video_llama2'][1]} wide" in output
+    with pytest.raises(AffectError, match=r"has not the connectors of model.backbone=pandagpt; give a directory of"):
+        create_policy(config_for(tmp_path, "model.backbone=pandagpt"), world)
+    with pytest.raises(AffectError, match=r"video features are 16 wide, .* takes 64; extract them with its SigLIP"):
+        create_policy(config_for(tmp_path, "model.backbone=video_llama2"), world)
+
+
+@pytest.mark.parametrize("name", ["affectgpt", "video_llama2"])
+def test_connectors_of_a_system_may_start_at_random(name: str, world: Dataset) -> None:
+    policy = create_policy(load_config(None, [f"model.backbone={name}"]), world)
+    assert policy.fusion.shape.slots == LAYOUTS[name].slots
+    assert not bool((policy.fusion.audio.std == 1).any())
+
+
+def test_slots_come_from_the_system_or_the_configuration() -> None:
+    slots = "model.fusion.slots=[{name: a, source: audio, connector: linear}]"
+    with pytest.raises(AffectError, match=r"backbone=affectgpt brings its own slots; leave it or fusion.slots out"):
+        load_config(None, ["model.backbone=affectgpt", slots])
 
 
 def test_a_checkpoint_becomes_a_policy_directory(tmp_path: Path) -> None:
