@@ -14,7 +14,7 @@ LOCK := requirements-cpu.lock
 TORCH := $(shell grep '^torch==' $(LOCK))
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 BENCHMARKS ?= retrieval learner rollout sync step
-EXPERIMENTS ?= stages rag agents_evaluation missing agents_training fusion rewards sensitivity
+EXPERIMENTS ?= stages rag agents_evaluation missing agents_training fusion rewards sensitivity backbones
 CREMA_D ?= data/CREMA-D
 SYNTH_RUNS := $(EXPERIMENTS:%=synth/%)
 CREMA_D_RUNS := $(EXPERIMENTS:%=crema-d/%)
@@ -67,7 +67,8 @@ experiments-crema-d: $(CREMA_D_RUNS)
 	$(BIN)/affect-rl report results/crema-d/* --out results/crema-d.html
 
 $(SYNTH_RUNS): synth/%: synth-backbone
-	$(BIN)/affect-rl experiment configs/experiments/$*.yaml --out results/synth/$* $(ON_ONE_CORE)
+	$(BIN)/affect-rl experiment configs/experiments/$*.yaml $(and $(findstring backbones, $*), --config configs/small/synth.yaml) \
+	    --out results/synth/$* $(ON_ONE_CORE)
 
 $(CREMA_D_RUNS): crema-d/%: crema-d-backbone
 	$(BIN)/affect-rl experiment configs/experiments/$*.yaml --config configs/small/crema_d.yaml \
@@ -76,6 +77,8 @@ $(CREMA_D_RUNS): crema-d/%: crema-d-backbone
 # Runs that experiments share are made by the first of them.
 $(filter-out synth/stages, $(SYNTH_RUNS)): synth/stages
 $(filter-out crema-d/stages, $(CREMA_D_RUNS)): crema-d/stages
+synth/backbones: synth/rag
+crema-d/backbones: crema-d/rag
 
 synth-backbone: env
 	[[ -d data/synth ]] || $(BIN)/affect-rl data synth --out data/synth
