@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from affect_rl.settings import SlotConfig, System
+from affect_rl.settings import SlotConfig
+from affect_rl.systems import System
 
 Keys = Mapping[str, str | tuple[str, ...]]
 

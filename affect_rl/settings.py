@@ -5,13 +5,13 @@ Code receives the section it needs, never the whole tree and never a dictionary.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from affect_rl.evidence import GROUPS, Group
 from affect_rl.sample import Modality, Split
+from affect_rl.systems import System
 from affect_rl.trajectory import ROLES, Role
 from affect_rl.wheels import WheelMapping
 
@@ -78,18 +78,6 @@ class LoraConfig(Section):
     """Scale: an adapter's output is multiplied by alpha / rank."""
     targets: str | tuple[str, ...] = "all-linear"
     """Module names that get adapters, or ``all-linear``."""
-
-
-class System(StrEnum):
-    """Published systems that a policy can have its connectors from, see `affect_rl.backbone_layouts`."""
-
-    AFFECTGPT = "affectgpt"
-    PANDAGPT = "pandagpt"
-    EMOTION_LLAMA = "emotion_llama"
-    VIDEO_LLAMA = "video_llama"
-    VIDEO_LLAMA2 = "video_llama2"
-    VIDEOCHAT = "videochat"
-    CHATBRIDGE = "chatbridge"
 
 
 class SlotConfig(Section):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from affect_rl.settings import System
+from affect_rl.systems import System
 
 backbone_app = typer.Typer(help="Start from published systems.", no_args_is_help=True)
 

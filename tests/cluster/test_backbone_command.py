@@ -16,7 +16,7 @@ from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
 from affect_rl.policy import AffectPolicy
 from affect_rl.prompts import Prompts
-from affect_rl.settings import System
+from affect_rl.systems import System
 from cluster.backbone_command import backbone_app
 from cluster.warm_start import create_policy
 
