@@ -152,23 +152,19 @@ class RolloutPool:
         self._dispatch()
 
     def _take(self, result: CallResult) -> None:
-        stage, _, outage = result.tag.partition("-")
-        revival = stage in (_PROBE, _RESYNC)
-        if revival and (result.actor_id not in self._outages or int(outage) != self._faults[result.actor_id]):
-            return  # an answer from an outage that is over, or that outlived its deadline and made way for another
         if not result.ok:
-            self._take_error(result.actor_id, revival, result.get())
-        elif stage == _PROBE:
+            self._take_error(result.actor_id, result.tag, result.get())
+        elif result.tag == _PROBE:
             self._resync(result.actor_id)
-        elif stage == _RESYNC:
+        elif result.tag == _RESYNC:
             self._readmit(result.actor_id, result.get())
         elif call := self._calls.pop(result.tag, None):
             self._done.update(zip((job.key for job in call.jobs), result.get(), strict=True))
 
-    def _take_error(self, actor: int, revival: bool, error: Exception) -> None:
-        if revival and isinstance(error, ActorUnavailableError):
+    def _take_error(self, actor: int, tag: str, error: Exception) -> None:
+        if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
             self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
-        elif revival or actor not in self._outages:
+        elif actor not in self._outages or tag in (_PROBE, _RESYNC):
             self._fault(actor, error)
 
     # -- faults ----------------------------------------------------------------------------------
@@ -211,7 +207,7 @@ class RolloutPool:
         for actor, outage in list(self._outages.items()):
             if outage.next_probe <= now:
                 outage.next_probe = math.inf
-                self._ask_for_revival("ping", _PROBE, actor)
+                self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
             elif outage.deadline < now:
                 ray.kill(self._actors[actor], no_restart=False)
                 self._fault(actor, TimeoutError(f"not back within rollout.deadline_s={self._settings.deadline_s:g}"))
@@ -220,12 +216,9 @@ class RolloutPool:
         if self._handle is None:
             self._readmit(actor, 0)
         else:
-            self._ask_for_revival("update_weights", _RESYNC, actor, handle=self._handle)
-
-    def _ask_for_revival(self, method: str, stage: str, actor: int, **kwargs: Any) -> None:
-        """Call an actor that is out of service; the tag tells its outages apart by the actor's faults so far."""
-        tag = f"{stage}-{self._faults[actor]}"
-        self._manager.foreach_actor_async(method, tag, kwargs=kwargs, healthy_only=False, remote_actor_ids=[actor])
+            self._manager.foreach_actor_async(
+                "update_weights", _RESYNC, kwargs={"handle": self._handle}, healthy_only=False, remote_actor_ids=[actor]
+            )
 
     def _readmit(self, actor: int, version: int) -> None:
         if version != self.version:  # the learner has moved on in the meantime

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import ray
 
 from affect_rl.config import Config, load_config
 from affect_rl.errors import AffectError
 from benchmarks.workload import tiny_policy
-from cluster.pool import RolloutPool
+from cluster.pool import RolloutPool, _Outage
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -47,19 +50,13 @@ def test_a_setting_that_no_engine_can_run_is_one_message(config: Config, policy_
     assert str(error.value) == "rollout.block_size=16 is not a multiple of 32, as vLLM on CPU needs it"
 
 
-def test_an_answer_from_an_outage_that_was_too_long_changes_nothing(pool: RolloutPool) -> None:
-    """The actor is asked again in a second outage, and both questions are answered."""
+def test_an_actor_that_is_not_back_in_time_is_killed_and_begins_anew(pool: RolloutPool) -> None:
+    def process() -> int:
+        return ray.get(pool._actors[0].apply.remote(lambda _: os.getpid()), timeout=60)
 
-    def ask() -> None:
-        pool._outages[0].next_probe = 0
-        pool._revive()
-
+    late = process()
     pool._fault(0, TimeoutError("made up"))
-    ask()
-    pool._outages[0].deadline = 0
+    pool._outages[0] = _Outage(deadline=0, next_probe=math.inf)  # asked, and no answer came
     pool._revive()
-    assert pool._faults[0] == 2
-    ask()
     poll_until(pool, pool._manager.healthy_actor_ids)
-    poll_until(pool, lambda: not pool._manager._in_flight_req_to_actor_id)
-    assert pool._faults[0] == 2 and not pool._outages
+    assert process() != late and pool._faults[0] == 2
