@@ -56,7 +56,7 @@ bench: env
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 # Finished parts are found again, so an interrupted run goes on.
-experiments: export OMP_NUM_THREADS := 1
+experiments $(SYNTH_RUNS) $(CREMA_D_RUNS): export OMP_NUM_THREADS := 1
 experiments: env
 	$(MAKE) --no-print-directory -j2 experiments-synth experiments-crema-d
 

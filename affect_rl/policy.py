@@ -181,10 +181,10 @@ class AffectPolicy(nn.Module):
         )
         return cls(config, language_model, tokenizer)
 
-    def save(self, directory: Path | str) -> Path:
-        """Write the policy, adapters merged, whole or not at all."""
+    def save(self, directory: Path | str, *, replace: bool = False) -> Path:
+        """Write the policy, adapters merged, whole or not at all; `replace`: in the place of one that is there."""
         directory = Path(directory)
-        with whole_directory(directory) as partial:
+        with whole_directory(directory, replace=replace) as partial:
             self.config.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export()}

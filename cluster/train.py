@@ -14,7 +14,6 @@ from pathlib import Path
 
 from affect_rl.config import Config
 from affect_rl.data.dataset import Dataset
-from affect_rl.files import whole_directory
 from affect_rl.sample import AffectSample, Split
 from affect_rl.scoring import Scoring, scoring_of, wheels_of
 from affect_rl.seeds import derived_seed
@@ -146,7 +145,7 @@ def _select(
     score = scoring.value([t.predicted for t in pool.play(jobs)])
     if score > state.best_score:
         state = replace(state, best_step=state.step, best_score=score)
-        _save_policy(learner, run.candidate(state.step))
+        learner.save_policy(run.candidate(state.step))
     return state, {f"{samples[0].split}/{scoring.main}": score}
 
 
@@ -202,14 +201,8 @@ def _checkpoint(learner: LearnerGroup, run: RunDirectory, state: Progress, keep:
     run.seal(path, state, keep)
 
 
-def _save_policy(learner: LearnerGroup, directory: Path) -> None:
-    """Replace a policy directory."""
-    with whole_directory(directory, replace=True) as fresh:
-        learner.save_policy(fresh)
-
-
 def _finish(learner: LearnerGroup, run: RunDirectory, select: str, state: Progress) -> None:
     if select == "last":
-        _save_policy(learner, run.policy)
+        learner.save_policy(run.policy)
     else:
         RunDirectory.copy(run.candidate(state.best_step), run.policy)

@@ -280,10 +280,10 @@ class LearnerWorker:
         return None
 
     def save_policy(self, directory: Path) -> None:
-        """Write a policy directory, adapters merged. A separate critic stays behind."""
+        """Write or replace a policy directory, adapters merged. A separate critic stays behind."""
         with self._actor.gathered():
             if self._rank == 0:
-                self._actor.policy.save(directory)
+                self._actor.policy.save(directory, replace=True)
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write everything `load_checkpoint` needs, whole or not at all."""
