@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -240,11 +240,12 @@ def _make_parts(
         made.context.execution_no_progress_timeout_s = _DEADLINE_S
         done = bad = 0
         try:
-            for done, row in enumerate(made.iter_rows(), 1):
-                if row["error"]:
-                    raise AffectError(row["error"])
-                bad += row["problems"]
-                show(done, f"{bad} bad files" if bad else "")
+            with closing(iter(made.iter_rows())) as rows:  # or the job goes on for as long as an error is held
+                for done, row in enumerate(rows, 1):
+                    if row["error"]:
+                        raise AffectError(row["error"])
+                    bad += row["problems"]
+                    show(done, f"{bad} bad files" if bad else "")
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise TimeoutError(
                 f"extract: stuck for {_DEADLINE_S:g} s after {done} of {len(items)} parts; run it again to go on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +140,7 @@ def features_of(directory: Path) -> dict[str, tuple[np.ndarray | None, np.ndarra
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
 
 
 def run_command(*words: object) -> str:
@@ -169,7 +170,8 @@ def test_after_an_error_a_run_goes_on_and_features_are_those_of_the_encoders(
         "--data", data, "--out", tmp_path / "out", "--speech-encoder", extraction.speech.name, "--image-encoder",
         extraction.image.name, "--frames", 3, "--segments", 2, "--batch-size", 1,
     )  # fmt: skip
-    assert f"8 samples, 5 with audio, 7 with video ({len(before)} of 8 parts found)" in output
+    found = re.search(r"8 samples, 5 with audio, 7 with video \((\d) of 8 parts found\)", output)
+    assert found and len(before) <= int(found[1]) < 8, "a worker that is killed may still have finished its part"
     assert before.items() < times(tmp_path / "out.parts").items()
 
     speech, images = SpeechEncoder(extraction.speech, 2), ImageEncoder(extraction.image)
