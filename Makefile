@@ -38,8 +38,10 @@ help:
 quickstart: env
 	$(BIN)/affect-rl quickstart
 
+# On two cores: for half of its time a system test waits for actors that import what they need.
+test: export OMP_NUM_THREADS := 1
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

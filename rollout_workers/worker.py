@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -26,7 +26,9 @@ from affect_rl.settings import EpisodeConfig, RewardConfig
 from affect_rl.silver import SilverEpisode
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Trajectory
 from affect_rl.weights import WeightsHandle, stored_weights
-from rollout_workers.engine import RolloutEngine
+
+if TYPE_CHECKING:
+    from rollout_workers.engine import RolloutEngine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +90,8 @@ class RolloutWorker:
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
     def _start_engine(self, policy_dir: Path) -> RolloutEngine:
+        from rollout_workers.engine import RolloutEngine  # not above: drivers, which import this file, need no vLLM
+
         rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
         return RolloutEngine(policy_dir, rollout, context=self._config.model.context, seed=self._config.seed)
 
