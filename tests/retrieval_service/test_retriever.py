@@ -175,4 +175,5 @@ def test_features_of_another_width_are_named(retriever: LocalRetriever, evidence
 def test_text_vectors_are_those_of_the_encoder(evidence_index: Path, evidence_library: list[AffectSample]) -> None:
     vectors = np.load(IndexDirectory.open(evidence_index, RetrievalConfig()).path / "text.npy")
     expected = TextEncoder(RetrievalConfig()).encode_passages([render_evidence(s) for s in evidence_library])
-    np.testing.assert_array_equal(vectors, expected)
+    # Not equal to the bit: the index may be older than what other tests have loaded and set in this process.
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
