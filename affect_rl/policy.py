@@ -18,15 +18,16 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
-from affect_rl.fusion import FusionShape, PerceptBatch, shape_from_dict
+from affect_rl.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
 from affect_rl.settings import SlotConfig
-from affect_rl.slot_fusion import make_fusion
+from affect_rl.slot_fusion import SlotFusion, make_fusion
 from affect_rl.tokens import PERCEPT_TOKEN
 
 MANIFEST = "manifest.json"
@@ -219,6 +220,19 @@ class AffectPolicy(nn.Module):
             raise AffectError(f"{misfit}: missing {missing}, unexpected {unexpected}")
         language_model.tie_weights()
         return policy
+
+    @staticmethod
+    def load_fusion(directory: Path | str) -> Fusion | SlotFusion:
+        """Read the fusion modules alone, without the language model, which may be a thousand times larger.
+
+        The directory is one that `load` or an engine has read: the manifest is not checked again.
+        """
+        config = AffectConfig.from_pretrained(directory)
+        fusion = make_fusion(shape_from_dict(config.fusion)).to(config.dtype)
+        with safe_open(Path(directory) / WEIGHTS, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith("fusion.")]  # noqa: SIM118 (no mapping)
+            fusion.load_state_dict({name.removeprefix("fusion."): tensors.get_tensor(name) for name in names})
+        return fusion
 
     # -- adapters --------------------------------------------------------------------------------
 

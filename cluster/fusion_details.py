@@ -36,7 +36,7 @@ def fusion_table(
         support_relation(s.labels, [labels[i] for i in t.support_ids]) for s, t in zip(samples, episodes, strict=True)
     ]
     views = [t.turns[-1].prompt.percepts[-1] for t in episodes]
-    weights = routing_weights(AffectPolicy.load(policy).fusion, views).tolist()
+    weights = routing_weights(AffectPolicy.load_fusion(policy), views).tolist()
     return pa.table([[s.id for s in samples], relations, weights], schema=FUSION)
 
 

@@ -52,6 +52,9 @@ def test_save_and_load_are_bit_equal(policy: AffectPolicy, sequences: list[Token
     assert all(torch.equal(state[name], loaded[name]) for name in state)
     assert torch.equal(logprobs(policy, sequences), logprobs(again, sequences))
     assert again.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    fusion = AffectPolicy.load_fusion(tmp_path / "policy").state_dict()
+    assert fusion.keys() == policy.fusion.state_dict().keys()
+    assert all(torch.equal(fusion[name], tensor) for name, tensor in policy.fusion.state_dict().items())
     twice = again.save(tmp_path / "twice") / "model.safetensors"
     assert twice.read_bytes() == (tmp_path / "policy" / "model.safetensors").read_bytes()
 
