@@ -12,7 +12,7 @@ the true sentiment is 0) are left out before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from affect_rl.metrics import Answers, compare, evaluate
 from affect_rl.wheels import Level, Wheels
 
 SIGNS = ("negative", "positive")
+SIGN_VALUES: Mapping[str, float] = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
+"""Values of sentiments that are given in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from affect_rl.benchmark_metrics import SIGN_VALUES
 from affect_rl.data.npz import load_npz
 from affect_rl.data.records import Record, read_records
 from affect_rl.data.validation import SENTIMENT_RANGE, near
@@ -32,10 +33,6 @@ REASONS = "name2reason"
 SINGLE_COLUMNS = ("prediction", "predictions", "fileitems", REASONS)
 """A lone column of predictions called so is a system that goes by the file's name."""
 
-SENTIMENTS = ("negative", "neutral", "positive")
-"""Words that a true sentiment may be given as."""
-
-_VALUE_OF_SIGN = dict(zip(SENTIMENTS, (-1.0, 0.0, 1.0), strict=True))
 _Rows = dict[str, tuple[str, Mapping[str, Any]]]
 """Where the record of a sample stands, and its entries by system; by the sample's name."""
 _INDEX = "__index_level_"
@@ -295,5 +292,5 @@ def _number(entry: Any) -> float | None:
 
 def _signs(labels: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
     """Words of sentiment as values; None if any label is another word."""
-    signs = [_VALUE_OF_SIGN.get(truth[0]) if len(truth) == 1 else None for truth in labels]
+    signs = [SIGN_VALUES.get(truth[0]) if len(truth) == 1 else None for truth in labels]
     return None if None in signs else tuple(sign for sign in signs if sign is not None)

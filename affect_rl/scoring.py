@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from affect_rl.benchmark_metrics import SIGNS, open_label_metrics, sentiment_signs
+from affect_rl.benchmark_metrics import SIGN_VALUES, SIGNS, open_label_metrics, sentiment_signs
 from affect_rl.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
 from affect_rl.errors import AffectError
 from affect_rl.metrics import METRICS, Answers, closed_set_metrics
@@ -141,7 +141,8 @@ def scoring_of(samples: Sequence[AffectSample], wheels: Wheels | None = None) ->
             open labels are grouped by the project's own wheel, and closed sets are left as they are.
 
     Raises:
-        AffectError: the wheels know no true label, or a closed set has ties, for which HIT is not defined.
+        AffectError: the wheels know no true label, a closed set has ties, for which HIT is not defined, or all
+            sentiments are neutral.
     """
     match samples[0].label_kind:
         case "open":
@@ -181,8 +182,12 @@ def _with_hit(closed: Scoring, samples: Sequence[AffectSample], wheels: Wheels) 
 
 
 def _sentiments(samples: Sequence[AffectSample]) -> Scoring:
-    closed, values = _closed_set(samples), [s.value or 0.0 for s in samples]
+    closed = _closed_set(samples)
+    values = [SIGN_VALUES.get(s.labels[0], 0.0) if s.value is None else s.value for s in samples]
     polar = np.array(values) != 0
+    if not polar.any():
+        first = samples[0]
+        raise AffectError(f"{first.dataset}: no {first.split} sample is positive or negative; WAF needs one, add some")
 
     def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
         found = closed_set_metrics(*sentiment_signs(answers, values), SIGNS, draws[:, polar])

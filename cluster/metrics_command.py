@@ -111,8 +111,9 @@ def _check_reader(free_text: bool, reader: Reader | None, llm: str, llm_cache: P
 
 def _read(found: Predictions, wheels: Wheels, llm: str, llm_cache: Path | None) -> tuple[Predictions, Reading]:
     """The predictions with labels of their free text, and how these came about."""
+    from affect_rl.benchmark_metrics import SIGN_VALUES
     from affect_rl.free_text import WordReader
-    from affect_rl.predictions import SENTIMENTS, read_free_text
+    from affect_rl.predictions import read_free_text
 
     if llm and llm_cache:
         from affect_rl.settings import RolloutConfig
@@ -123,7 +124,8 @@ def _read(found: Predictions, wheels: Wheels, llm: str, llm_cache: Path | None) 
         extractor = LabelExtractor(llm, llm_cache, config=RolloutConfig(threads=0))
         read = read_free_text(found, extractor)
         return read, _reading(read, extractor, extractor.malformed)
-    reader = WordReader.of_wheels(wheels) if found.values is None else WordReader.of_words("sentiments", SENTIMENTS)
+    signs = found.values is not None
+    reader = WordReader.of_words("sentiments", SIGN_VALUES) if signs else WordReader.of_wheels(wheels)
     read = read_free_text(found, reader)
     return read, _reading(read, reader, None)
 

@@ -79,6 +79,12 @@ def test_sentiments_are_scored_by_their_sign(rows: list[tuple[float, tuple[str, 
     (run,) = scoring.per_run([answers])
     assert scoring.main == "waf" and set(run) == set(SENTIMENT_METRICS)
     assert run["waf"] == pytest.approx(score_sentiment(answers, [v for v, _ in rows], resamples=5).waf.value)
+    assert scoring_of(_samples(true, "sentiment")).per_run([answers]) == [run], "words alone, as in CMU-MOSI's tables"
+
+
+def test_sentiments_that_are_all_neutral_have_no_waf() -> None:
+    with pytest.raises(AffectError, match="d: no test sample is positive or negative; WAF needs one"):
+        scoring_of(_samples([("neutral",)] * 2, "sentiment"))
 
 
 @given(st.lists(st.tuples(true_words, words), min_size=1, max_size=20))
