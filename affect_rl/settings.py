@@ -468,8 +468,9 @@ class TrainConfig(Section):
     keep_checkpoints: Positive = 2
     """Older checkpoints are deleted."""
     select: Literal["best_dev", "last", "test_oracle"] = "best_dev"
-    """Which policy the run ends with: the best on dev of those evaluated, the start included; the last; or the best on
-    the test set itself, which is what some papers report: no honest result, and tables say so."""
+    """Which policy the run ends with: the best on dev of those evaluated, the start included (unless ``eval_every`` is
+    0); the last; or the best on the test set itself, which is what some papers report: no honest result, and tables say
+    so."""
     verify_sync: bool = False
     """Compare a checksum of the engine's weights with the learner's after every sync."""
     save_trajectories: bool = True
