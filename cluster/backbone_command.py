@@ -31,7 +31,7 @@ def import_backbone(
     checkpoint: Annotated[
         list[Path], typer.Option(help="The system's .pth, .pt, .bin or .safetensors; repeat it for further files.")
     ],
-    language_model: Annotated[Path, typer.Option(help="Directory or hub name of the language model it was trained on.")],
+    language_model: Annotated[Path, typer.Option(help="Directory or hub name of its language model.")],
     out: Annotated[Path, typer.Option(help="Policy directory to write, for model.base.")],
     dtype: Annotated[
         Precision, typer.Option(help="Precision of the weights; memory holds them twice.")
