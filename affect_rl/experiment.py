@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,6 +31,8 @@ _OWN_WAY = {
     "evaluate.confidence": "its tables and pages have 95 % intervals",
 }
 """Settings that an experiment has no use for, and what to do instead."""
+_OF_TRAINING = ("sft.", "learner.", "train.", "data.max_train", "model.fusion.", "model.lora.", "model.tiny.")
+"""Settings that an evaluation does not read, or reads from the policy."""
 _COMMON = (
     ("data", "dir"),
     ("data", "max_dev"),
@@ -46,6 +49,13 @@ _SCORED_ONLY = {"resamples", "wheels", "mapping"}
 """Settings of an evaluation that do not change what is played."""
 
 
+def _check_names(changes: Mapping[str, Any]) -> None:
+    """A whole section would replace the base configuration's, and the command line could undo what is in it."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and value:
+            raise ValueError(f"{key} is a section; write its settings one by one, as in {key}.{next(iter(value))}")
+
+
 class ArmSpec(Section):
     """One arm: what it changes in the configuration."""
 
@@ -59,9 +69,14 @@ class ArmSpec(Section):
     """What is evaluated: the policy before any training, after SFT, or after MAPPO."""
 
     @model_validator(mode="after")
-    def _bridges_what_is_trained(self) -> Self:
+    def _can_be_what_it_says(self) -> Self:
         if self.bridge_steps and self.policy != "trained":
             raise ValueError(f"bridge_steps={self.bridge_steps} needs policy: trained; take one of them out")
+        _check_names(self.train)
+        _check_names(self.evaluate)
+        for key in self.evaluate:
+            if key.startswith(_OF_TRAINING):
+                raise ValueError(f"evaluate: {key} changes no evaluation; move it to `train`")
         return self
 
 
@@ -85,7 +100,7 @@ class ExperimentSpec(Section):
     arms: dict[str, ArmSpec]
     """Arms by the names that tables call them, in their order."""
     baseline: bool = True
-    """Show logistic regression on the features beside the arms, where the label set is closed."""
+    """Show logistic regression on the features beside the arms, where answers are one of a set of candidates."""
     fusion_details: bool = False
     """Tell by sample what fusion did, see `affect_rl.fusion_analysis`."""
     notes: list[str] = Field(default_factory=list)
@@ -93,6 +108,7 @@ class ExperimentSpec(Section):
 
     @model_validator(mode="after")
     def _names_its_reference(self) -> Self:
+        _check_names(self.overrides)
         if self.reference not in self.arms:
             raise ValueError(f"reference={self.reference!r} is not an arm; choose one of {', '.join(self.arms)}")
         for arm in (name for pair in self.compare for name in pair if name not in self.arms):
@@ -143,9 +159,11 @@ class ExperimentSpec(Section):
         """
         spec = self.arms[arm]
         changes = self.overrides | spec.train | (spec.evaluate if evaluate else {})
-        for key in (override.partition("=")[0] for override in more):
+        given = [override.partition("=")[0] for override in more]
+        for key in given:
             if key in spec.train | spec.evaluate:
                 raise AffectError(f"{key}: arm {arm!r} of experiment {self.name} sets it; change it in the file")
+        for key in (*given, *self.overrides, *spec.train, *spec.evaluate):
             if key in _OWN_WAY:
                 raise AffectError(f"{key}: cannot be set for an experiment; {_OWN_WAY[key]}")
         overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]

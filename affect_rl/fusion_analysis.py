@@ -26,6 +26,8 @@ State = Literal["balanced", "audio-led", "video-led", "conflicting"]
 
 LEAD = 0.25
 """A modality leads if its classifier is surer than the other one's by this much."""
+_BATCH = 32
+"""Percepts at a time: those of some systems have millions of numbers."""
 
 
 def support_relation(labels: Sequence[str], support: Sequence[Sequence[str]]) -> Relation | None:
@@ -58,15 +60,17 @@ class UnimodalClassifier:
         return str(self.model.classes_[chances.argmax()]), float(chances.max())
 
 
-def modality_states(dataset: Dataset, samples: Sequence[AffectSample]) -> list[State]:
-    """Which modality has more to say about each sample, by the classifiers of both."""
+def modality_states(dataset: Dataset, samples: Sequence[AffectSample]) -> list[State | None]:
+    """Which modality has more to say about each sample, by the classifiers of both; None without voice and face."""
     audio, video = (UnimodalClassifier.fit(modality, dataset.samples("train")) for modality in ("audio", "video"))
     return [_state(audio(s), video(s)) for s in samples]
 
 
-def _state(audio: tuple[str, float], video: tuple[str, float]) -> State:
+def _state(audio: tuple[str, float], video: tuple[str, float]) -> State | None:
     (heard, sure_of_heard), (seen, sure_of_seen) = audio, video
-    if abs(sure_of_heard - sure_of_seen) >= LEAD:
+    if not (heard or seen):
+        return None
+    if not (heard and seen) or abs(sure_of_heard - sure_of_seen) >= LEAD:
         return "audio-led" if sure_of_heard > sure_of_seen else "video-led"
     return "balanced" if heard == seen else "conflicting"
 
@@ -75,7 +79,9 @@ def _state(audio: tuple[str, float], video: tuple[str, float]) -> State:
 def routing_weights(fusion: Fusion | SlotFusion, percepts: Sequence[Percept]) -> np.ndarray:
     """MB-MoE's mixture weights ``[n, experts]`` of n fused percepts."""
     shape = fusion.shape
-    return fusion(collate_percepts(percepts, shape.audio_dim, shape.video_dim)).weights.float().numpy()
+    batches = [percepts[start : start + _BATCH] for start in range(0, len(percepts), _BATCH)]
+    fused = [fusion(collate_percepts(batch, shape.audio_dim, shape.video_dim)) for batch in batches]
+    return torch.cat([output.weights for output in fused]).float().numpy()
 
 
 def load_entropy(weights: np.ndarray) -> float:

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -164,7 +163,7 @@ class Results(Part):
             raise AffectError(
                 f"{path}: cannot be read ({error.strerror}); give the directory of an experiment"
             ) from None
-        except (ValidationError, json.JSONDecodeError) as error:
+        except (ValidationError, UnicodeDecodeError) as error:
             raise AffectError(f"{path}: is not an experiment's results: {' '.join(str(error).split())[:300]}") from None
 
     def markdown(self) -> str:
@@ -231,6 +230,7 @@ def write_results(directory: Path, results: Results, config: str, tables: Mappin
 
 
 def _table(rows: list[list[str]]) -> str:
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

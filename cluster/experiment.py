@@ -11,13 +11,14 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from affect_rl.baselines import logistic_regression
 from affect_rl.bootstrap import Difference, Estimate
@@ -147,8 +148,10 @@ def _run_arm(
         policy = training / "policy"
     config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
-    if not directory.exists():
-        _evaluate(make_job(config, dataset, services), policy, samples, directory, shown=EPISODES if seed == 0 else 0)
+    with _lacking(directory, directory) as lacking:
+        if lacking:
+            shown = EPISODES if seed == 0 else 0
+            _evaluate(make_job(config, dataset, services), policy, samples, directory, shown)
     return Evaluated(directory, training)
 
 
@@ -159,26 +162,50 @@ def _frozen_at(config: Config, policy: Path) -> Config:
     return config.model_copy(update={"episode": config.episode.model_copy(update={"frozen_policy": str(policy)})})
 
 
+@contextmanager
+def _lacking(stage: Path, made: Path) -> Iterator[bool]:
+    """Whether a stage is still to be made, which leaves `made`. Whoever else makes the same one is waited for."""
+    if made.exists():
+        yield False
+        return
+    locks = stage.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / stage.name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("%s: another experiment makes it; waiting", stage)
+        lock.acquire()
+    try:
+        yield not made.exists()
+    finally:
+        lock.release()
+
+
 def _created(config: Config, dataset: Dataset) -> Path:
     policy = Path(config.runs_dir) / base_key(config)
-    if not policy.exists():
-        create_policy(config, dataset).save(policy)
+    with _lacking(policy, policy) as lacking:
+        if lacking:
+            create_policy(config, dataset).save(policy)
     return policy
 
 
 def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
     config = config.model_copy(update={"name": warm_start_key(config)})
     run = RunDirectory(config.run_dir)
-    if not run.sft.exists():
-        shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
-        run_warm_start(make_job(config, dataset, services))
+    with _lacking(run.path, run.sft) as lacking:
+        if lacking:
+            shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
+            run_warm_start(make_job(config, dataset, services))
     return run.sft
 
 
 def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
-    policy = Path(config.runs_dir) / bridge_key(config, reader, steps) / "sft"
-    if not policy.exists():
-        bridge_warm_start(make_job(config, dataset, services), reader, policy, steps)
+    stage = Path(config.runs_dir) / bridge_key(config, reader, steps)
+    policy = stage / "sft"
+    with _lacking(stage, policy) as lacking:
+        if lacking:
+            bridge_warm_start(make_job(config, dataset, services), reader, policy, steps)
     return policy
 
 
@@ -186,8 +213,9 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     config = training_config(config, dataset.label_kind)
     config = config.model_copy(update={"name": training_key(config, start), "policy": str(start)})
     run = RunDirectory(config.run_dir)
-    if not run.policy.exists():
-        run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+    with _lacking(run.path, run.policy) as lacking:
+        if lacking:
+            run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
     if not run.policy.exists():
         raise AffectError(f"{run.path}: the training was stopped; the same command goes on")
     return run.path
@@ -197,6 +225,8 @@ def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory
     """Play `samples`, and the first of them again with counterfactuals, for the reader."""
     pool, config = job.pool(policy), job.config
     temperature = config.evaluate.temperature
+    if config.episode.frozen:  # their engine starts with the first episode, off the clock
+        play_samples(config, samples[:1], pool, policy)
     began = time.perf_counter()
     episodes = play_samples(config, samples, pool, policy)
     seconds = time.perf_counter() - began

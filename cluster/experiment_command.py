@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,8 @@ def experiment(
     spec = load_experiment(file)
     spec = spec.model_copy(update={"seeds": seeds or spec.seeds, "config": config or spec.config})
     directory = out or Path("results") / spec.name
-    options = [f"--config {spec.config}", f"--out {directory}", *([f"--seeds {seeds}"] if seeds else [])]
-    command = " ".join(["affect-rl experiment", str(file), *options, *(overrides or ())])
+    options = ["--config", spec.config, "--out", str(directory), *(["--seeds", str(seeds)] if seeds else [])]
+    command = shlex.join(["affect-rl", "experiment", str(file), *options, *(overrides or ())])
     results = run_experiment(spec, directory, tuple(overrides or ()), command)
     write(directory / PAGE, render_page([Experiment.read(directory)]))
     typer.echo(results.markdown())

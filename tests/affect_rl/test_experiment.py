@@ -34,6 +34,9 @@ SOUND = "name: e\ntitle: t\nconfig: configs/quickstart.yaml\nreference: a\narms:
         ("title: t\n", "", "title: Field required"),
         ("title: t", "title: t\ncompare: [[a, c]]", "compare names 'c', which is not an arm; choose from a, b"),
         ("name: e", "name: [", "is not YAML"),
+        ("a: {}", "a: {train: {rewards: {kind: exact}}}", "rewards is a section; write its settings one by one, as in"),
+        ("title: t", "title: t\noverrides: {sft: {lr: 1}}", "sft is a section; write its settings one by one, as in"),
+        ("a: {}", "a: {evaluate: {learner.lr: 1}}", "evaluate: learner.lr changes no evaluation; move it to `train`"),
     ],
 )
 def test_wrong_files_are_named_with_the_fix(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -136,7 +139,8 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         ("train: {episode.kk: 1}", "unknown key `episode.kk`; did you mean `k`?"),
         ("evaluate: {episode.agents: [filter]}", "lacks the generator, who answers; add it"),
         ("bridge_steps: 3", "bridge_steps needs a filter that learns and a frozen reader"),
-        ("train: {policy: runs/x/policy}", "policy='runs/x/policy': arms make their own"),
+        ("train: {policy: runs/x/policy}", "policy: cannot be set for an experiment; arms make their own"),
+        ("evaluate: {seed: 3}", "seed: cannot be set for an experiment; --seeds says how many"),
         ("train: {data.dir: data/mine}", "data.dir is 'data/mine', for 'a' it is 'data/synth'; arms are compared on"),
         ("evaluate: {evaluate.split: dev}", "evaluate.split is 'dev', for 'a' it is 'test'"),
         ("train: {train.select: test_oracle}", "train.select is 'test_oracle', for 'a' it is 'best_dev'"),

@@ -39,6 +39,7 @@ def test_states_say_which_modality_shows_the_emotion(tmp_path: Path) -> None:
         for s, state in zip(test, states, strict=True)
         if (s.audio is None) != (s.video is None)
     )
+    assert all((state is None) == (s.audio is s.video is None) for s, state in zip(test, states, strict=True))
     # Without figures of speech one modality or both are strong, so each of these states is common.
     shares = {state: states.count(state) / len(states) for state in set(states)}
     assert min(shares[state] for state in ("balanced", "audio-led", "video-led")) > 0.1

@@ -64,7 +64,7 @@ def _turns(folder: Path, arm: str) -> list[list[dict[str, object]]]:
 
 
 def test_arms_share_stages(folder: Path) -> None:
-    stages = sorted(path.name.split("-")[0] for path in (folder / "runs").iterdir())
+    stages = sorted(path.name.split("-")[0] for path in (folder / "runs").glob("[!.]*"))
     assert stages == ["base", "bridge", *["eval"] * 6, "sft", *["train"] * 2]
 
 
