@@ -15,6 +15,7 @@ from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.sample import AffectSample
 
 MAX_OPEN_LABELS = 8
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """An open answer may name this many labels."""
 
 
@@ -87,23 +88,27 @@ def parse_selection(text: str, candidates: Mapping[Group, tuple[Evidence, ...]],
 def parse_answer(text: str, sample: AffectSample) -> Answer:
     """Read ``reason:`` and ``label:`` lines. A broken answer has no labels.
 
-    Closed sets and sentiment take exactly one of the sample's candidates; open labels take up to
-    `MAX_OPEN_LABELS` words.
+    Closed sets and sentiment take exactly one of the sample's candidates. Open labels take up to `MAX_OPEN_LABELS`
+    words, which stay as they are written but for case: published wheels know other forms than our own wheel.
     """
     fields, problem = _fields(text, ("reason", "label"))
     if problem:
         return Answer((), "", problem)
-    labels = tuple(dict.fromkeys(word for word in map(normalise, fields["label"].split(",")) if word))
+    labels: dict[str, str] = {}
+    for written in fields["label"].split(","):
+        if form := normalise(written):
+            labels.setdefault(form, _EDGES.sub("", written.casefold()))
     if sample.label_kind == "open":
         if not 1 <= len(labels) <= MAX_OPEN_LABELS:
             return Answer((), fields["reason"], f"label: {len(labels)} labels, expected 1 to {MAX_OPEN_LABELS}")
-        return Answer(labels, fields["reason"])
+        return Answer(tuple(labels.values()), fields["reason"])
     known = {normalise(candidate): candidate for candidate in sample.candidates}
     if len(labels) != 1:
         return Answer((), fields["reason"], f"label: {len(labels)} labels, expected one")
-    if labels[0] not in known:
-        return Answer((), fields["reason"], f"label: `{labels[0]}` is not one of {', '.join(sample.candidates)}")
-    return Answer((known[labels[0]],), fields["reason"])
+    (form,) = labels
+    if form not in known:
+        return Answer((), fields["reason"], f"label: `{form}` is not one of {', '.join(sample.candidates)}")
+    return Answer((known[form],), fields["reason"])
 
 
 def _fields(text: str, names: tuple[str, ...]) -> tuple[dict[str, str], str | None]:

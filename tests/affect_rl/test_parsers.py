@@ -92,6 +92,8 @@ def test_white_space_and_case_do_not_matter() -> None:
 
 def test_open_answers_take_several_labels_up_to_a_limit() -> None:
     assert parse_answer("reason: a\nlabel: joyful, proud, joyful", OPEN).problem is None
+    written = parse_answer("reason: a\nlabel: Light-Hearted!, terror, Happiness, happy", OPEN).labels
+    assert written == ("light-hearted", "terror", "happiness"), "published wheels know forms that ours does not"
     many = ", ".join(f"word{i}" for i in range(MAX_OPEN_LABELS + 1))
     assert "expected 1 to" in (parse_answer(f"reason: a\nlabel: {many}", OPEN).problem or "")
 
