@@ -49,7 +49,6 @@ def read_backbone(
     language_model: Path,
     *,
     name: str = "",
-    fusion: FusionConfig | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
     """Read a system's checkpoint; RAAF and MB-MoE are new and start as the identity.
@@ -60,7 +59,6 @@ def read_backbone(
             ``.safetensors``. Of several the later holds where they have the same key, as in the systems' own code.
         language_model: directory (or hub name) of the language model that the system was trained on.
         name: short name of the system, written to the policy's ``config.json``.
-        fusion: sizes of RAAF and MB-MoE.
         dtype: of all weights.
 
     Raises:
@@ -78,7 +76,7 @@ def read_backbone(
             f"({shorten(str(error), 160, placeholder=' ...')}); give the directory of the one that {checkpoint} was "
             "trained on"
         ) from error
-    sizes = (fusion or FusionConfig()).model_dump(exclude={"load_balance", "slots"})
+    sizes = FusionConfig().model_dump(exclude={"load_balance", "slots"})
     policy = AffectPolicy.create(
         model,
         tokenizer,
@@ -163,6 +161,8 @@ def check_features(policy: AffectPolicy, audio_dim: int, video_dim: int, data: s
     for modality, width in (("audio", audio_dim), ("video", video_dim)):
         taken = getattr(policy.fusion.shape, f"{modality}_dim")
         if width not in (0, taken) and modality not in policy.fusion.shape.unread:
+            if taken == 1:
+                raise AffectError(f"{data}: has {modality} features, but model.base was made without; name another")
             encoder = layout.encoders[modality] if layout else f"an encoder that gives {taken} numbers"
             raise AffectError(
                 f"{data}: {modality} features are {width} wide, model.base takes {taken}; extract them with {encoder}"

@@ -100,7 +100,7 @@ class Turn:
         generation: what it answered.
         problem: why the answer could not be parsed, or None if it could.
         reward: terminal reward of this agent (equations 1 to 3, less penalties).
-        trained: whether the agent learns; a frozen one keeps the policy that the run started with.
+        trained: whether the agent learns from this turn.
     """
 
     role: Role

@@ -59,9 +59,6 @@ class Wheels:
     clusters: Mapping[Level, tuple[Mapping[str, str], ...]]
     form: Callable[[str], str] = _unchanged
 
-    def __len__(self) -> int:
-        return len(self.clusters[1])
-
     def group(self, labels: Iterable[str], level: Level = 1) -> tuple[frozenset[str], ...]:
         """The clusters M_k(labels) of each wheel k; a label without a word in a wheel falls into none of it.
 

@@ -56,9 +56,7 @@ def train(
 
     with open_job(_config(config_file, overrides)) as job:
         state = run_training(job, resume=resume)
-        typer.echo(
-            f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best dev score {state.best_score:.3f}"
-        )
+        typer.echo(f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}")
 
 
 @app.command(name="eval")

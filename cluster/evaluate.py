@@ -1,4 +1,4 @@
-"""Evaluation: play a split greedily under one or two policies, score it, compare pairwise, write tables."""
+"""Evaluation: play a split under one or two policies, score it, compare pairwise, write tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from affect_rl.bootstrap import Difference, Estimate, mean_interval
 from affect_rl.config import Config
+from affect_rl.files import whole_file
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
 from affect_rl.scoring import Scoring, header, in_unit
@@ -77,7 +78,7 @@ class Evaluation:
         return "\n".join([table, *(f"{note}\n" for note in self.notes)])
 
     def write(self, directory: Path) -> None:
-        """Write ``evaluation.json``, ``evaluation.md`` and ``predictions.parquet``."""
+        """Write ``evaluation.json``, ``evaluation.md`` and ``predictions.parquet``, each whole or not at all."""
         directory.mkdir(parents=True, exist_ok=True)
         report: dict[str, Any] = {
             "split": self.split,
@@ -93,10 +94,13 @@ class Evaluation:
             }
         if self.differences:
             report["differences"] = {k: asdict(v) for k, v in self.differences.items()}
-        (directory / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
-        (directory / "evaluation.md").write_text(self.markdown())
         columns = {"sample_id": list(self.sample_ids)} | {r.name: [list(p) for p in r.predicted] for r in self.results}
-        pq.write_table(pa.table(columns), directory / "predictions.parquet")
+        with whole_file(directory / "predictions.parquet") as fresh:
+            pq.write_table(pa.table(columns), fresh)
+        with whole_file(directory / "evaluation.md") as fresh:
+            fresh.write_text(self.markdown())
+        with whole_file(directory / "evaluation.json") as fresh:
+            fresh.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def evaluate_policies(
@@ -122,7 +126,10 @@ def evaluate_policies(
     if len(results) > 1:
         first, last = results[0], results[-1]
         differences = scoring.compare([first.predicted], [last.predicted], **_bootstrap(config))
-    return Evaluation(samples[0].split, tuple(s.id for s in samples), tuple(results), differences, scoring.notes)
+    split, notes = samples[0].split, scoring.notes
+    if config.train.select == "test_oracle" and split == "test":
+        notes = (*notes, "MAPPO policies were selected on the test set itself (test_oracle): no honest result.")
+    return Evaluation(split, tuple(s.id for s in samples), tuple(results), differences, notes)
 
 
 def play_samples(

@@ -171,7 +171,10 @@ def _read_media(
         raise AffectError("extract: no encoder is named; give --speech-encoder, --image-encoder or both")
     if not path.is_file():
         raise AffectError(f"{path}: is missing; import the dataset with an importer that knows its media")
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise AffectError(f"{path}: is damaged ({error}); import the dataset again") from None
     for column in ("sample_id", *columns):
         if column not in table.column_names:
             raise AffectError(f"{path}: column {column!r} is missing; {near(column, table.column_names)}")

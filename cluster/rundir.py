@@ -36,8 +36,8 @@ class Progress:
         episodes: episodes that were learned from, each once.
         replayed: episodes that were played again after an actor was lost.
         stale: episodes that were dropped for their age and played again.
-        best_step: step of the best dev score; -1: none yet.
-        best_score: the best dev score, by the main metric.
+        best_step: step of the best score on what policies are selected on; -1: none yet.
+        best_score: that score, by the main metric.
     """
 
     step: int = 0

@@ -177,7 +177,7 @@ class LearnerWorker:
     def _prepare(self, sequences: Sequence[TokenSequence], flat: FlatTokens) -> Prepared:
         temperature = self._config.episode.temperature
         seen = torch.zeros(3, len(flat.roles), device=self._device)
-        load = torch.zeros(self._config.model.fusion.experts, device=self._device)
+        load = torch.zeros(self._actor.policy.fusion.shape.experts, device=self._device)
         for batch in self._passes(sequences, flat, range(len(sequences))):
             output = self._actor(batch.tokens, temperature, with_entropies=False)
             reference = self._reference.logprobs(batch.tokens, temperature)

@@ -73,7 +73,10 @@ class LabelExtractor:
     name = "llm"
 
     def __init__(self, model: str, cache: Path, *, max_tokens: int = 64, config: RolloutConfig | None = None) -> None:
-        self._checkpoint = Checkpoint.find(model)
+        try:
+            self._checkpoint = Checkpoint.find(model)
+        except AffectError as error:  # its words are for encoders
+            raise _unusable(model, error) from None
         self._cache, self._max_tokens, self._config = cache, max_tokens, config or RolloutConfig()
         source, revision = self._checkpoint.name, self._checkpoint.revision
         try:

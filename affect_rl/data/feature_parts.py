@@ -121,8 +121,11 @@ def write_part(path: Path, features: Sequence[Features]) -> None:
         "problems": [f.problems for f in features],
     }
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
-    partial.rename(path)
+    try:
+        pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_finished(path: Path, *, skip_bad: bool) -> bool:

@@ -125,7 +125,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         schema = pq.read_schema(path)
         plain = [field.name for field in schema if not _is_features(field.type)]
         rows = pq.read_table(path, columns=plain).to_pylist()
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError):
         raise AffectError(f"{path}: is not a Parquet file, or damaged; write it again") from None
     for index, values in enumerate(rows):
         yield Record(f"{path}: row {index}", values)

@@ -295,6 +295,7 @@ BAD_PREDICTIONS = [
     (text("answers.jsonl", b'{"name": "\xe4"}'), "answers.jsonl:1: is not UTF-8 text"),
     (text("answers.csv", b"name,a\n" + b"u1,joy\n" * 9000 + b"\xff\n"), "answers.csv:9002: is not UTF-8 text"),
     (text("answers.parquet", b"PAR1"), "answers.parquet: is not a Parquet file"),
+    (text("answers.parquet", b"PAR1" + b"x" * 40 + b"\x20\0\0\0PAR1"), "answers.parquet: is not a Parquet file"),
     (text("answers.npz", b"name,a"), "answers.npz: is not an .npz file"),
     (text("answers.csv", b"name,a,a\nu1,x,y\n"), "answers.csv:1: column 'a' stands twice; rename one"),
     (text("answers.csv", b"name,a\nu1,x,y\n"), "answers.csv:2: has 3 cells where 2 are expected"),

@@ -607,6 +607,7 @@ def _set(path: Path, column: str, values: pa.Array) -> None:
     [
         (lambda d: (d / RESULTS).unlink(), r"results\.json: cannot be read \(No such file.*give the directory"),
         (lambda d: (d / RESULTS).write_text("{"), r"results\.json: is not an experiment's results"),
+        (lambda d: (d / RESULTS).write_bytes(b"\xff"), r"results\.json: is not an experiment's results"),
         (lambda d: (d / RESULTS).write_text("{}"), r"results\.json: is not an experiment's results"),
         (
             lambda d: (d / RESULTS).write_text((d / RESULTS).read_text().replace('"seeds":', '"sedes":')),
