@@ -49,7 +49,7 @@ _SCORED_ONLY = {"resamples", "wheels", "mapping"}
 """Settings of an evaluation that do not change what is played."""
 
 
-def _check_names(changes: Mapping[str, Any]) -> None:
+def _refuse_sections(changes: Mapping[str, Any]) -> None:
     """A whole section would replace the base configuration's, and the command line could undo what is in it."""
     for key, value in changes.items():
         if isinstance(value, dict) and value:
@@ -72,8 +72,8 @@ class ArmSpec(Section):
     def _can_be_what_it_says(self) -> Self:
         if self.bridge_steps and self.policy != "trained":
             raise ValueError(f"bridge_steps={self.bridge_steps} needs policy: trained; take one of them out")
-        _check_names(self.train)
-        _check_names(self.evaluate)
+        _refuse_sections(self.train)
+        _refuse_sections(self.evaluate)
         for key in self.evaluate:
             if key.startswith(_OF_TRAINING):
                 raise ValueError(f"evaluate: {key} changes no evaluation; move it to `train`")
@@ -108,7 +108,7 @@ class ExperimentSpec(Section):
 
     @model_validator(mode="after")
     def _names_its_reference(self) -> Self:
-        _check_names(self.overrides)
+        _refuse_sections(self.overrides)
         if self.reference not in self.arms:
             raise ValueError(f"reference={self.reference!r} is not an arm; choose one of {', '.join(self.arms)}")
         for arm in (name for pair in self.compare for name in pair if name not in self.arms):

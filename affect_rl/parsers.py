@@ -15,8 +15,9 @@ from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.sample import AffectSample
 
 MAX_OPEN_LABELS = 8
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """An open answer may name this many labels."""
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+"""Marks around a label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.scoring import header, in_unit
+from affect_rl.scoring import header, in_unit, markdown_table
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"
@@ -187,9 +187,9 @@ class Results(Part):
             self.selection, self.selection
         )
         about = f"Seeds {', '.join(map(str, self.seeds))}; policies selected by: {rule}. `{self.command}`\n"
-        parts = [f"# {self.experiment}\n", f"{self.title}\n", _table(rows), _table(compared)]
+        parts = [f"# {self.experiment}\n", f"{self.title}\n", markdown_table(rows), markdown_table(compared)]
         if self.measures:
-            parts.append(_table(self._measured()))
+            parts.append(markdown_table(self._measured()))
         return "\n".join([*parts, about + notes])
 
     def _measured(self) -> list[list[str]]:
@@ -227,12 +227,6 @@ def write_results(directory: Path, results: Results, config: str, tables: Mappin
         (fresh / CONFIG).write_text(config, encoding="utf8")
         for name, table in tables.items():
             pq.write_table(table, fresh / name)
-
-
-def _table(rows: list[list[str]]) -> str:
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(metrics: Mapping[str, Interval], name: str) -> str:

@@ -57,6 +57,12 @@ def header(metric: str) -> str:
     return _HEADERS.get(metric, metric.replace("_", " ").replace("/", " "))
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as Markdown."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [cells[0], ["---"] * len(cells[0]), *cells[1:]])
+
+
 def in_unit(metric: str, of: HasInterval, sign: str = "") -> str:
     """A metric with its interval, in percent unless it is a count; ``sign="+"`` writes the sign of differences."""
     scale, form = (1, f"{sign}.2f") if metric in COUNTS else (100, f"{sign}.1f")

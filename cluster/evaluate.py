@@ -16,7 +16,7 @@ from affect_rl.config import Config
 from affect_rl.files import whole_file
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import Scoring, header, in_unit
+from affect_rl.scoring import Scoring, header, in_unit, markdown_table
 from affect_rl.seeds import derived_seed
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
@@ -62,7 +62,7 @@ class Evaluation:
             *names,
             *([f"{names[-1]} - {names[0]}"] if self.differences else []),
         ]
-        rows = [columns, ["---"] * len(columns)]
+        rows = [columns]
         blank = [""] if self.differences else []
         for metric in self.results[0].scores:
             row = [header(metric), *(in_unit(metric, r.scores[metric]) for r in self.results), *blank]
@@ -74,8 +74,7 @@ class Evaluation:
         for kind in ("generated", "prompt"):
             cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
             rows.append([f"{kind} tokens per sample", *cells, *blank])
-        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        return "\n".join([table, *(f"{note}\n" for note in self.notes)])
+        return "\n".join([markdown_table(rows), *(f"{note}\n" for note in self.notes)])
 
     def write(self, directory: Path) -> None:
         """Write ``evaluation.json``, ``evaluation.md`` and ``predictions.parquet``, each whole or not at all."""

@@ -154,9 +154,10 @@ def report(tables: Sequence[MetricsTable], select: Select | None, reading: Readi
 
 def _table(headers: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """A table with a row a system."""
-    named = [[system.replace("|", "\\|"), *cells] for system, cells in rows.items()]
-    lines = [["system", *headers], ["---"] * (1 + len(headers)), *named]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    from affect_rl.scoring import markdown_table
+
+    named = [[system, *cells] for system, cells in rows.items()]
+    return markdown_table([["system", *headers], *named]).rstrip("\n")
 
 
 def _cell(name: str, value: Estimate | Difference | float, sign: str = "") -> str:

@@ -6,32 +6,31 @@ import threading
 import time
 from pathlib import Path
 
-from cluster.experiment import _lacking
+import pytest
+
+from cluster.stages import _once
 
 
 def test_who_comes_second_waits_and_finds_the_stage(tmp_path: Path) -> None:
-    stage, made, found = tmp_path / "sft-1", tmp_path / "sft-1" / "sft", []
+    stage, made = tmp_path / "sft-1", tmp_path / "sft-1" / "sft"
+    events: list[str] = []
+    second = threading.Thread(target=_once, args=(stage, made, lambda: events.append("second")))
 
-    def second() -> None:
-        with _lacking(stage, made) as lacking:
-            found.append(lacking)
-
-    with _lacking(stage, made) as lacking:
-        other = threading.Thread(target=second)
-        other.start()
+    def make() -> None:
+        second.start()
         time.sleep(0.3)
-        assert lacking and not found
+        assert second.is_alive()
+        events.append("first")
         made.mkdir(parents=True)
-    other.join(timeout=60)
-    assert found == [False]
+
+    _once(stage, made, make)
+    second.join(timeout=60)
+    assert events == ["first"] and not second.is_alive()
 
 
 def test_a_stage_that_failed_is_free(tmp_path: Path) -> None:
-    stage = tmp_path / "sft-1"
-    try:
-        with _lacking(stage, stage):
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
-    with _lacking(stage, stage) as lacking:
-        assert lacking
+    stage, made = tmp_path / "sft-1", []
+    with pytest.raises(ZeroDivisionError):
+        _once(stage, stage, lambda: 1 // 0)
+    _once(stage, stage, lambda: made.append(True))
+    assert made

@@ -25,8 +25,8 @@ from cluster.extract import Workers, extract
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
 WIDTH = 16
-WITH = "with AffectAgent"
 """Of the tiny encoders' features; both modalities', as ImageBind's are."""
+WITH = "with AffectAgent"
 
 
 @pytest.fixture(scope="module")

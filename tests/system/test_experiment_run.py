@@ -19,7 +19,8 @@ from affect_rl.metrics import METRICS, evaluate
 from affect_rl.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABLES, Results
 from affect_rl.trajectory import ROLES
 from affect_rl.wheels import LEVELS, RUNS, WHEELS
-from cluster.experiment import EPISODES, run_experiment
+from cluster.experiment import run_experiment
+from cluster.stages import EPISODES
 
 ARMS = {
     "untrained": {"policy": "none"},  # no answer of its can be read
