@@ -15,9 +15,7 @@ from affect_rl.baselines import logistic_regression
 from affect_rl.bootstrap import Difference, Estimate
 from affect_rl.config import Config, dump_config
 from affect_rl.data.dataset import Dataset
-from affect_rl.experiment import (
-    ExperimentSpec,
-)
+from affect_rl.experiment import ExperimentSpec
 from affect_rl.measures import measures
 from affect_rl.results import (
     CURVES,
