@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.scoring import header, in_unit, markdown_table
+from affect_rl.tables import header, in_unit, markdown_table
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"

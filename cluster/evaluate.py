@@ -16,8 +16,9 @@ from affect_rl.config import Config
 from affect_rl.files import whole_file
 from affect_rl.policy import WEIGHTS
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import Scoring, header, in_unit, markdown_table
+from affect_rl.scoring import Scoring
 from affect_rl.seeds import derived_seed
+from affect_rl.tables import header, in_unit, markdown_table
 from affect_rl.trajectory import ROLES, Trajectory
 from affect_rl.weights import stored_weights
 from cluster.pool import RolloutPool

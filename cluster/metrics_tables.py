@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from affect_rl.tables import markdown_table
+
 if TYPE_CHECKING:
     from affect_rl.bootstrap import Difference, Estimate
 
@@ -154,8 +156,6 @@ def report(tables: Sequence[MetricsTable], select: Select | None, reading: Readi
 
 def _table(headers: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """A table with a row a system."""
-    from affect_rl.scoring import markdown_table
-
     named = [[system, *cells] for system, cells in rows.items()]
     return markdown_table([["system", *headers], *named]).rstrip("\n")
 

@@ -98,8 +98,11 @@ def run_arm(
     config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
     shown = EPISODES if seed == 0 else 0
-    job = make_job(config, dataset, services)
-    _once(directory, directory, lambda: _evaluate(job, policy, samples, directory, shown))
+    _once(
+        directory,
+        directory,
+        lambda: _evaluate(make_job(config, dataset, services), policy, samples, directory, shown),
+    )
     return Evaluated(directory, training)
 
 
@@ -150,8 +153,7 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
 def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
     stage = Path(config.runs_dir) / bridge_key(config, reader, steps)
     policy = stage / "sft"
-    job = make_job(config, dataset, services)
-    _once(stage, policy, lambda: bridge_warm_start(job, reader, policy, steps))
+    _once(stage, policy, lambda: bridge_warm_start(make_job(config, dataset, services), reader, policy, steps))
     return policy
 
 
@@ -159,8 +161,11 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     config = training_config(config, dataset.label_kind)
     config = config.model_copy(update={"name": training_key(config, start), "policy": str(start)})
     run = RunDirectory(config.run_dir)
-    job = make_job(config, dataset, services)
-    _once(run.path, run.policy, lambda: run_training(job, resume=(run.path / "metrics.jsonl").exists()))
+
+    def make() -> None:
+        run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+
+    _once(run.path, run.policy, make)
     if not run.policy.exists():
         raise AffectError(f"{run.path}: the training was stopped; the same command goes on")
     return run.path

@@ -7,7 +7,7 @@ import json
 from affect_rl.bootstrap import Estimate
 from affect_rl.metrics import METRICS
 from affect_rl.results import Interval, Results
-from affect_rl.scoring import COUNTS, header
+from affect_rl.tables import COUNTS, header
 
 SELECTION = {
     "dev": "the policy that was best on dev",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NoReturn
 
 import openpyxl
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from affect_rl.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABL
 from affect_rl.trajectory import ROLES
 from affect_rl.wheels import LEVELS, RUNS, WHEELS
 from cluster.experiment import run_experiment
+from cluster.services import Services
 from cluster.stages import EPISODES
 
 ARMS = {
@@ -103,7 +105,11 @@ def test_who_plays_and_who_learns(folder: Path) -> None:
     assert {f"{role}/entropy" for role in ROLES} <= learned["preferences"], "each in its turn"
 
 
-def test_a_second_run_computes_nothing(folder: Path) -> None:
+def test_a_second_run_computes_nothing_and_starts_no_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object) -> NoReturn:
+        raise AssertionError("finished stages need no evidence")
+
+    monkeypatch.setattr(Services, "retrieval", unwanted)
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
     first = json.loads((folder / "results" / "results.json").read_text())
     _run(folder)
