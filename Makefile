@@ -24,7 +24,7 @@ ON_ONE_CORE := retrieval.threads=1 sft.threads=1 learner.threads=1
 
 # Written last, so an interrupted, moved or outdated environment is known by it and made again.
 STAMP := $(VENV)/made-from
-WANTED = $(shell { cat $(LOCK); echo $(CURDIR); } | sha256sum | cut -d ' ' -f 1)
+WANTED = $(shell { cat $(LOCK) pyproject.toml; echo $(CURDIR); } | sha256sum | cut -d ' ' -f 1)
 
 help:
 	echo "make quickstart   set up if need be, then run the main job on the embedded data"

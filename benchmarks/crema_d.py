@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from affect_rl.baselines import logistic_regression
-from affect_rl.config import load_config
+from affect_rl.config.load import load_config
 from affect_rl.data.crema_d import import_crema_d
-from affect_rl.metrics import evaluate
-from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
+from affect_rl.experiments.baselines import logistic_regression
+from affect_rl.scoring.metrics import evaluate
+from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
 
 
 def _percent(estimate: object) -> dict[str, float]:

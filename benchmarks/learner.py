@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from affect_rl.batching import collate, flatten, minibatches, schedule, turns_to_sequences
-from affect_rl.config import Config, load_config
-from affect_rl.policy import AffectPolicy
+from affect_rl.algorithms.batching import collate, flatten, minibatches, schedule, turns_to_sequences
+from affect_rl.config.load import Config, load_config
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Trajectory
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from affect_rl.config import load_config
+from affect_rl.config.load import load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
-from affect_rl.scoring import Scoring, scoring_of
-from cluster.jobs import open_job, run_evaluation, run_training, run_warm_start
+from affect_rl.scoring.scoring import Scoring, scoring_of
+from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
 
 SYSTEMS = {"full": (), "no_retrieval": ("episode.retrieval=false",)}
 

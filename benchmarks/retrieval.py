@@ -21,9 +21,9 @@ import faiss
 import numpy as np
 import ray
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.evidence import Exclusion
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.frontend import ShardPool
 from retrieval_service.index import IndexDirectory, build_index
 from retrieval_service.retriever import LocalRetriever

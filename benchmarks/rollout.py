@@ -29,15 +29,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from affect_rl.config import Config, load_config
+from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.trajectory import Generation, Prompt
-from cluster.session import ray_session
+from cluster.runtime.session import ray_session
 from cluster.warm_start import create_policy
 from retrieval_service.index import build_index
 from retrieval_service.service import launch_retrieval
-from rollout_workers.engine import RolloutEngine
+from rollout_workers.vllm.engine import RolloutEngine
 from rollout_workers.worker import EpisodeJob, RolloutWorker
 
 REPEATS = 3

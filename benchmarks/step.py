@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from affect_rl.config import load_config
-from cluster.jobs import open_job, run_training
-from cluster.rundir import RunDirectory
+from affect_rl.config.load import load_config
+from cluster.runtime.jobs import open_job, run_training
+from cluster.runtime.rundir import RunDirectory
 
 
 def main() -> None:

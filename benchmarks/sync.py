@@ -29,12 +29,12 @@ from typing import TypeVar
 
 import torch
 
-from affect_rl.policy import AffectPolicy
-from affect_rl.settings import RolloutConfig
-from affect_rl.tokens import tiny_language_model, train_tokenizer
+from affect_rl.config.sections import RolloutConfig
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
+from affect_rl.policy.weights import new_weights_dir, publish_weights
 from affect_rl.trajectory import Prompt
-from affect_rl.weights import new_weights_dir, publish_weights
-from rollout_workers.engine import RolloutEngine
+from rollout_workers.vllm.engine import RolloutEngine
 
 REPEATS = 5
 CONTEXT = 256

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from affect_rl.batching import collate, flatten, micro_batches, turns_to_sequences
-from affect_rl.policy import AffectPolicy
-from affect_rl.tokens import tiny_language_model, train_tokenizer
+from affect_rl.algorithms.batching import collate, flatten, micro_batches, turns_to_sequences
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import ROLES, Generation, Percept, Prompt, Role, Trajectory, Turn
 
 AUDIO_DIM, VIDEO_DIM = 6, 5

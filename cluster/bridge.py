@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from affect_rl.errors import AffectError
-from affect_rl.policy import WEIGHTS
+from affect_rl.policy.model import WEIGHTS
+from affect_rl.policy.weights import stored_weights
 from affect_rl.seeds import derived_seed
-from affect_rl.weights import stored_weights
-from cluster.jobs import Job
+from cluster.runtime.jobs import Job
 from cluster.warm_start import training_samples
 from learners.sft import run_sft
 from rollout_workers.worker import EpisodeJob

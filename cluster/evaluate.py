@@ -11,18 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from affect_rl.bootstrap import Difference, Estimate, mean_interval
-from affect_rl.config import Config
+from affect_rl.config.load import Config
 from affect_rl.files import whole_file
-from affect_rl.policy import WEIGHTS
+from affect_rl.policy.model import WEIGHTS
+from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
-from affect_rl.scoring import Scoring
+from affect_rl.scoring.bootstrap import Difference, Estimate, mean_interval
+from affect_rl.scoring.scoring import Scoring
+from affect_rl.scoring.tables import header, in_unit, markdown_table
 from affect_rl.seeds import derived_seed
-from affect_rl.tables import header, in_unit, markdown_table
 from affect_rl.trajectory import ROLES, Trajectory
-from affect_rl.weights import stored_weights
-from cluster.pool import RolloutPool
-from cluster.tracking import progress
+from cluster.runtime.pool import RolloutPool
+from cluster.runtime.tracking import progress
 from rollout_workers.worker import EpisodeJob
 
 
@@ -32,7 +32,7 @@ class PolicyResult:
 
     Attributes:
         name: what the tables call the policy.
-        scores: metrics of the answers, see `affect_rl.scoring`.
+        scores: metrics of the answers, see `affect_rl.scoring.scoring`.
         invalid: rate of malformed answers per role, with interval.
         tokens: tokens per sample, ``generated`` and ``prompt``, with interval.
         predicted: predicted labels per sample.

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from affect_rl.config import Config
+from affect_rl.config.load import Config
+from affect_rl.config.sections import ClusterConfig
 from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
 from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
 from affect_rl.data.feature_parts import (
@@ -38,9 +39,8 @@ from affect_rl.data.media import MediaError, read_audio, read_frames
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
-from affect_rl.settings import ClusterConfig
-from cluster.session import ray_session
-from cluster.tracking import progress
+from cluster.runtime.session import ray_session
+from cluster.runtime.tracking import progress
 
 logger = logging.getLogger(__name__)
 

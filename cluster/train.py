@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from affect_rl.config import Config
+from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.sample import AffectSample, Split
-from affect_rl.scoring import Scoring, scoring_of, wheels_of
+from affect_rl.scoring.scoring import Scoring, scoring_of, wheels_of
 from affect_rl.seeds import derived_seed
+from affect_rl.team.store import write_trajectories
 from affect_rl.trajectory import ROLES, Trajectory
-from affect_rl.trajectory_store import write_trajectories
-from cluster.pool import RolloutPool
-from cluster.rundir import Progress, RunDirectory
+from cluster.runtime.pool import RolloutPool
+from cluster.runtime.rundir import Progress, RunDirectory
+from cluster.runtime.tracking import Stopwatch, Tracker, progress
 from cluster.sampler import StepSampler
-from cluster.tracking import Stopwatch, Tracker, progress
 from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeJob
 

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from affect_rl.backbone_layouts import LAYOUTS
-from affect_rl.backbones import adapt_fusion, check_features
-from affect_rl.config import Config
+from affect_rl.backbones.importing import adapt_fusion, check_features
+from affect_rl.backbones.layouts import LAYOUTS
+from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
-from affect_rl.demonstrations import Annotator, demonstrate
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Retrieve, render_evidence
-from affect_rl.policy import MANIFEST, AffectPolicy, check_manifest
-from affect_rl.prompts import Prompts, template_texts
+from affect_rl.policy.model import MANIFEST, AffectPolicy, check_manifest
+from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
-from affect_rl.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
+from affect_rl.team.demonstrations import Annotator, demonstrate
+from affect_rl.team.prompts import Prompts, template_texts
 from affect_rl.trajectory import Turn
 from learners.sft import run_sft
 

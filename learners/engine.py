@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy, PolicyOutput, TokenBatch
+from affect_rl.policy.model import AffectPolicy, PolicyOutput, TokenBatch
 
 WEIGHTS = "weights.safetensors"
 

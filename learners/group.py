@@ -11,9 +11,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from affect_rl.config import Config
+from affect_rl.config.load import Config
+from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
 from affect_rl.trajectory import Trajectory
-from affect_rl.weights import WeightsHandle, new_weights_dir, weights_parent
 from learners.learner import LearnerWorker
 
 

@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from affect_rl import mappo
-from affect_rl.batching import (
+from affect_rl.algorithms import mappo
+from affect_rl.algorithms.batching import (
     FlatTokens,
     MicroBatch,
     TokenSequence,
@@ -34,12 +34,12 @@ from affect_rl.batching import (
     schedule,
     turns_to_sequences,
 )
-from affect_rl.config import Config
-from affect_rl.dpo import preference_advantages, preference_pairs
+from affect_rl.algorithms.dpo import preference_advantages, preference_pairs
+from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy import MANIFEST, AffectPolicy, Lora, PolicyOutput, Reference
+from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, PolicyOutput, Reference
+from affect_rl.policy.weights import WeightsHandle, publish_weights
 from affect_rl.trajectory import ROLES, Trajectory
-from affect_rl.weights import WeightsHandle, publish_weights
 from learners.engine import Engine, choose_device, join_group
 
 STATE = "state.json"

@@ -23,11 +23,11 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from affect_rl.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
-from affect_rl.config import Config
-from affect_rl.fusion import load_balance
-from affect_rl.policy import AffectPolicy, Lora, TokenBatch
-from affect_rl.settings import SftConfig
+from affect_rl.algorithms.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
+from affect_rl.config.load import Config
+from affect_rl.config.sections import SftConfig
+from affect_rl.policy.fusion import load_balance
+from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
 from affect_rl.trajectory import ROLES, Turn
 from learners.engine import Engine, choose_device
 

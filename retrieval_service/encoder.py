@@ -12,8 +12,8 @@ from cachetools import LRUCache
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
-from affect_rl.settings import RetrievalConfig
 
 _CACHED_QUERIES = 8192
 

@@ -17,8 +17,8 @@ import numpy as np
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.batching import MicroBatcher
 from retrieval_service.client import find_shards
 from retrieval_service.errors import RetrievalError

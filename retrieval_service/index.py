@@ -20,11 +20,11 @@ from typing import Any, Literal, Self
 import faiss
 import numpy as np
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import render_evidence
 from affect_rl.files import replace_directory, sha256
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.library import Library, write_library
 from retrieval_service.perceptual import MODALITIES, PerceptualModality, Standardisation, join, time_average
 from retrieval_service.search import VectorIndex

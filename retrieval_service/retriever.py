@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.index import IndexDirectory, IndexName
 from retrieval_service.merge import Candidate, Hits, allocate
 from retrieval_service.perceptual import MODALITIES, PerceptualModality, join, time_average

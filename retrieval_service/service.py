@@ -8,8 +8,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.client import RetrievalClient, frontend_name, shard_name
 from retrieval_service.errors import RetrievalError
 from retrieval_service.frontend import RetrievalFrontend

@@ -3,7 +3,7 @@
 Any causal language model that vLLM serves can be asked, by local path or hub name; its own chat template is used if it
 has one. It answers one prompt (`PROMPT`) greedily, and its answers are kept in a file (`AnswerCache`), so that a table
 can be made again without asking: vLLM is imported only where an answer is missing. The reader that needs no model
-is `affect_rl.free_text.WordReader`.
+is `affect_rl.scoring.free_text.WordReader`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer
 
+from affect_rl.config.sections import RolloutConfig
 from affect_rl.data.encoders import Checkpoint
 from affect_rl.errors import AffectError
-from affect_rl.settings import RolloutConfig
-from affect_rl.wheels import parse_labels
+from affect_rl.scoring.wheels import parse_labels
 from rollout_workers.answer_cache import AnswerCache
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parse_answer(answer: str) -> tuple[str, ...] | None:
 
 
 class LabelExtractor:
-    """Asks a language model for the emotions in free text; a `affect_rl.free_text.TextReader`.
+    """Asks a language model for the emotions in free text; a `affect_rl.scoring.free_text.TextReader`.
 
     Args:
         model: path or hub name of a causal language model with safetensors weights.
@@ -157,7 +157,7 @@ class LabelExtractor:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        from rollout_workers.engine import engine_sizes, use_threads
+        from rollout_workers.vllm.engine import engine_sizes, use_threads
 
         use_threads(self._config.threads or len(os.sched_getaffinity(0)))
         try:

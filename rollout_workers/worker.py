@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from affect_rl.config import Config
-from affect_rl.episode import Episode, play_episode
+from affect_rl.config.load import Config
+from affect_rl.config.sections import EpisodeConfig, RewardConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
-from affect_rl.policy import WEIGHTS
-from affect_rl.prompts import Prompts
+from affect_rl.policy.model import WEIGHTS
+from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
-from affect_rl.settings import EpisodeConfig, RewardConfig
-from affect_rl.silver import SilverEpisode
+from affect_rl.team.episode import Episode, play_episode
+from affect_rl.team.prompts import Prompts
+from affect_rl.team.silver import SilverEpisode
 from affect_rl.trajectory import Generate, Generation, Prompt, Request, Trajectory
-from affect_rl.weights import WeightsHandle, stored_weights
 
 if TYPE_CHECKING:
-    from rollout_workers.engine import RolloutEngine
+    from rollout_workers.vllm.engine import RolloutEngine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,7 @@ class EpisodeJob:
         episode: who plays, and how.
         rewards: what is paid.
         frozen_policy: directory of the policy that ``episode.frozen`` agents play with; None if there are none.
-        silver: search for the filter's turn instead of asking the filter, see `affect_rl.silver`.
+        silver: search for the filter's turn instead of asking the filter, see `affect_rl.team.silver`.
     """
 
     key: object
@@ -90,7 +90,9 @@ class RolloutWorker:
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
     def _start_engine(self, policy_dir: Path) -> RolloutEngine:
-        from rollout_workers.engine import RolloutEngine  # not above: drivers, which import this file, need no vLLM
+        from rollout_workers.vllm.engine import (
+            RolloutEngine,  # not above: drivers, which import this file, need no vLLM
+        )
 
         rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
         return RolloutEngine(policy_dir, rollout, context=self._config.model.context, seed=self._config.seed)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from affect_rl.backbone_layouts import LAYOUTS, Layout
+from affect_rl.backbones.layouts import LAYOUTS, Layout
 
 DIM, LAYERS, HEADS, RANK, CONTEXT = 64, 2, 2, 4, 384
 HIDDEN, VOCABULARY = 96, 309

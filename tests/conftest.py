@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 
 # No test fails for being slow: the machine may be busy, and a first call may load tables.
 settings.register_profile("untimed", deadline=None)

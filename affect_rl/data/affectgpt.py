@@ -24,7 +24,7 @@ from affect_rl.data.npz import load_npz
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, Split
-from affect_rl.wheels import parse_labels
+from affect_rl.scoring.wheels import parse_labels
 
 _KINDS = ("audio", "video", "face")
 

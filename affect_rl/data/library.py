@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 
 
 def evidence_library(dataset: Dataset, settings: RetrievalConfig) -> list[AffectSample]:

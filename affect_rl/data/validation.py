@@ -9,8 +9,8 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from affect_rl.emotions import normalise
 from affect_rl.sample import AffectSample, LabelKind, Split
+from affect_rl.scoring.emotions import normalise
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)

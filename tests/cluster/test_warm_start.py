@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from affect_rl.config import load_config
+from affect_rl.config.load import load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError

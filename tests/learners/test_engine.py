@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from affect_rl.batching import MicroBatch, collate, flatten, turns_to_sequences
+from affect_rl.algorithms.batching import MicroBatch, collate, flatten, turns_to_sequences
+from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
-from affect_rl.settings import SftConfig
+from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import Engine, choose_device, join_group
 from learners.sft import sft_steps

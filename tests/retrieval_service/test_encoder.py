@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.encoder import TextEncoder
 
 WORDS = "a trembling voice that breaks into laughter before the door slams shut".split()

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.index import IndexDirectory, build_index, ensure_index, library_of
 
 CONFIG = RetrievalConfig()

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.encoder import TextEncoder
 from retrieval_service.index import IndexDirectory, build_index
 from retrieval_service.retriever import LocalRetriever

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rollout_cases import CONTEXT, SETTINGS, make_policy
 
-from affect_rl.policy import AffectPolicy
-from rollout_workers.engine import RolloutEngine
+from affect_rl.policy.model import AffectPolicy
+from rollout_workers.vllm.engine import RolloutEngine
 
 
 @pytest.fixture(scope="session")

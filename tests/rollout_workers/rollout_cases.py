@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from affect_rl.fusion import collate_percepts
-from affect_rl.policy import AffectPolicy, TokenBatch
-from affect_rl.settings import RolloutConfig, SlotConfig
-from affect_rl.tokens import tiny_language_model, train_tokenizer
+from affect_rl.config.sections import RolloutConfig, SlotConfig
+from affect_rl.policy.fusion import collate_percepts
+from affect_rl.policy.model import AffectPolicy, TokenBatch
+from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Generation, Percept, Prompt
-from rollout_workers.engine import RolloutEngine
+from rollout_workers.vllm.engine import RolloutEngine
 
 AUDIO_DIM, VIDEO_DIM, SOFT_TOKENS, CONTEXT = 7, 5, 2, 256
 SETTINGS = RolloutConfig(max_num_seqs=32, max_batched_tokens=1024, kv_cache_gib=0.1, threads=1, deadline_s=60)

@@ -11,10 +11,10 @@ import pytest
 from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_policy, make_prompts
 
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
-from affect_rl.tokens import tiny_language_model
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.tokens import tiny_language_model
 from affect_rl.trajectory import Generation, Prompt
-from rollout_workers.engine import EngineError, RolloutEngine
+from rollout_workers.vllm.engine import EngineError, RolloutEngine
 
 
 def test_logprobs_survive_a_placeholder_in_an_answer(

@@ -10,9 +10,9 @@ import pytest
 from rollout_cases import CONTEXT, answer_all, logprob_gaps, make_prompts
 
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Generation, Prompt
-from rollout_workers.engine import RolloutEngine
+from rollout_workers.vllm.engine import RolloutEngine
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])

@@ -13,10 +13,10 @@ import torch
 from rollout_cases import SLOTS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed
 
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.weights import multiset_checksum, publish_weights
 from affect_rl.trajectory import Generation, Prompt
-from affect_rl.weights import multiset_checksum, publish_weights
-from rollout_workers.engine import RolloutEngine
+from rollout_workers.vllm.engine import RolloutEngine
 
 
 def gap(policy: AffectPolicy, prompts: list[Prompt], answers: list[Generation]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from cluster.session import deaf_to_other_rays
+from cluster.runtime.session import deaf_to_other_rays
 
 
 @pytest.fixture(scope="session")

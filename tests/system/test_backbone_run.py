@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from test_extract import image, pristine, speech  # noqa: F401 (fixtures)
 from typer.testing import CliRunner
 
-from affect_rl.backbone_layouts import LAYOUTS
+from affect_rl.backbones.layouts import LAYOUTS
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.encoders import Checkpoint
 from affect_rl.data.feature_parts import Extraction
-from affect_rl.experiment import ExperimentSpec, load_experiment
-from affect_rl.policy import AffectPolicy
-from affect_rl.results import Results
-from cluster.backbone_command import backbone_app
-from cluster.experiment import run_experiment
+from affect_rl.experiments.results import Results
+from affect_rl.experiments.spec import ExperimentSpec, load_experiment
+from affect_rl.policy.model import AffectPolicy
+from cluster.cli.backbone import backbone_app
+from cluster.experiments.run import run_experiment
 from cluster.extract import Workers, extract
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"

@@ -15,14 +15,14 @@ import yaml
 
 from affect_rl.data.dataset import write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
-from affect_rl.experiment import load_experiment
-from affect_rl.metrics import METRICS, evaluate
-from affect_rl.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABLES, Results
+from affect_rl.experiments.results import CURVES_FILE, EPISODES_FILE, PREDICTIONS_FILE, TABLES, Results
+from affect_rl.experiments.spec import load_experiment
+from affect_rl.scoring.metrics import METRICS, evaluate
+from affect_rl.scoring.wheels import LEVELS, RUNS, WHEELS
 from affect_rl.trajectory import ROLES
-from affect_rl.wheels import LEVELS, RUNS, WHEELS
-from cluster.experiment import run_experiment
-from cluster.services import Services
-from cluster.stages import EPISODES
+from cluster.experiments.run import run_experiment
+from cluster.experiments.stages import EPISODES
+from cluster.runtime.services import Services
 
 ARMS = {
     "untrained": {"policy": "none"},  # no answer of its can be read

@@ -32,7 +32,7 @@ from affect_rl.data.media import read_audio, read_frames
 from affect_rl.data.validation import SPLITS
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
-from cluster.data_commands import data_app
+from cluster.cli.data import data_app
 from cluster.extract import ExtractReport, Workers, extract
 
 RATE = 16_000

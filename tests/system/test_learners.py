@@ -10,9 +10,9 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from affect_rl.config import Config, load_config
+from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Trajectory
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.group import LearnerGroup

@@ -19,16 +19,16 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from affect_rl.config import Config, load_config
+from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.team.store import read_trajectories
 from affect_rl.trajectory import ROLES
-from affect_rl.trajectory_store import read_trajectories
-from cluster.jobs import Job, make_job, open_job, run_evaluation, run_training, run_warm_start
+from cluster.runtime.jobs import Job, make_job, open_job, run_evaluation, run_training, run_warm_start
+from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
-from cluster.services import Services
 from rollout_workers.worker import EpisodeJob
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -159,7 +159,9 @@ def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
     config = _config(settings, sft, tmp_path / "runs", "killed", "cluster.dashboard=false")
     overrides = [*settings, f"policy={sft}", f"runs_dir={tmp_path / 'runs'}", "name=killed", "cluster.dashboard=false"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", str(file), *overrides], env=environment)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli.main", "train", str(file), *overrides], env=environment
+    )
     deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "step-00002" / "progress.json").exists():
         assert driver.poll() is None and time.monotonic() < deadline

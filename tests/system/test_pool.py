@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from affect_rl.config import Config, load_config
+from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
 from benchmarks.workload import tiny_policy
-from cluster.pool import RolloutPool, _Outage
+from cluster.runtime.pool import RolloutPool, _Outage
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -17,10 +17,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample
-from affect_rl.settings import RetrievalConfig
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
 from retrieval_service.frontend import ShardPool

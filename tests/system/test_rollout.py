@@ -13,14 +13,14 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from affect_rl.config import Config, load_config
+from affect_rl.config.load import Config, load_config
 from affect_rl.data.synth import AUDIO_DIM, VIDEO_DIM, SynthSettings, synthesise
 from affect_rl.errors import AffectError
-from affect_rl.policy import AffectPolicy
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
+from affect_rl.policy.weights import publish_weights
 from affect_rl.sample import AffectSample
-from affect_rl.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import ROLES, Trajectory
-from affect_rl.weights import publish_weights
 from retrieval_service.client import RetrievalClient
 from retrieval_service.index import build_index
 from retrieval_service.service import launch_retrieval

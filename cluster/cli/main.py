@@ -1,0 +1,145 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affect_rl.errors import AffectError
+from cluster.cli.backbone import backbone_app
+from cluster.cli.data import data_app
+from cluster.cli.experiment import experiment
+from cluster.cli.metrics import metrics
+from cluster.cli.report import report
+
+if TYPE_CHECKING:
+    from affect_rl.config.load import Config
+
+app = typer.Typer(
+    help="Train a team of language-model agents to recognise emotion with retrieved evidence.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(backbone_app, name="backbone")
+app.command()(experiment)
+app.command()(metrics)
+app.command()(report)
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=10.", show_default=False)]
+Policies = Annotated[
+    list[Path] | None, typer.Option("--policy", help="Policy directory; given twice, the two are compared paired.")
+]
+
+
+@app.command()
+def sft(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Warm start: train a policy on demonstrations, as a Ray Train job."""
+    from cluster.runtime.jobs import open_job, run_warm_start
+
+    with open_job(_config(config_file, overrides)) as job:
+        typer.echo(run_warm_start(job))
+
+
+@app.command()
+def train(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """MAPPO from the run's SFT policy."""
+    from cluster.runtime.jobs import open_job, run_training
+
+    with open_job(_config(config_file, overrides)) as job:
+        state = run_training(job, resume=resume)
+        typer.echo(f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}")
+
+
+@app.command(name="eval")
+def evaluate(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    policy: Policies = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: the run's evaluation/.")] = None,
+) -> None:
+    """Score policies; by default the run's SFT policy against its MAPPO policy."""
+    from cluster.runtime.jobs import open_job, run_evaluation
+
+    with open_job(_config(config_file, overrides)) as job:
+        policies = {"SFT": job.run.sft, "MAPPO": job.run.policy}
+        if policy:
+            policies = {str(path): path for path in policy}
+        typer.echo(run_evaluation(job, policies, out or job.run.evaluation).markdown())
+
+
+@app.command()
+def quickstart(
+    config_file: ConfigFile = Path("configs/quickstart.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """The whole way on the synthetic world: data, index, SFT, MAPPO, evaluation."""
+    from affect_rl.data.dataset import write_dataset
+    from affect_rl.data.synth import SynthSettings, synthesise
+    from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
+    from cluster.runtime.rundir import fresh_name
+
+    config = _config(config_file, overrides)
+    config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
+    if not Path(config.data.dir).exists():
+        write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
+    with open_job(config) as job:
+        run_warm_start(job)
+        run_training(job)
+        evaluation = run_evaluation(job, {"SFT": job.run.sft, "MAPPO": job.run.policy}, job.run.evaluation)
+        typer.echo(evaluation.markdown())
+        typer.echo(f"Run: {job.run.path}. Follow an episode: affect-rl trace {job.run.path}")
+
+
+@app.command()
+def trace(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory.")],
+    sample: Annotated[str | None, typer.Option(help="Sample id; default: any.")] = None,
+    step: Annotated[int | None, typer.Option(help="Training step; default: the newest.")] = None,
+) -> None:
+    """Print one episode so that a person can follow it."""
+    from rich.console import Console
+
+    from cluster.cli.trace import find_episode, print_episode
+
+    file, episode = find_episode(run_dir, sample, step)
+    print_episode(episode, f"{episode['sample_id']}, {file.stem}", Console())
+
+
+@app.command(name="config")
+def show_config(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a configuration and print it in full, with its batch arithmetic."""
+    from affect_rl.config.load import dump_config
+
+    config = _config(config_file, overrides)
+    typer.echo(dump_config(config))
+    typer.echo(f"# {config.batch_arithmetic()}")
+
+
+def _config(file: Path, overrides: list[str] | None) -> Config:
+    from affect_rl.config.load import load_config
+    from cluster.runtime.tracking import set_up_logging
+
+    set_up_logging()
+    return load_config(file, overrides or ())
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit status 2, without a traceback."""
+    try:
+        app()
+    except AffectError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

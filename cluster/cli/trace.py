@@ -1,0 +1,88 @@
+"""Prints one episode so that a person can follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from affect_rl.errors import AffectError
+from affect_rl.evidence import GROUPS
+from affect_rl.team.store import read_trajectories
+from affect_rl.trajectory import ROLES
+
+
+def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tuple[Path, Mapping[str, Any]]:
+    """The newest episode of a sample, or of a step, or of all.
+
+    Raises:
+        AffectError: there is none.
+    """
+    files = sorted((run_dir / "trajectories").glob("step-*.parquet"), reverse=True)
+    if step is not None:
+        files = [f for f in files if f.stem == f"step-{step:05d}"]
+    for file in files:
+        if rows := read_trajectories(file, sample_id):
+            return file, rows[0]
+    wanted = " ".join(
+        filter(None, [f"of sample {sample_id}" if sample_id else "", f"in step {step}" if step is not None else ""])
+    )
+    raise AffectError(
+        f"{run_dir / 'trajectories'}: no episode {wanted}".rstrip() + "; look there for what has been played"
+    )
+
+
+def print_episode(episode: Mapping[str, Any], title: str, console: Console) -> None:
+    """Print the outcome, the turns of the agents that played and, where there are any, the candidates."""
+    turns = {turn["role"]: turn for turn in episode["turns"]}
+    blocks: list[Any] = [_outcome(episode)]
+    for role in ROLES:
+        if role == "filter" and episode["candidates"]:  # what it chooses from, or retrieval order in its place
+            blocks.append(_candidates(episode))
+        if role in turns:
+            blocks.append(_turn(turns[role]))
+    console.print(Panel(Group(*blocks), title=title, expand=True))
+
+
+def _outcome(episode: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("true", ", ".join(episode["labels"]))
+    table.add_row("predicted", _labels(episode["predicted"]) + f"  (score {episode['scores']['full']:.2f})")
+    for name, meaning in (("label", "with a simple label as query"), ("rank", "without the filter")):
+        if name in episode["scores"]:
+            predicted = _labels(episode["counterfactuals"][name])
+            table.add_row(f"counterfactual {name}", f"{predicted}  (score {episode['scores'][name]:.2f}), {meaning}")
+    table.add_row("neighbours", ", ".join(episode["support_ids"]) or "none")
+    if episode["degraded"]:
+        table.add_row("degraded", "a retrieval shard did not answer")
+    return table
+
+
+def _turn(turn: Mapping[str, Any]) -> Panel:
+    versions = sorted(set(turn["weight_versions"]))
+    title = f"{turn['role']}  reward {turn['reward']:+.2f}  {len(turn['response_ids'])} tokens  weights {versions}"
+    text = Text(turn["text"] or "(nothing)")
+    if turn["problem"]:
+        text.append(f"\n{turn['problem']}", style="red")
+    return Panel(text, title=title, title_align="left")
+
+
+def _candidates(episode: Mapping[str, Any]) -> Table:
+    kept = {(item["group"], item["id"]) for item in episode["kept"]}
+    table = Table("group", "kept", "score", "evidence", expand=True, box=None)
+    for group in GROUPS:
+        table.add_row(group, "", "", Text(f"query: {episode['queries'].get(group, '')}", style="dim"))
+        for item in episode["candidates"]:
+            if item["group"] == group:
+                mark = "yes" if (group, item["id"]) in kept else ""
+                table.add_row("", mark, f"{item['score']:.3f}", Text(item["text"]))
+    return table
+
+
+def _labels(labels: list[str]) -> str:
+    return ", ".join(labels) or "no valid answer"

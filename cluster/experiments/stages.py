@@ -1,0 +1,198 @@
+"""Stages of experiments: a warm start, a bridge, a training, an evaluation, each made once.
+
+They lie side by side in ``runs_dir`` under the names that `affect_rl.experiments.spec` gives them. A finished one is
+found again, by this and by other experiments; a training that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from affect_rl.config.load import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.data.library import evidence_library
+from affect_rl.errors import AffectError
+from affect_rl.experiments.results import EPISODES_FILE, PREDICTIONS_FILE
+from affect_rl.experiments.spec import (
+    ExperimentSpec,
+    base_key,
+    bridge_key,
+    evaluation_key,
+    training_config,
+    training_key,
+    warm_start_key,
+)
+from affect_rl.files import whole_directory
+from affect_rl.sample import AffectSample
+from affect_rl.seeds import derived_seed
+from affect_rl.team.store import trajectory_table
+from cluster.bridge import bridge_warm_start
+from cluster.evaluate import play_samples
+from cluster.experiments.fusion_details import fusion_table
+from cluster.runtime.jobs import Job, make_job, run_training, run_warm_start
+from cluster.runtime.rundir import RunDirectory
+from cluster.runtime.services import Services
+from cluster.warm_start import create_policy
+from rollout_workers.worker import EpisodeJob
+
+logger = logging.getLogger(__name__)
+
+EPISODES = 12
+"""Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
+
+FUSION_FILE = "fusion.parquet"
+
+Answers = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One arm under one seed: where its evaluation and (if it was trained) its training lie."""
+
+    evaluation: Path
+    training: Path | None
+
+    def answers(self) -> Answers:
+        """Predicted labels in the order of the samples."""
+        return [tuple(labels) for labels in pq.read_table(self.evaluation / PREDICTIONS_FILE)["predicted"].to_pylist()]
+
+    def fusion(self) -> list[dict[str, Any]]:
+        """What fusion did with each sample, see `cluster.experiments.fusion_details`."""
+        return pq.read_table(self.evaluation / FUSION_FILE).to_pylist()
+
+    def cost(self) -> dict[str, float]:
+        """Tokens and seconds per sample."""
+        return json.loads((self.evaluation / "cost.json").read_text())
+
+
+def run_arm(
+    spec: ExperimentSpec,
+    arm: str,
+    seed: int,
+    overrides: tuple[str, ...],
+    dataset: Dataset,
+    samples: Sequence[AffectSample],
+    services: Services,
+) -> Evaluated:
+    config = spec.run_config(arm, seed, overrides)
+    untrained = spec.arms[arm].policy == "none"
+    start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
+    config, reader = _frozen_at(config, start), start
+    if steps := spec.arms[arm].bridge_steps:
+        start = _bridged(config, start, steps, dataset, services)
+    training, policy = None, start
+    if spec.arms[arm].policy == "trained":
+        training = _trained(config, start, dataset, services)
+        policy = training / "policy"
+    config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
+    directory = Path(config.runs_dir) / evaluation_key(config, policy)
+    shown = EPISODES if seed == 0 else 0
+    _once(
+        directory,
+        directory,
+        lambda: _evaluate(make_job(config, dataset, services), policy, samples, directory, shown),
+    )
+    return Evaluated(directory, training)
+
+
+def _frozen_at(config: Config, policy: Path) -> Config:
+    """Let frozen agents, if there are any, play with `policy` all through."""
+    if not config.episode.frozen:
+        return config
+    return config.model_copy(update={"episode": config.episode.model_copy(update={"frozen_policy": str(policy)})})
+
+
+def _once(stage: Path, made: Path, make: Callable[[], object]) -> None:
+    """Make a stage, which leaves `made`, unless it is there. Whoever else makes the same one is waited for."""
+    if made.exists():
+        return
+    locks = stage.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / stage.name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("%s: another experiment makes it; waiting", stage)
+        lock.acquire()
+    try:
+        if not made.exists():
+            make()
+    finally:
+        lock.release()
+
+
+def _created(config: Config, dataset: Dataset) -> Path:
+    policy = Path(config.runs_dir) / base_key(config)
+    _once(policy, policy, lambda: create_policy(config, dataset).save(policy))
+    return policy
+
+
+def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
+    config = config.model_copy(update={"name": warm_start_key(config)})
+    run = RunDirectory(config.run_dir)
+
+    def make() -> None:
+        shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
+        run_warm_start(make_job(config, dataset, services))
+
+    _once(run.path, run.sft, make)
+    return run.sft
+
+
+def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
+    stage = Path(config.runs_dir) / bridge_key(config, reader, steps)
+    policy = stage / "sft"
+    _once(stage, policy, lambda: bridge_warm_start(make_job(config, dataset, services), reader, policy, steps))
+    return policy
+
+
+def _trained(config: Config, start: Path, dataset: Dataset, services: Services) -> Path:
+    config = training_config(config, dataset.label_kind)
+    config = config.model_copy(update={"name": training_key(config, start), "policy": str(start)})
+    run = RunDirectory(config.run_dir)
+
+    def make() -> None:
+        run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+
+    _once(run.path, run.policy, make)
+    if not run.policy.exists():
+        raise AffectError(f"{run.path}: the training was stopped; the same command goes on")
+    return run.path
+
+
+def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
+    """Play `samples`, and the first of them again with counterfactuals, for the reader."""
+    pool, config = job.pool(policy), job.config
+    temperature = config.evaluate.temperature
+    if config.episode.frozen:  # their engine starts with the first episode, off the clock
+        play_samples(config, samples[:1], pool, policy)
+    began = time.perf_counter()
+    episodes = play_samples(config, samples, pool, policy)
+    seconds = time.perf_counter() - began
+    again = [
+        EpisodeJob.of(config, ("shown", s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature)
+        for s in samples[:shown]
+    ]
+    predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
+    texts = pa.array([s.text for s in samples[:shown]], pa.string())
+    library = evidence_library(job.dataset, config.retrieval)
+    cost = {
+        "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
+        "seconds_per_sample": seconds / len(episodes),
+    }
+    with whole_directory(directory) as fresh:
+        pq.write_table(pa.table(predicted), fresh / PREDICTIONS_FILE)
+        pq.write_table(trajectory_table(pool.play(again)).append_column("text", texts), fresh / EPISODES_FILE)
+        pq.write_table(fusion_table(library, policy, samples, episodes), fresh / FUSION_FILE)
+        (fresh / "cost.json").write_text(json.dumps(cost) + "\n")

@@ -1,0 +1,148 @@
+"""The jobs behind the commands: each opens what it needs, does one thing and closes it again."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from affect_rl.config.load import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.errors import AffectError
+from affect_rl.policy.model import check_manifest
+from affect_rl.scoring.scoring import scoring_of, wheels_of
+from cluster.evaluate import Evaluation, evaluate_policies
+from cluster.runtime.pool import RolloutPool
+from cluster.runtime.rundir import Progress, RunDirectory
+from cluster.runtime.services import Services
+from cluster.runtime.session import ray_session
+from cluster.runtime.tracking import progress
+from cluster.train import train
+from cluster.warm_start import warm_start
+from learners.group import LearnerGroup
+from retrieval_service.client import RetrievalClient
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every job stands on.
+
+    Attributes:
+        config: of the run.
+        dataset: what it is about.
+        retrieval: the evidence service; None: switched off.
+        run: where its files go.
+        services: the actors it shares with other jobs of the process.
+    """
+
+    config: Config
+    dataset: Dataset
+    retrieval: RetrievalClient | None
+    run: RunDirectory
+    services: Services
+
+    def pool(self, policy: Path) -> RolloutPool:
+        """Engines, started with `policy` if there are none yet that fit; training and evaluation share them."""
+        return self.services.pool(self.config, policy, self.retrieval)
+
+
+@contextmanager
+def open_job(config: Config) -> Iterator[Job]:
+    """Load the dataset, meet Ray and start the evidence service; all actors end with the block.
+
+    Raises:
+        AffectError: the wheels that the settings name, or the dataset, cannot be read.
+    """
+    wheels_of(config.evaluate)
+    dataset = Dataset.load(config.data.dir)
+    with ray_session(config), closing(Services()) as services:
+        yield make_job(config, dataset, services)
+
+
+def make_job(config: Config, dataset: Dataset, services: Services) -> Job:
+    """A job of a process that meets Ray already."""
+    return Job(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
+
+
+def run_warm_start(job: Job) -> Path:
+    """SFT; returns the policy directory.
+
+    Raises:
+        AffectError: the run has an SFT policy already.
+    """
+    if job.run.sft.exists():
+        raise AffectError(f"{job.run.sft}: exists already; train it with `affect-rl train`, or choose another `name`")
+    job.run.open(job.config)
+    with progress("sft", job.config.sft.steps) as show:
+
+        def on_step(metrics: dict[str, float]) -> None:
+            step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
+            show(step, note)
+            if step % max(1, job.config.sft.steps // 10) == 0:
+                logger.info("sft: step %d/%d  %s", step, job.config.sft.steps, note)
+
+        warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
+    return job.run.sft
+
+
+def run_training(job: Job, *, resume: bool = False) -> Progress:
+    """MAPPO from the run's SFT policy, or from ``config.policy``; a signal stops it after the current step.
+
+    Raises:
+        AffectError: there is no policy to start from, or nothing to resume.
+    """
+    config, run = job.config, job.run
+    initial = config.initial_policy
+    if not initial.exists():
+        raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
+    check_manifest(initial)
+    run.open(config)
+    start: tuple[Progress, Path | None] = (Progress(), None)
+    if resume:
+        start = run.latest()
+    else:
+        run.begin_training()
+    logger.info("%s", config.batch_arithmetic())
+    with _stop_on_signal() as stop_requested, closing(LearnerGroup(config, initial, seed=config.seed)) as learner:
+        return train(config, job.dataset, run, job.pool(initial), learner, start, stop_requested)
+
+
+def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
+    """Evaluate policies on ``evaluate.split``, write the results to `out`.
+
+    Raises:
+        AffectError: a directory holds no policy, or the wheels do not fit the samples.
+    """
+    config = job.config
+    for directory in policies.values():
+        check_manifest(directory)
+    samples = job.dataset.samples(config.evaluate.split, config.data.limit(config.evaluate.split))
+    scoring = scoring_of(samples, wheels_of(config.evaluate))
+    pool = job.pool(next(iter(policies.values())))
+    evaluation = evaluate_policies(config, samples, scoring, policies, pool)
+    evaluation.write(out)
+    return evaluation
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT only ask for a stop: Ray kills a stopped job after 3 s, so nothing is begun in a handler."""
+    asked = False
+
+    def ask(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,297 @@
+"""The pool of rollout actors: hands out episodes, survives dead and stuck actors, keeps weights in step.
+
+Health and restarts are RLlib's `FaultTolerantActorManager`. What it leaves open is added here: a
+deadline of our own on every call (the manager does not count a timeout as a fault), the episodes of
+a lost actor are played again elsewhere, and an actor is let back in only once its engine reports the
+current weight version.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
+
+from affect_rl.config.load import Config
+from affect_rl.errors import AffectError
+from affect_rl.policy.weights import WeightsHandle
+from affect_rl.trajectory import Trajectory
+from retrieval_service.client import RetrievalClient
+from rollout_workers.worker import EpisodeJob, RolloutWorker
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.05
+PROBE_S = 1.0
+EPISODES_PER_CALL = 16
+"""Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
+
+_PROBE, _RESYNC = "probe", "resync"
+
+
+class RolloutError(RuntimeError):
+    """Episodes could not be played; the message names the stage, the actor and the weight version."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """Some episodes on an actor."""
+
+    jobs: list[EpisodeJob]
+    actor: int
+    deadline: float
+
+
+@dataclass(slots=True)
+class _Outage:
+    """An actor out of service: until when it must be back, and when to ask it again (inf: an answer is due)."""
+
+    deadline: float
+    next_probe: float
+
+
+class RolloutPool:
+    """`rollout.workers` engines behind one queue of episodes.
+
+    Args:
+        config: sections `rollout`, `episode`, `rewards` and `model`.
+        policy_dir: the policy the engines start with, as weight version 0.
+        retrieval: the evidence service; None to play without.
+    """
+
+    def __init__(self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None) -> None:
+        settings = config.rollout
+        self._settings, self._deterministic = settings, config.deterministic
+        actor = ray.remote(RolloutWorker).options(
+            num_cpus=1,
+            num_gpus=settings.gpus_per_worker,
+            max_restarts=settings.max_restarts,
+            max_concurrency=10_000,
+        )
+        self._actors = {i: actor.remote(config, policy_dir.resolve(), retrieval) for i in range(settings.workers)}
+        self._manager = FaultTolerantActorManager(
+            list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
+        )
+        self._waiting: deque[EpisodeJob] = deque()
+        self._calls: dict[str, _Call] = {}
+        self._done: dict[object, Trajectory] = {}
+        self._faults = dict.fromkeys(self._actors, 0)
+        self._outages: dict[int, _Outage] = {}
+        self._next_call = 0
+        self._handle: WeightsHandle | None = None
+        self.replayed = 0
+        self._await_start()
+
+    @property
+    def version(self) -> int:
+        """The weight version that all healthy engines have."""
+        return self._handle.version if self._handle else 0
+
+    # -- episodes --------------------------------------------------------------------------------
+
+    def submit(self, jobs: Iterable[EpisodeJob]) -> None:
+        """Queue episodes; they start as soon as an actor is healthy."""
+        self._waiting.extend(jobs)
+        self._dispatch()
+
+    def collect(self, keys: Sequence[object], on_progress: Any = None) -> list[Trajectory]:
+        """Wait for the episodes with these keys, in their order; each is handed out once.
+
+        Raises:
+            RolloutError: an actor failed more often than ``rollout.max_restarts``.
+            AffectError: the data or the settings are at fault.
+        """
+        wanted = set(keys)
+        while missing := wanted - self._done.keys():
+            self._poll()
+            if on_progress:
+                on_progress(len(wanted) - len(missing))
+        return [self._done.pop(key) for key in keys]
+
+    def play(self, jobs: Sequence[EpisodeJob], on_progress: Any = None) -> list[Trajectory]:
+        """Submit and collect."""
+        self.submit(jobs)
+        return self.collect([job.key for job in jobs], on_progress)
+
+    def _dispatch(self) -> None:
+        healthy = self._manager.healthy_actor_ids()
+        if not healthy:
+            return
+        # A deterministic engine forms its batches within a call, so a call then holds all it is to play.
+        share = -(-len(self._waiting) // len(healthy))
+        size = share if self._deterministic else min(share, EPISODES_PER_CALL)
+        while self._waiting:
+            jobs = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+            # Round-robin over the actors, not first come first served: who plays what must not depend on timing.
+            actor = healthy[self._next_call % len(healthy)]
+            tag = f"play-{self._next_call}"
+            self._next_call += 1
+            self._calls[tag] = _Call(jobs, actor, self._deadline(actor, len(jobs)))
+            self._manager.foreach_actor_async("play", tag, kwargs={"jobs": jobs}, remote_actor_ids=[actor])
+
+    def _deadline(self, actor: int, episodes: int) -> float:
+        """When further episodes on an actor are late; `rollout.concurrency` run at once, in the order they came."""
+        ahead = sum(len(call.jobs) for call in self._calls.values() if call.actor == actor)
+        turns = -(-(ahead + episodes) // self._settings.concurrency)
+        return time.monotonic() + turns * self._settings.deadline_s
+
+    def _poll(self) -> None:
+        for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S):
+            self._take(result)
+        self._expire()
+        self._revive()
+        self._dispatch()
+
+    def _take(self, result: CallResult) -> None:
+        if not result.ok:
+            self._take_error(result.actor_id, result.tag, result.get())
+        elif result.tag == _PROBE:
+            self._resync(result.actor_id)
+        elif result.tag == _RESYNC:
+            self._readmit(result.actor_id, result.get())
+        elif call := self._calls.pop(result.tag, None):
+            self._done.update(zip((job.key for job in call.jobs), result.get(), strict=True))
+
+    def _take_error(self, actor: int, tag: str, error: Exception) -> None:
+        if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
+            self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
+        elif actor not in self._outages or tag in (_PROBE, _RESYNC):
+            self._fault(actor, error)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for call in [call for call in self._calls.values() if call.deadline < now]:
+            if self._manager.is_actor_healthy(call.actor):
+                ray.kill(self._actors[call.actor], no_restart=False)
+                self._fault(
+                    call.actor, TimeoutError(f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
+                )
+
+    def _fault(self, actor: int, error: Exception) -> None:
+        """Take an actor out of service and queue its episodes again, ahead of the others."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, AffectError):
+            raise cause
+        self._faults[actor] += 1
+        message = f"rollout: actor {actor} at weight version {self.version}: {type(cause).__name__}: {cause}"
+        if self._faults[actor] > self._settings.max_restarts:
+            raise RolloutError(
+                f"{message}; it failed more than rollout.max_restarts={self._settings.max_restarts} times"
+            ) from error
+        logger.warning("%s; its episodes are played again", message)
+        self._manager.set_actor_state(actor, healthy=False)
+        if isinstance(error, RayTaskError):  # the process lives, but its engine may not: begin anew
+            ray.kill(self._actors[actor], no_restart=False)
+        now = time.monotonic()
+        # Not asked at once: a process that was just killed may still answer.
+        self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
+        for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
+            jobs = self._calls.pop(tag).jobs
+            self.replayed += len(jobs)
+            self._waiting.extendleft(reversed(jobs))
+
+    def _revive(self) -> None:
+        """Ask actors that are out of service whether Ray has brought them back, until a deadline."""
+        now = time.monotonic()
+        for actor, outage in list(self._outages.items()):
+            if outage.next_probe <= now:
+                outage.next_probe = math.inf
+                self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
+            elif outage.deadline < now:
+                ray.kill(self._actors[actor], no_restart=False)
+                self._fault(actor, TimeoutError(f"not back within rollout.deadline_s={self._settings.deadline_s:g}"))
+
+    def _resync(self, actor: int) -> None:
+        if self._handle is None:
+            self._readmit(actor, 0)
+        else:
+            self._manager.foreach_actor_async(
+                "update_weights", _RESYNC, kwargs={"handle": self._handle}, healthy_only=False, remote_actor_ids=[actor]
+            )
+
+    def _readmit(self, actor: int, version: int) -> None:
+        if version != self.version:  # the learner has moved on in the meantime
+            self._resync(actor)
+            return
+        del self._outages[actor]
+        self._manager.set_actor_state(actor, healthy=True)
+        logger.warning("rollout: actor %d is back, at weight version %d", actor, version)
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def sync(self, handle: WeightsHandle, *, verify: bool = False) -> None:
+        """Give all healthy engines new weights and make sure that they have them.
+
+        Raises:
+            RolloutError: an engine reports another version or, with `verify`, another checksum.
+        """
+        self._handle = handle
+        for actor, version in self._ask("update_weights", handle=handle):
+            if version != handle.version:
+                raise RolloutError(f"sync: actor {actor} reports weight version {version}, expected {handle.version}")
+        if verify:
+            for actor, checksum in self._ask("checksum"):
+                if checksum != handle.checksum:
+                    raise RolloutError(
+                        f"sync: actor {actor} has other weights than the learner at version {handle.version}: "
+                        f"checksum {checksum:#x}, expected {handle.checksum:#x}"
+                    )
+
+    def stats(self) -> Counter[str]:
+        """Counters of the healthy engines since their start, added up."""
+        return sum((Counter(stats) for _, stats in self._ask("stats")), Counter())
+
+    def _ask(self, method: str, **kwargs: Any) -> list[tuple[int, Any]]:
+        """Call all healthy actors and wait; an actor that fails or is late is taken out of service."""
+        tag = f"{method}-{time.monotonic_ns()}"
+        asked = self._manager.healthy_actor_ids()
+        self._manager.foreach_actor_async(method, tag, kwargs=kwargs, remote_actor_ids=asked)
+        answers: dict[int, Any] = {}
+        ends = time.monotonic() + self._settings.deadline_s
+        while open_ := [a for a in asked if a not in answers and self._manager.is_actor_healthy(a)]:
+            for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S, tags=tag):
+                if result.ok:
+                    answers[result.actor_id] = result.get()
+                else:
+                    self._fault(result.actor_id, result.get())
+            if time.monotonic() > ends:
+                for actor in open_:
+                    ray.kill(self._actors[actor], no_restart=False)
+                    self._fault(actor, TimeoutError(f"{method}: no answer within {self._settings.deadline_s:g} s"))
+        return sorted(answers.items())
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def _await_start(self) -> None:
+        """Wait until all engines have started, so that a wrong policy or setting shows at once."""
+        pings = {actor.ping.remote(): i for i, actor in self._actors.items()}
+        ready, late = ray.wait(list(pings), num_returns=len(pings), timeout=self._settings.deadline_s)
+        if late:
+            names = sorted(pings[ref] for ref in late)
+            raise RolloutError(f"start: engines of actors {names} not ready within {self._settings.deadline_s:g} s")
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                raise _start_error(pings[ref], error) from error
+
+    def close(self) -> None:
+        """End the actors."""
+        self._manager.clear()
+
+
+def _start_error(actor: int, error: ray.exceptions.RayActorError) -> Exception:
+    """What an actor's constructor raised, of which Ray passes on the text only: the user's to mend, or not."""
+    _, named, message = str(error).rpartition(f"{AffectError.__module__}.{AffectError.__name__}: ")
+    return AffectError(message.strip()) if named else RolloutError(f"start: actor {actor}: {error}")

@@ -1,0 +1,184 @@
+"""A run's directory: resolved config, policies, checkpoints that are whole or not there, results.
+
+::
+
+    runs/<name>/config.yaml            the resolved configuration
+                sft                    the policy after the warm start, and the KL reference
+                policies/step-00010    the best policy so far, by the score that selects, and that of each checkpoint
+                policy                 what the run ended with
+                checkpoints/step-00010 learner state and `progress.json`
+                trajectories/          one Parquet file a step
+                metrics.jsonl, tensorboard/
+                evaluation/            tables and predictions
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from affect_rl.config.load import OPERATIONAL, Config, dump_config, load_config
+from affect_rl.errors import AffectError
+from affect_rl.files import whole_directory, whole_file
+
+_MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", *OPERATIONAL)
+"""What may change between stages and on resuming: how long, how often and where, not what is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: finished training steps; also the version of the weights.
+        episodes: episodes that were learned from, each once.
+        replayed: episodes that were played again after an actor was lost.
+        stale: episodes that were dropped for their age and played again.
+        best_step: step of the best score on what policies are selected on; -1: none yet.
+        best_score: that score, by the main metric.
+    """
+
+    step: int = 0
+    episodes: int = 0
+    replayed: int = 0
+    stale: int = 0
+    best_step: int = -1
+    best_score: float = -1.0
+
+    def advanced(self, episodes: int, replayed: int, stale: int) -> Progress:
+        """One step further: `replayed` in the whole run, the others in this step."""
+        step, learned = self.step + 1, self.episodes + episodes
+        return replace(self, step=step, episodes=learned, replayed=replayed, stale=self.stale + stale)
+
+    def counts(self) -> dict[str, float]:
+        """The counters as metrics."""
+        return {f"counts/{name}": float(getattr(self, name)) for name in ("episodes", "replayed", "stale")}
+
+
+class RunDirectory:
+    """Paths of a run, and reading and writing its checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def sft(self) -> Path:
+        return self.path / "sft"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def open(self, config: Config) -> None:
+        """Begin a run, or come back to one for its next stage or to resume it.
+
+        Raises:
+            AffectError: the directory holds a run of another configuration.
+        """
+        path = self.path / "config.yaml"
+        if path.exists():
+            # Read as a configuration, for settings that are younger than the run had their defaults.
+            then, now = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
+            changed = [key for key in now if now[key] != then[key] and not key.startswith(_MAY_DIFFER)]
+            if changed:
+                key = changed[0]
+                raise AffectError(
+                    f"{path}: the run was started with {key}={then[key]!r}, now it is {now[key]!r}; "
+                    "go on with the configuration it was started with, or choose another `name`"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            partial.write_text(dump_config(config))
+
+    def begin_training(self) -> None:
+        """Make room for training.
+
+        Raises:
+            AffectError: the run has been trained already.
+        """
+        if (self.path / "metrics.jsonl").exists():
+            raise AffectError(
+                f"{self.path}: has been trained already; pass --resume to go on, or choose another `name`"
+            )
+        for name in ("policies", "trajectories", "checkpoints"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def latest(self) -> tuple[Progress, Path | None]:
+        """Progress and checkpoint to go on from (None: the run has not written one yet).
+
+        Raises:
+            AffectError: there is no run, or its last checkpoint is damaged.
+        """
+        if not (self.path / "checkpoints").is_dir():
+            raise AffectError(f"{self.path}: no run to resume; start it without --resume")
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            return Progress(), None
+        return _progress(checkpoints[-1]), checkpoints[-1]
+
+    def candidate(self, step: int) -> Path:
+        """Directory of a policy that was the best when it was scored, after `step` steps."""
+        return self.path / "policies" / f"step-{step:05d}"
+
+    @staticmethod
+    def copy(source: Path, target: Path) -> None:
+        """Copy a directory over `target`."""
+        with whole_directory(target, replace=True) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if (p / "progress.json").is_file())
+
+    def checkpoint(self, progress: Progress) -> Path:
+        """Directory of the checkpoint at `progress`; the caller fills it and then calls `seal`."""
+        path = self.path / "checkpoints" / f"step-{progress.step:05d}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def seal(self, checkpoint: Path, progress: Progress, keep: int) -> None:
+        """Declare a checkpoint whole, then delete all but the newest `keep`, and candidates that none of them names."""
+        with whole_file(checkpoint / "progress.json") as partial:
+            partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+        wanted = {self.candidate(_progress(kept).best_step) for kept in self.checkpoints()}
+        for policy in set((self.path / "policies").glob("step-*")) - wanted:
+            shutil.rmtree(policy)
+
+
+def _progress(checkpoint: Path) -> Progress:
+    path = checkpoint / "progress.json"
+    try:
+        return Progress(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise AffectError(
+            f"{path}: damaged ({error}); delete {checkpoint} to go on from the checkpoint before"
+        ) from error
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def fresh_name(runs_dir: Path, name: str) -> str:
+    """`name`, or `name` with the first number behind it that no run has."""
+    taken = (runs_dir / name).exists()
+    numbered = (f"{name}-{n}" for n in range(2, 10_000))
+    return next(candidate for candidate in numbered if not (runs_dir / candidate).exists()) if taken else name

@@ -1,0 +1,77 @@
+"""The job's meeting with Ray: join the cluster it was submitted to, or start a local one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from affect_rl.config.load import Config
+
+_STATE_API = "RAY_API_SERVER_ADDRESS"
+
+
+def logical_cpus(config: Config) -> int:
+    """Logical CPUs that a job's actors ask for: engines, learners, shards, the retrieval frontend and SFT workers.
+
+    Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places
+    them where there is room.
+    """
+    retrieval = config.retrieval.shards + 1
+    return (
+        config.rollout.workers + config.learner.workers + retrieval * config.retrieval.threads + config.sft.workers + 1
+    )
+
+
+@contextmanager
+def deaf_to_other_rays() -> Iterator[None]:
+    """A local Ray that is started inside asks no Ray whether its trainings are alive.
+
+    Ray Train's PlacementGroupCleaner asks the state API, which finds any Ray of the machine. One that does not know the
+    training says so, and the cleaner takes the workers of a training that is well. A refused connection is no answer;
+    and a local Ray ends with its job, which leaves nothing to clean.
+    """
+    before = os.environ.get(_STATE_API)
+    os.environ[_STATE_API] = "http://127.0.0.1:9"  # the port `discard`, where nobody listens
+    try:
+        yield
+    finally:
+        del os.environ[_STATE_API]
+        if before is not None:
+            os.environ[_STATE_API] = before
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Connect to Ray for the duration of a job.
+
+    ``cluster.address`` wins, then the cluster a submitted job runs on (``RAY_ADDRESS``), else a local
+    Ray is started and shut down again. A Ray that the process already has is used and left alone.
+    Nothing is put into the job's environment here: Ray refuses a variable that is set both by the
+    submission and by ``ray.init``.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    else:
+        with deaf_to_other_rays():
+            ray.init(
+                address="local",
+                num_cpus=config.cluster.num_cpus or max(logical_cpus(config), os.cpu_count() or 1),
+                object_store_memory=config.cluster.object_store_mib << 20,
+                include_dashboard=config.cluster.dashboard,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level="warning",
+                _temp_dir=os.path.join(tempfile.gettempdir(), "ray"),
+            )
+    try:
+        yield
+    finally:
+        ray.shutdown()

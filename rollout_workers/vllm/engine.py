@@ -1,0 +1,329 @@
+"""A vLLM engine that hundreds of coroutines share: whoever needs tokens joins the running batch.
+
+One task, the pump, steps the engine while there are requests and gives way to the event loop between
+steps. Nobody waits for a batch to fill or for a stage to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from vllm import EngineArgs, RequestOutput, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.inputs import MultiModalInput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from affect_rl.config.sections import RolloutConfig
+from affect_rl.errors import AffectError
+from affect_rl.policy.model import AffectConfig, check_manifest
+from affect_rl.policy.weights import WeightsHandle
+from affect_rl.trajectory import Generation, Prompt
+from rollout_workers.vllm.model import engine_input
+from rollout_workers.vllm.plugin import register
+from rollout_workers.vllm.weight_sync import SHARED_MEMORY, WeightSync
+
+# Turns of the event loop after which every coroutine that could run has reached its next wait. A
+# chain of awaiting tasks is a few turns deep; each turn costs microseconds.
+_SETTLING_TURNS = 16
+
+
+class EngineError(RuntimeError):
+    """The engine died or let a deadline pass; the message names stage and weight version."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One generation on its way through the engine."""
+
+    id: str
+    input: MultiModalInput
+    params: SamplingParams
+    done: asyncio.Future[RequestOutput]
+
+    @property
+    def order(self) -> tuple[int, list[int]]:
+        """Sorts requests by content, so that admission does not depend on who asked first."""
+        return (self.params.seed or 0, self.input["prompt_token_ids"])
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the start.
+
+    Attributes:
+        steps: engine steps.
+        generated_tokens: tokens sampled, of finished requests.
+        prompt_tokens: prompt tokens of finished requests.
+        cached_tokens: prompt tokens that the prefix cache served.
+        retrieval_s: seconds in which at least one episode waited for retrieval, or for an engine of frozen agents.
+    """
+
+    steps: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    retrieval_s: float = 0.0
+
+
+class RolloutEngine:
+    """Generates under a policy, with behaviour log-probs and weight versions per token.
+
+    Args:
+        policy_dir: directory written by `AffectPolicy.save`.
+        config: sizes, threads and deadlines.
+        context: longest prompt plus answer, in tokens.
+        seed: seed of everything random that requests do not seed themselves.
+
+    Raises:
+        AffectError: `policy_dir` is not a policy, or vLLM cannot run it on this kind of machine.
+    """
+
+    def __init__(self, policy_dir: Path, config: RolloutConfig, *, context: int, seed: int) -> None:
+        check_manifest(policy_dir)
+        register()
+        use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
+        self.config = config
+        self.policy_config = AffectConfig.from_pretrained(policy_dir)
+        if not config.gpus_per_worker:
+            _check_cpu_limits(self.policy_config, config)
+        self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
+        self._engine = LLMEngine.from_engine_args(_engine_args(policy_dir, self.policy_config, config, context, seed))
+        self._sync = WeightSync(self._engine, policy_dir)
+        self._ids = itertools.count()
+        self._arrived: list[_Request] = []
+        self._running: dict[str, _Request] = {}
+        self._pump: asyncio.Task[None] | None = None
+        self._waiting_elsewhere, self._waiting_since = 0, 0.0
+        self._back: asyncio.Future[None] | None = None
+        self._death: EngineError | None = None
+        self._stats = EngineStats()
+
+    # -- generating ------------------------------------------------------------------------------
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, temperature: float, seed: int) -> Generation:
+        """Sample an answer; temperature 0 is greedy, with log-probs at temperature 1.
+
+        Raises:
+            AffectError: the prompt does not fit the policy, or is longer than the context.
+            EngineError: the engine died, or the answer did not come within ``deadline_s``.
+        """
+        self.check()
+        loop = asyncio.get_running_loop()
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        request = _Request(str(next(self._ids)), engine_input(prompt, self.policy_config), params, loop.create_future())
+        self._arrived.append(request)
+        if self._pump is None or self._pump.done():
+            self._pump = loop.create_task(self._pump_steps())
+        try:
+            async with asyncio.timeout(self.config.deadline_s):
+                return self._generation(await request.done)
+        except TimeoutError:
+            raise EngineError(
+                f"generation: no answer within rollout.deadline_s={self.config.deadline_s} under weight version "
+                f"{self.version} ({len(self._running)} requests running, {self._waiting_elsewhere} waits elsewhere)"
+            ) from None
+        finally:
+            self._forget(request)
+
+    @contextmanager
+    def waiting_elsewhere(self) -> Iterator[None]:
+        """Marks an episode's wait for something other than this engine, such as a retrieval.
+
+        With ``deterministic`` the engine rests while any such wait lasts, so that the batches it forms
+        do not depend on when answers arrive.
+        """
+        if not self._waiting_elsewhere:
+            self._waiting_since = time.perf_counter()
+        self._waiting_elsewhere += 1
+        try:
+            yield
+        finally:
+            self._waiting_elsewhere -= 1
+            if not self._waiting_elsewhere:
+                self._stats.retrieval_s += time.perf_counter() - self._waiting_since
+                if self._back and not self._back.done():
+                    self._back.set_result(None)
+
+    async def _pump_steps(self) -> None:
+        try:
+            while self._arrived or self._running:
+                await self._settle()
+                self._admit()
+                if self._running:
+                    self._stats.steps += 1
+                    for output in self._engine.step():
+                        self._finish(output)
+        except Exception as error:
+            self._die(error)
+
+    async def _settle(self) -> None:
+        """Let the coroutines run that the last step has woken, so that they share the next one."""
+        while True:
+            for _ in range(_SETTLING_TURNS):
+                await asyncio.sleep(0)
+            if not (self._waiting_elsewhere and self.config.deterministic):
+                break
+            self._back = asyncio.get_running_loop().create_future()
+            await self._back
+        self._arrived.sort(key=lambda request: request.order)
+
+    def _admit(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for request in arrived:
+            if request.done.done():  # its caller has given up
+                continue
+            try:
+                self._engine.add_request(request.id, request.input, request.params)
+            except Exception as error:  # vLLM's verdict on this request; the others go on
+                request.done.set_exception(AffectError(f"generation: vLLM refuses the request: {error}"))
+            else:
+                self._running[request.id] = request
+
+    def _finish(self, output: RequestOutput) -> None:
+        request = self._running.pop(output.request_id)
+        self._stats.generated_tokens += len(output.outputs[0].token_ids)
+        self._stats.prompt_tokens += len(request.input["prompt_token_ids"])
+        self._stats.cached_tokens += output.num_cached_tokens or 0
+        if not request.done.done():
+            request.done.set_result(output)
+
+    def _forget(self, request: _Request) -> None:
+        """Drop a request that its caller no longer waits for."""
+        if request in self._arrived:
+            self._arrived.remove(request)
+        if self._running.pop(request.id, None):
+            self._engine.abort_request([request.id])
+
+    def _die(self, cause: Exception) -> None:
+        self._death = EngineError(f"generation: the engine died under weight version {self.version}: {cause!r}")
+        self._death.__cause__ = cause
+        for request in (*self._arrived, *self._running.values()):
+            if not request.done.done():
+                request.done.set_exception(self._death)
+        self._arrived.clear()
+        self._running.clear()
+
+    def _generation(self, output: RequestOutput) -> Generation:
+        answer = output.outputs[0]
+        return Generation(
+            token_ids=tuple(answer.token_ids),
+            logprobs=tuple(answer.logprobs.logprobs),
+            weight_versions=tuple(int(s.version) for s in answer.weight_versions for _ in range(s.start, s.end)),
+            text=self.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            finished=answer.finish_reason == "stop",
+        )
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that the next token will come from; 0 is the policy directory."""
+        return self._sync.version
+
+    async def update_weights(self, handle: WeightsHandle) -> int:
+        """Go on under other weights, see `WeightSync.update`; returns the version the engine reports.
+
+        Requests in flight need not be waited for: the pump never steps while this runs.
+        """
+        self.check()
+        return self._sync.update(handle)
+
+    def forget(self) -> None:
+        """Drop the prefix cache and the cached soft tokens."""
+        self._sync.forget()
+
+    def checksum(self) -> int:
+        """`affect_rl.policy.weights.multiset_checksum` of the engine's own tensors."""
+        return self._sync.checksum()
+
+    # -- the rest --------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, float]:
+        """The counters of `EngineStats` by name, and how many requests are `running` and `waiting`."""
+        return {**asdict(self._stats), "running": len(self._running), "waiting": len(self._arrived)}
+
+    def check(self) -> None:
+        """Raise what the engine died of, if it did."""
+        if self._death:
+            raise self._death
+
+    def close(self) -> None:
+        """Give memory back; the engine cannot be used afterwards."""
+        self._death = EngineError("generation: the engine was closed")
+        self._engine.engine_core.shutdown()
+
+
+def use_threads(threads: int) -> None:
+    """Fix the CPU threads of this process; vLLM would otherwise take one for itself and all for loading."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def _check_cpu_limits(policy: AffectConfig, config: RolloutConfig) -> None:
+    """vLLM itself would only find out in the middle of the first request."""
+    text = policy.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    widths = CPUAttentionBackend.get_supported_head_sizes()
+    if width not in widths:
+        raise AffectError(
+            f"model: attention heads are {width} wide, vLLM on CPU has kernels for {widths}; "
+            "choose model.tiny.dim / model.tiny.heads among them"
+        )
+    if config.block_size % 32:
+        raise AffectError(f"rollout.block_size={config.block_size} is not a multiple of 32, as vLLM on CPU needs it")
+
+
+def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[str, Any]:
+    """Arguments of any vLLM engine here that follow from `config`, for prompts and answers of `context` tokens."""
+    return {
+        "max_model_len": context,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_batched_tokens, context),
+        "block_size": config.block_size,
+        "enable_prefix_caching": config.prefix_caching,
+        "kv_cache_memory_bytes": None if on_gpu else int(config.kv_cache_gib * 2**30),
+        "gpu_memory_utilization": config.gpu_memory,
+        "enforce_eager": config.enforce_eager,
+        "generation_config": "vllm",
+        # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
+        "enable_chunked_prefill": None if on_gpu else False,
+        "use_tqdm_on_load": False,
+    }
+
+
+def _engine_args(
+    policy_dir: Path, policy_config: AffectConfig, config: RolloutConfig, context: int, seed: int
+) -> EngineArgs:
+    return EngineArgs(
+        **engine_sizes(config, context, on_gpu=config.gpus_per_worker > 0),
+        model=str(policy_dir),
+        seed=seed,
+        # vLLM's "auto" would serve float32 weights in half precision.
+        dtype=str(policy_config.dtype).removeprefix("torch."),
+        # Behaviour log-probs are those of the distribution sampled from, temperature included.
+        logprobs_mode="processed_logprobs",
+        async_scheduling=False,
+        mm_processor_cache_gb=0,
+        weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
+        disable_log_stats=True,
+    )

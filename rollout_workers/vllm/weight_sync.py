@@ -1,0 +1,191 @@
+"""The one place that speaks vLLM's weight-transfer API, which moves between its minor versions.
+
+Weights travel through a safetensors file in shared memory, by a backend of ours that is registered with
+vLLM's factory. It replaces tensors by vLLM's layerwise reload, for kernels may hold packed copies that
+plain loading would leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from affect_rl.errors import AffectError
+from affect_rl.policy.model import WEIGHTS
+from affect_rl.policy.weights import VALUE_HEAD, WeightsHandle, multiset_checksum
+from rollout_workers.vllm.model import AffectForCausalLM
+
+SHARED_MEMORY = "shared_memory"
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    """Nothing has to be agreed upon beforehand."""
+
+
+@dataclass
+class SharedMemoryUpdate(WeightTransferUpdateInfo):
+    """Where the published safetensors file is."""
+
+    path: str
+
+
+class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+    """Reads a published safetensors file tensor by tensor; one tensor at a time is held twice."""
+
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdate
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # The base class synchronises an accelerator here; reading a file has nothing to wait for.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        self.model.load_weights(_tensors(Path(update_info.path)))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        # A head tied to the embeddings is given no tensors of its own; without this its kernel would
+        # keep a packed copy of the old ones.
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+
+    def shutdown(self) -> None:
+        pass
+
+
+class WeightSync:
+    """Swaps the weights of a live engine.
+
+    Requests in flight go on under the new weights: they are preempted, their KV cache and soft tokens
+    are computed again from the tokens they have, and vLLM records where the new version begins.
+    """
+
+    def __init__(self, engine: LLMEngine, policy_dir: Path) -> None:
+        self._engine = engine
+        self._shapes = _shapes(policy_dir / WEIGHTS)
+        engine.set_weight_version("0")
+        engine.collective_rpc("init_weight_transfer_engine", args=({},))
+
+    @property
+    def version(self) -> int:
+        """The version as the engine reports it; 0 is the policy directory it started from."""
+        return int(self._engine.get_weight_version())
+
+    def update(self, handle: WeightsHandle) -> int:
+        """Load a published set of weights and forget what was computed with the last one.
+
+        Nothing may step the engine meanwhile.
+
+        Raises:
+            AffectError: the published tensors are not those of this policy; the engine is unharmed.
+        """
+        path = Path(handle.path)
+        self._check(path)
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", args=({"path": str(path)},))
+        self._engine.collective_rpc("finish_weight_update")
+        self._engine.set_weight_version(str(handle.version))
+        self.forget()
+        return self.version
+
+    def forget(self) -> None:
+        """Drop all that was computed: KV blocks, those of requests in flight included, and soft tokens."""
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.reset_encoder_cache()
+
+    def checksum(self) -> int:
+        """`multiset_checksum` of the engine's tensors; equals that of the handle they came from."""
+        (checksum,) = self._engine.apply_model(_model_checksum)
+        return checksum
+
+    def _check(self, path: Path) -> None:
+        """A bad file has to be found before layers are taken apart for reloading."""
+        shapes = _shapes(path)
+        for name in sorted(shapes.keys() | self._shapes.keys()):
+            if shapes.get(name) != self._shapes.get(name):
+                raise AffectError(
+                    f"{path}: tensor {name} is {_describe(shapes.get(name))}, the engine's is "
+                    f"{_describe(self._shapes.get(name))}; publish the policy that the engine was started from"
+                )
+
+
+def _model_checksum(model: AffectForCausalLM) -> int:
+    dtype = next(model.fusion.parameters()).dtype
+    return multiset_checksum(tensor.to(dtype) for tensor in (*_parameters(model), *model.fusion.buffers()))
+
+
+def _parameters(model: nn.Module) -> Iterator[Tensor]:
+    """Each parameter once, as the engine computes with it.
+
+    On CPU vLLM packs the weights of linear layers into its kernels and drops the originals; those are
+    read through the kernel. A tied head whose packed copy is not what the embeddings are comes twice,
+    so that the checksum shows it.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = name == "weight" and hasattr(module, "cpu_linear")
+            tensor = _unpacked(module, parameter) if packed else parameter
+            if id(parameter) in seen and torch.equal(tensor, parameter):
+                continue
+            seen.add(id(parameter))
+            yield tensor
+
+
+@torch.no_grad()
+def _unpacked(module: Any, weight: Tensor) -> Tensor:
+    """The weight ``[out, in]`` inside a CPU kernel: what it makes of the identity (exact, as 0 x w + 1 x w is)."""
+    width = weight.shape[1] if weight.numel() else module.input_size_per_partition
+    return module.cpu_linear(torch.eye(width, dtype=weight.dtype), weight, None).T
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            yield name, file.get_tensor(name)
+
+
+def _shapes(path: Path) -> Shapes:
+    """Type and shape of each tensor of a safetensors file, read from its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+                if not name.startswith(VALUE_HEAD)
+            }
+    except FileNotFoundError as error:
+        raise AffectError(
+            f"{path}: no such file on this node; if learners and engines are on several, set rollout.weights_dir to a "
+            "directory that all of them see"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise AffectError(f"{path}: cannot be read as published weights: {error}; publish them again") from error
+
+
+def _describe(shape: tuple[str, tuple[int, ...]] | None) -> str:
+    return "absent" if shape is None else f"{shape[0]} {list(shape[1])}"

@@ -1,0 +1,196 @@
+"""The policy: directories that load bit-equal, one forward for any batch, adapters and the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from affect_rl.algorithms.batching import TokenSequence, collate, flatten, turns_to_sequences
+from affect_rl.errors import AffectError
+from affect_rl.policy.model import AffectPolicy, Lora, Reference
+from benchmarks.workload import random_episodes, tiny_policy
+
+
+@pytest.fixture
+def policy() -> AffectPolicy:
+    return tiny_policy()
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[TokenSequence]:
+    return turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 3))
+
+
+def logprobs(policy: AffectPolicy | Reference, sequences: list[TokenSequence], temperature: float = 1.0) -> Tensor:
+    model = policy if isinstance(policy, AffectPolicy) else None
+    shape = (model or tiny_policy()).fusion.shape
+    batch = collate(sequences, flatten(sequences), range(len(sequences)), shape, pad_id=0).tokens
+    with torch.no_grad():
+        return policy(batch, temperature).logprobs if model else policy.logprobs(batch, temperature)
+
+
+def shake(module: torch.nn.Module, seed: int = 1) -> None:
+    """Move every trainable parameter, as an optimiser step would."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
+
+
+def test_save_and_load_are_bit_equal(policy: AffectPolicy, sequences: list[TokenSequence], tmp_path: Path) -> None:
+    policy.fusion.fit_scale([torch.randn(9, 6).numpy()], [torch.randn(9, 5).numpy()])
+    again = AffectPolicy.load(policy.save(tmp_path / "policy")).eval()
+    assert not (tmp_path / "policy.partial").exists()
+    state, loaded = policy.state_dict(), again.state_dict()
+    assert state.keys() == loaded.keys()
+    assert all(torch.equal(state[name], loaded[name]) for name in state)
+    assert torch.equal(logprobs(policy, sequences), logprobs(again, sequences))
+    assert again.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    fusion = AffectPolicy.load_fusion(tmp_path / "policy").state_dict()
+    assert fusion.keys() == policy.fusion.state_dict().keys()
+    assert all(torch.equal(fusion[name], tensor) for name, tensor in policy.fusion.state_dict().items())
+    twice = again.save(tmp_path / "twice") / "model.safetensors"
+    assert twice.read_bytes() == (tmp_path / "policy" / "model.safetensors").read_bytes()
+
+
+def rotary(policy: AffectPolicy) -> Tensor:
+    return policy.language_model.get_buffer("model.rotary_emb.inv_freq")
+
+
+def test_bfloat16_spares_the_rotary_frequencies(policy: AffectPolicy, tmp_path: Path) -> None:
+    """Rounded ones would turn late positions by radians against the engine, which computes them in float32."""
+    model = AutoModelForCausalLM.from_config(policy.config.text_config, dtype=torch.bfloat16)
+    sizes = {"audio_dim": 6, "video_dim": 5, "dim": 16, "heads": 2, "soft_tokens": 2, "experts": 4, "top_k": 2}
+    created = AffectPolicy.create(model, policy.tokenizer, **sizes)
+    rounded = AffectPolicy.load(policy.save(tmp_path / "float32"), dtype=torch.bfloat16)
+    again = AffectPolicy.load(rounded.save(tmp_path / "bfloat16"))
+    for coarse in (created, rounded, again):
+        assert {p.dtype for p in coarse.parameters()} == {torch.bfloat16}
+        assert rotary(coarse).dtype == torch.float32
+        assert torch.equal(rotary(coarse), rotary(policy))
+
+
+def test_save_replaces_what_a_killed_run_left(policy: AffectPolicy, tmp_path: Path) -> None:
+    (tmp_path / "policy.partial").mkdir()
+    (tmp_path / "policy.partial" / "junk").write_text("half a file")
+    policy.save(tmp_path / "policy")
+    assert not (tmp_path / "policy" / "junk").exists()
+
+
+def test_rows_do_not_depend_on_their_batch(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
+    together = logprobs(policy, sequences).split([len(s.response) for s in sequences])
+    for sequence, expected in zip(sequences, together, strict=True):
+        torch.testing.assert_close(logprobs(policy, [sequence]), expected, atol=2e-6, rtol=0)
+
+
+def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
+    one = sequences[0]
+    other = TokenSequence(0, one.role, one.prompt, (*one.response[:-1], one.response[-1] ^ 1))
+    batches = [collate([s], flatten([s]), [0], policy.fusion.shape, 0).tokens for s in (one, other)]
+    with torch.no_grad():
+        first, second = (policy(batch) for batch in batches)
+    # A value that saw its own token would tell the critic what the policy is about to do.
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.logprobs[:-1], second.logprobs[:-1])
+    assert first.logprobs[-1] != second.logprobs[-1]
+
+
+def test_forward_against_plain_log_softmax(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
+    one = sequences[0]
+    batch = collate([one], flatten([one]), [0], policy.fusion.shape, 0).tokens
+    with torch.no_grad():
+        output = policy(batch, temperature=0.7)
+        embeddings = policy.language_model.get_input_embeddings()(batch.input_ids)
+        embeddings[batch.input_ids == policy.config.percept_token_id] = policy.fusion(batch.percepts).tokens[0]
+        logits = policy.language_model(inputs_embeds=embeddings).logits[0] / 0.7
+    start = len(one.prompt.token_ids)
+    distribution = logits[start - 1 : start - 1 + len(one.response)].log_softmax(-1)
+    picked = distribution[range(len(one.response)), list(one.response)]
+    torch.testing.assert_close(output.logprobs, picked, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.entropies, torch.distributions.Categorical(logits=distribution).entropy())
+    assert output.greedy.tolist() == (distribution.argmax(-1) == torch.tensor(one.response)).tolist()
+
+
+def test_export_merges_adapters(policy: AffectPolicy, sequences: list[TokenSequence], tmp_path: Path) -> None:
+    names = [name for name, _ in policy.export()]
+    plain = logprobs(policy, sequences)
+    policy.add_adapters(Lora(rank=4, alpha=8))
+    assert torch.equal(logprobs(policy, sequences), plain)  # adapters start at zero
+    shake(policy)
+    assert [name for name, _ in policy.export()] == names
+    merged = AffectPolicy.load(policy.save(tmp_path / "merged")).eval()
+    assert not merged.has_adapters
+    assert not torch.allclose(logprobs(merged, sequences), plain, atol=1e-3)
+    torch.testing.assert_close(logprobs(merged, sequences), logprobs(policy, sequences), atol=1e-5, rtol=0)
+
+
+def test_adapters_freeze_the_language_model_only(policy: AffectPolicy) -> None:
+    policy.add_adapters(Lora(rank=2))
+    frozen = {name for name, p in policy.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("language_model.") and ".lora_" not in name for name in frozen)
+    assert all(p.requires_grad for p in policy.fusion.parameters())
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_reference_stays_where_it_was(policy: AffectPolicy, sequences: list[TokenSequence], rank: int) -> None:
+    if rank:
+        policy.add_adapters(Lora(rank=rank))
+    reference, before = Reference(policy), logprobs(policy, sequences)
+    assert torch.equal(logprobs(reference, sequences), before)
+    shake(policy.fusion)
+    shake(policy)
+    assert not torch.allclose(logprobs(policy, sequences), before, atol=1e-3)
+    assert torch.equal(logprobs(reference, sequences), before)
+    trained = policy.fusion
+    assert all(p.requires_grad for p in trained.parameters())
+
+
+def test_tied_embeddings_are_exported_once(policy: AffectPolicy) -> None:
+    names = [name for name, _ in policy.export(fusion=False)]
+    assert len(names) == len(set(names))
+    assert "language_model.lm_head.weight" not in names or "language_model.model.embed_tokens.weight" not in names
+
+
+def corrupt(directory: Path) -> None:
+    content = bytearray((directory / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (directory / "model.safetensors").write_bytes(content)
+
+
+def drop_manifest(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+
+
+def drop_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def foreign_shape(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["fusion"]["experts"] = 3
+    (directory / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["sha256"]["config.json"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_manifest, "no manifest.json, so this is no policy directory; make one with `affect-rl sft`"),
+        (drop_weights, "model.safetensors is missing; copy the policy directory again, whole"),
+        (corrupt, "content does not match manifest.json; copy the policy directory again"),
+        (foreign_shape, "weights do not fit config.json"),
+    ],
+)
+def test_damaged_directories_are_errors(policy: AffectPolicy, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    directory = policy.save(tmp_path / "policy")
+    damage(directory)
+    with pytest.raises(AffectError, match=message):
+        AffectPolicy.load(directory)

@@ -1,0 +1,105 @@
+"""Run directories: what may change between stages, and checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from affect_rl.config.load import Config, load_config
+from affect_rl.errors import AffectError
+from cluster.runtime.rundir import Progress, RunDirectory, fresh_name
+
+
+def _config(*overrides: str) -> Config:
+    return load_config(None, overrides)
+
+
+def _sealed(run: RunDirectory, step: int) -> Path:
+    state = Progress(step=step, episodes=8 * step)
+    path = run.checkpoint(state)
+    run.seal(path, state, keep=2)
+    return path
+
+
+def test_a_stage_of_the_same_run_may_change_how_long_but_not_what(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.open(_config())
+    run.open(_config("train.steps=99", "cluster.dashboard=false", "rollout.weights_dir=/shared", "sft.deadline_s=9"))
+    with pytest.raises(AffectError, match=r"started with learner\.lr=0\.0001, now it is 0\.5; go on with"):
+        run.open(_config("learner.lr=0.5"))
+
+
+def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.open(load_config(None))
+    file = run.path / "config.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "dropout" not in line))
+    with pytest.raises(AffectError, match=r"started with episode.dropout=0.0, now it is 0.5"):
+        run.open(load_config(None, ["episode.dropout=0.5"]))
+    run.open(load_config(None))
+
+
+def test_a_trained_run_is_not_trained_over(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(AffectError, match="has been trained already; pass --resume"):
+        run.begin_training()
+
+
+def test_resuming_takes_the_newest_whole_checkpoint_and_old_ones_go(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    assert run.latest() == (Progress(), None)
+    for step in (1, 2, 3):
+        _sealed(run, step)
+    run.checkpoint(Progress(step=4))  # never sealed: the driver was killed while it was written
+    state, path = run.latest()
+    assert (state.step, state.episodes) == (3, 24)
+    assert path is not None and path.name == "step-00003"
+    assert [p.name for p in run.checkpoints()] == ["step-00002", "step-00003"]
+
+
+def test_policies_stay_that_a_kept_checkpoint_names(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    for step, best in ((1, 0), (2, 2), (3, 2), (4, 4)):
+        run.candidate(best).mkdir(exist_ok=True)
+        state = Progress(step=step, best_step=best)
+        run.seal(run.checkpoint(state), state, keep=2)
+    assert sorted((tmp_path / "policies").iterdir()) == [run.candidate(2), run.candidate(4)]
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AffectError, match="no run to resume; start it without --resume"):
+        RunDirectory(tmp_path / "absent").latest()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_fix(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    path = _sealed(run, 1)
+    (path / "progress.json").write_text("{")
+    with pytest.raises(AffectError, match=r"progress\.json: damaged .* delete .*step-00001 to go on"):
+        run.latest()
+
+
+def test_copying_over_a_directory_leaves_no_trace_of_the_old(tmp_path: Path) -> None:
+    for name in ("best", "policy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+    RunDirectory.copy(tmp_path / "best", tmp_path / "policy")
+    assert [p.name for p in (tmp_path / "policy").iterdir()] == ["of best"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "policy"]
+
+
+def test_a_fresh_name_is_not_taken(tmp_path: Path) -> None:
+    assert fresh_name(tmp_path, "a") == "a"
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+    assert fresh_name(tmp_path, "a") == "a-3"
