@@ -1,20 +1,17 @@
-"""What an episode leaves behind: prompts, tokens, log-probs, versions, answers and rewards."""
+"""What an episode leaves behind: prompts, tokens, log-probs, versions, outputs and rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import numpy as np
 
 from affect_rl.evidence import Evidence, Group
-from affect_rl.sample import AffectSample
 
-Role = Literal["planner", "filter", "generator"]
-ROLES: tuple[Role, ...] = ("planner", "filter", "generator")
-Purpose = Literal["full", "label", "rank", "silver"]
-"""What a generation is for: the episode itself, one of its counterfactuals, or the search of silver selections."""
+FULL = "full"
+"""The episode as the whole team plays it, among the lines of an episode; the others are named by the agent they are
+played without."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,49 +63,49 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a generation is asked for: everything but the prompt's token ids, for humans and rules.
+class Output:
+    """What a team answers, as its task reads it.
 
     Attributes:
-        role: which agent speaks.
-        sample: the sample of the episode.
-        candidates: the evidence shown, in the order in which the prompt numbers it.
-        seed: seed of this generation.
-        purpose: what it is for.
+        text: the answer as it was written.
+        labels: the labels it names; empty for a task without labels, or if there is no valid answer.
+        rationale: the reason it gives.
+        problem: why it could not be read, or None if it could.
     """
 
-    role: Role
-    sample: AffectSample
-    candidates: Mapping[Group, tuple[Evidence, ...]]
-    seed: int
-    purpose: Purpose
-
-
-class Generate(Protocol):
-    """What an episode needs of an engine."""
-
-    async def __call__(self, prompt: Prompt, request: Request) -> Generation: ...
+    text: str
+    labels: tuple[str, ...] = ()
+    rationale: str = ""
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One agent's turn of an episode, as the learner needs it.
+    """One turn of an agent, as the learner needs it.
 
     Attributes:
-        role: which agent spoke.
+        agent: who spoke.
+        number: which turn of this agent in the episode, from 0.
         prompt: what it saw.
         generation: what it answered.
-        problem: why the answer could not be parsed, or None if it could.
-        reward: terminal reward of this agent (equations 1 to 3, less penalties).
+        problem: why the answer could not be read, or None if it could.
+        reward: what this turn earned at its end; an agent's last turn carries its share of equations 1 to 3.
         trained: whether the agent learns from this turn.
+        temperature: at which it was sampled; 0: greedily, with log-probs at temperature 1.
+        knowledge: what a critic may know beside the prompt, numbers ``[F]``, see `affect_rl.team.knowledge`.
+        critic_prompt: what a separate critic reads in the prompt's place; None: the prompt.
     """
 
-    role: Role
+    agent: str
     prompt: Prompt
     generation: Generation
     problem: str | None
+    number: int = 0
     reward: float = 0.0
     trained: bool = True
+    temperature: float = 1.0
+    knowledge: tuple[float, ...] = ()
+    critic_prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,16 +114,15 @@ class Trajectory:
 
     Attributes:
         sample_id: the sample it was played on.
-        labels: the sample's true labels.
-        turns: the turns of the agents in play, in the order planner, filter, generator.
-        queries: the planner's queries, or the fallback's.
-        candidates: what the retriever answered to them.
-        kept: what the filter kept.
+        labels: the sample's true labels; empty: unknown.
+        turns: the turns of the whole team, in the order of play.
+        output: what the team answered.
+        queries: what was last searched for, by group.
+        candidates: what the retriever found.
+        kept: the evidence that the answer was given on.
         support_ids: the perceptual neighbours.
-        predicted: the generator's labels (empty: no valid answer).
-        rationale: the generator's reason.
-        counterfactuals: labels predicted under ``label`` and ``rank``, of those that were played.
-        scores: S_full, S_label and S_rank under the keys ``full``, ``label``, ``rank``.
+        bypassed: by agent, what the team answered without it, where that was played.
+        scores: score in [0, 1] under `FULL` and under the agents' names of `bypassed`; empty without true labels.
         degraded: a retrieval shard did not answer in time at some point of the episode.
         generated_tokens: tokens generated in all of the episode's calls.
         prompt_tokens: prompt tokens of all of the episode's calls.
@@ -135,13 +131,12 @@ class Trajectory:
     sample_id: str
     labels: tuple[str, ...]
     turns: tuple[Turn, ...]
-    queries: Mapping[Group, str]
-    candidates: Mapping[Group, tuple[Evidence, ...]]
-    kept: Mapping[Group, tuple[Evidence, ...]]
-    support_ids: tuple[str, ...]
-    predicted: tuple[str, ...]
-    rationale: str
-    counterfactuals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    output: Output
+    queries: Mapping[Group, str] = field(default_factory=dict)
+    candidates: Mapping[Group, tuple[Evidence, ...]] = field(default_factory=dict)
+    kept: Mapping[Group, tuple[Evidence, ...]] = field(default_factory=dict)
+    support_ids: tuple[str, ...] = ()
+    bypassed: Mapping[str, Output] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     degraded: bool = False
     generated_tokens: int = 0
@@ -149,5 +144,9 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
-        """The oldest weights that any trained token came from."""
+        """The oldest weights that any trained token came from.
+
+        Raises:
+            ValueError: no turn is trained.
+        """
         return min(v for t in self.turns if t.trained for v in t.generation.weight_versions)
