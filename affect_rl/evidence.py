@@ -39,6 +39,10 @@ class Evidence:
     labels: tuple[str, ...]
     score: float
 
+    def agrees(self, sample: AffectSample) -> bool:
+        """Whether it shares a label with the truth."""
+        return bool(set(self.labels) & set(sample.labels))
+
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from affect_rl.config.load import Config
+from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
 from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate, mean_interval
-from affect_rl.scoring.scoring import Scoring
+from affect_rl.scoring.scoring import Scoring, wheels_of
 from affect_rl.scoring.tables import header, in_unit, markdown_table
-from affect_rl.seeds import derived_seed
-from affect_rl.trajectory import ROLES, Trajectory
+from affect_rl.tasks import make_task
+from affect_rl.trajectory import Trajectory
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.tracking import progress
-from rollout_workers.worker import EpisodeJob
+from rollout_workers.worker import EpisodeSpec
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class PolicyResult:
     Attributes:
         name: what the tables call the policy.
         scores: metrics of the answers, see `affect_rl.scoring.scoring`.
-        invalid: rate of malformed answers per role, with interval.
+        invalid: rate of malformed answers per agent, with interval.
         tokens: tokens per sample, ``generated`` and ``prompt``, with interval.
         predicted: predicted labels per sample.
     """
@@ -70,8 +75,8 @@ class Evaluation:
             if self.differences and metric in self.differences:
                 row[-1] = in_unit(metric, self.differences[metric], sign="+")
             rows.append(row)
-        for role in self.results[0].invalid:
-            rows.append([f"invalid {role}", *(in_unit(role, r.invalid[role]) for r in self.results), *blank])
+        for agent in self.results[0].invalid:
+            rows.append([f"invalid {agent}", *(in_unit(agent, r.invalid[agent]) for r in self.results), *blank])
         for kind in ("generated", "prompt"):
             cells = [f"{r.tokens[kind].value:.1f}" for r in self.results]
             rows.append([f"{kind} tokens per sample", *cells, *blank])
@@ -138,14 +143,38 @@ def play_samples(
     """Play samples once each under a policy, without counterfactuals; `name` is for the progress bar."""
     pool.sync(stored_weights(policy / WEIGHTS, pool.version + 1))
     temperature = config.evaluate.temperature
-    jobs = [
-        EpisodeJob.of(
-            config, ("evaluate", name, s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature, evaluate=True
+    specs = [EpisodeSpec.to_measure(config, "evaluate", s, temperature=temperature) for s in samples]
+    with progress(f"evaluate {name}".strip(), len(specs)) as show:
+        played = pool.play(specs, show)
+    check_dropped(config, played)
+    return played
+
+
+def scoring_for(config: Config, samples: Sequence[AffectSample]) -> Scoring:
+    """The metrics of the run's task for samples of one dataset.
+
+    Raises:
+        AffectError: the samples do not fit the task, or the wheels cannot be read.
+    """
+    wheels = wheels_of(config.evaluate.wheels, config.evaluate.mapping)
+    return make_task(config.task, samples[0].label_kind).scoring(samples, wheels)
+
+
+def check_dropped(config: Config, episodes: Sequence[Trajectory], before: int = 0) -> int:
+    """Name episodes whose samples could not be played, and count them with those dropped `before`.
+
+    Raises:
+        AffectError: they are more than ``data.max_dropped``.
+    """
+    dropped = [t for t in episodes if not t.turns]
+    for t in dropped:
+        logger.warning("dropped: %s", t.output.problem)
+    if (count := before + len(dropped)) > config.data.max_dropped:
+        raise AffectError(
+            f"{count} episodes could not be played, more than data.max_dropped={config.data.max_dropped}; the last: "
+            f"{dropped[-1].output.problem}"
         )
-        for s in samples
-    ]
-    with progress(f"evaluate {name}".strip(), len(jobs)) as show:
-        return pool.play(jobs, show)
+    return count
 
 
 def _bootstrap(config: Config) -> dict[str, Any]:
@@ -157,12 +186,12 @@ def _result(name: str, episodes: Sequence[Trajectory], scoring: Scoring, config:
     def interval(values: Sequence[float]) -> Estimate:
         return mean_interval(values, **_bootstrap(config))
 
-    predicted = tuple(t.predicted for t in episodes)
+    predicted = tuple(t.output.labels for t in episodes)
     invalid: dict[str, Estimate] = {}
-    for role in ROLES:
-        flags = [float(turn.problem is not None) for t in episodes for turn in t.turns if turn.role == role]
+    for agent in config.team.playing:
+        flags = [float(turn.problem is not None) for t in episodes for turn in t.turns if turn.agent == agent]
         if flags:
-            invalid[role] = interval(flags)
+            invalid[agent] = interval(flags)
     tokens = {
         "generated": interval([float(t.generated_tokens) for t in episodes]),
         "prompt": interval([float(t.prompt_tokens) for t in episodes]),

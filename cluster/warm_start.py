@@ -20,10 +20,12 @@ from affect_rl.errors import AffectError
 from affect_rl.evidence import Retrieve, render_evidence
 from affect_rl.policy.model import MANIFEST, AffectPolicy, check_manifest
 from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
-from affect_rl.sample import AffectSample
+from affect_rl.sample import AffectSample, LabelKind
 from affect_rl.seeds import derived_seed
-from affect_rl.team.demonstrations import Annotator, demonstrate
+from affect_rl.tasks import make_task
+from affect_rl.team.demonstrations import demonstrate
 from affect_rl.team.prompts import Prompts, template_texts
+from affect_rl.team.team import Team
 from affect_rl.trajectory import Turn
 from learners.sft import run_sft
 
@@ -38,7 +40,7 @@ def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
         return _adopt(config, dataset)
     model, train = config.model, dataset.samples("train", config.data.max_train)
     if model.base == "tiny":
-        texts = chain(template_texts(), _texts(train), _texts(dataset.samples("library")))
+        texts = chain(_words(config, dataset), _texts(train), _texts(dataset.samples("library")))
         tokenizer = train_tokenizer(texts, model.tiny.vocabulary)
         language_model = tiny_language_model(
             tokenizer,
@@ -96,7 +98,9 @@ def warm_start(
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
     check_manifest(base)
-    prompts = Prompts.for_policy(base, config)
+    prompts = Prompts.for_policy(
+        base, context=config.model.context, evidence_tokens=config.episode.evidence_tokens
+    )
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
@@ -116,18 +120,25 @@ def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]
 async def _demonstrate_all(
     samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
 ) -> list[Sequence[Turn]]:
-    episode, sft = config.episode, config.sft
-    annotator = Annotator(
-        prompts, episode.keep, sft.careful_planner, sft.careful_filter, names_label=episode.planner_label
-    )
+    team = team_of(config, samples[0].label_kind)
     gate = asyncio.Semaphore(_IN_FLIGHT)
 
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
             seed = derived_seed(config.seed, "demonstration", sample.id)
-            return await demonstrate(sample.with_dropout(episode.dropout, seed), retrieve, annotator, episode, seed)
+            return await demonstrate(sample.with_dropout(config.episode.dropout, seed), team, retrieve, prompts, seed)
 
     return await asyncio.gather(*map(one, samples))
+
+
+def team_of(config: Config, label_kind: LabelKind) -> Team:
+    """The team that works on samples of one kind."""
+    return Team(config.team, config.episode, make_task(config.task, label_kind))
+
+
+def _words(config: Config, dataset: Dataset) -> list[str]:
+    """Words of all agents' prompts and answers."""
+    return [*template_texts(), *team_of(config, dataset.label_kind).texts()]
 
 
 def _texts(samples: Sequence[AffectSample]) -> list[str]:

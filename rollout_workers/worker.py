@@ -17,52 +17,70 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from affect_rl.config.load import Config
-from affect_rl.config.sections import EpisodeConfig, RewardConfig
+from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
 from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
-from affect_rl.team.episode import Episode, play_episode
+from affect_rl.seeds import derived_seed
+from affect_rl.tasks import TaskSettings, make_task
+from affect_rl.team.agent import EpisodeSettings, Request
+from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
-from affect_rl.team.silver import SilverEpisode
-from affect_rl.trajectory import Generate, Generation, Prompt, Request, Trajectory
+from affect_rl.team.team import Team, TeamConfig
+from affect_rl.trajectory import Generation, Output, Prompt, Trajectory
 
 if TYPE_CHECKING:
     from rollout_workers.vllm.engine import RolloutEngine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpisodeJob:
+class EpisodeSpec:
     """An episode to be played.
 
     Attributes:
-        key: tells the job from others; the worker does not look at it.
+        key: tells it from others; the worker does not look at it.
         sample: what it is played on.
         seed: seed of its generations.
-        temperature: of its generations; 0 is greedy.
-        episode: who plays, and how.
-        rewards: what is paid.
-        frozen_policy: directory of the policy that ``episode.frozen`` agents play with; None if there are none.
-        silver: search for the filter's turn instead of asking the filter, see `affect_rl.team.silver`.
+        team: who plays.
+        episode: what agents have in common.
+        task: what they work on.
+        start: directory of the policy that training began with, for agents that play with it.
+        temperature: of its generations, 0: greedily; None: each agent's own.
+        bypasses: whether it is also played without each agent, which scores the agents.
     """
 
     key: object
     sample: AffectSample
     seed: int
-    temperature: float
-    episode: EpisodeConfig
-    rewards: RewardConfig
-    frozen_policy: Path | None = None
-    silver: bool = False
+    team: TeamConfig
+    episode: EpisodeSettings
+    task: TaskSettings
+    start: Path
+    temperature: float | None = None
+    bypasses: bool = True
 
     @classmethod
-    def of(
-        cls, config: Config, key: object, sample: AffectSample, seed: int, temperature: float, *, evaluate: bool = False
+    def to_train(cls, config: Config, key: object, sample: AffectSample, seed: int, place: int = 0) -> Self:
+        """An episode to learn from; `place` is its sample's, see `Config.in_turn`."""
+        seen = sample.with_dropout(config.episode.dropout, seed)
+        team, start = config.in_turn(place), config.initial_policy.resolve()
+        return cls(key, seen, seed, team, config.episode, config.task, start)
+
+    @classmethod
+    def to_measure(
+        cls, config: Config, purpose: str, sample: AffectSample, *, temperature: float = 0.0, bypasses: bool = False
     ) -> Self:
-        """An episode of a run; one that is played to `evaluate` has no counterfactuals."""
-        episode = config.episode.model_copy(update={"counterfactuals": False}) if evaluate else config.episode
-        frozen = Path(episode.frozen_policy or config.initial_policy).resolve() if episode.frozen else None
-        return cls(key, sample, seed, temperature, episode, config.rewards, frozen)
+        """An episode that nobody learns from; its key is `purpose` and the sample, its seed owes nothing to others."""
+        key, seed = (purpose, sample.id), derived_seed(config.seed, purpose, sample.id)
+        start = config.initial_policy.resolve()
+        return cls(key, sample, seed, config.team, config.episode, config.task, start, temperature, bypasses)
+
+    @property
+    def frozen_policies(self) -> Mapping[str, Path]:
+        """By agent, the policies that do not change."""
+        policies = {name: self.team[name].policy for name in self.team.frozen}
+        return {name: self.start if policy == "start" else Path(policy) for name, policy in policies.items()}
 
 
 class RolloutWorker:
@@ -73,7 +91,8 @@ class RolloutWorker:
     in one call. In asynchronous training the calls share the engine as they come.
 
     Args:
-        config: sections `rollout`, `episode` (what a prompt holds), `model` and `train`, and the seed.
+        config: sections `rollout`, `episode` (what a prompt holds), `model` and `train`, and the seed. What is played
+            stands in the episodes' specifications.
         policy_dir: the policy to start with, as weight version 0.
         retrieval: the evidence service; None to play without.
     """
@@ -85,7 +104,9 @@ class RolloutWorker:
         self._frozen_engine: RolloutEngine | None = None
         self._frozen_policy: Path | None = None
         self._retrieval = retrieval
-        self._prompts = Prompts.for_policy(policy_dir, config)
+        self._prompts = Prompts.for_policy(
+            policy_dir, context=config.model.context, evidence_tokens=config.episode.evidence_tokens
+        )
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
@@ -101,21 +122,20 @@ class RolloutWorker:
     def _engines(self) -> list[RolloutEngine]:
         return [self.engine, *([self._frozen_engine] if self._frozen_engine else [])]
 
-    async def play(self, jobs: Sequence[EpisodeJob]) -> list[Trajectory]:
-        """Play episodes, ``rollout.concurrency`` at a time, and return them in the jobs' order.
+    async def play(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
+        """Play episodes, ``rollout.concurrency`` at a time, and return them in their order.
 
         Raises:
-            AffectError: a sample or a setting is at fault.
             EngineError: the engine died or was late.
             RetrievalError: the retrieval service was late.
         """
         async with self._turn:
-            for policy in {job.frozen_policy for job in jobs if job.frozen_policy}:
+            for policy in {policy for spec in specs for policy in spec.frozen_policies.values()}:
                 await self._freeze(policy)
             if self._deterministic:
                 for engine in self._engines:
                     engine.forget()
-            episodes = [asyncio.ensure_future(self._play(job)) for job in jobs]
+            episodes = [asyncio.ensure_future(self._play(spec)) for spec in specs]
             try:
                 return await asyncio.gather(*episodes)
             finally:
@@ -130,24 +150,35 @@ class RolloutWorker:
             await self._frozen_engine.update_weights(stored_weights(policy / WEIGHTS, self._frozen_engine.version + 1))
         self._frozen_policy = policy
 
-    async def _play(self, job: EpisodeJob) -> Trajectory:
+    async def _play(self, spec: EpisodeSpec) -> Trajectory:
+        """One episode; where its sample is at fault, a trajectory without turns that says why."""
         retrieval = _AnnouncedRetrieval(self._retrieval, self._engines) if self._retrieval else None
-        kind = SilverEpisode if job.silver else Episode
+        team = Team(spec.team, spec.episode, make_task(spec.task, spec.sample.label_kind))
         async with self._places:
-            return await play_episode(
-                job.sample, self._generate(job), retrieval, self._prompts, job.episode, job.rewards, job.seed, kind
-            )
+            try:
+                return await play_episode(
+                    spec.sample,
+                    team,
+                    self._generate(spec),
+                    retrieval,
+                    self._prompts,
+                    spec.seed,
+                    bypasses=spec.bypasses,
+                    temperature=spec.temperature,
+                )
+            except AffectError as error:
+                return Trajectory(spec.sample.id, spec.sample.labels, (), Output("", problem=str(error)))
 
-    def _generate(self, job: EpisodeJob) -> Generate:
+    def _generate(self, spec: EpisodeSpec) -> Generate:
         async def generate(prompt: Prompt, request: Request) -> Generation:
-            frozen = self._frozen_engine if request.role in job.episode.frozen else None
+            frozen = self._frozen_engine if request.agent.name in spec.team.frozen else None
             # One at a time: the trained engine rests while an episode is with the frozen one. Not the other way round
             # as well, or each would wait for the other.
             with self.engine.waiting_elsewhere() if frozen else nullcontext():
                 return await (frozen or self.engine).generate(
                     prompt,
-                    max_tokens=job.episode.limit(request.role),
-                    temperature=job.temperature if request.role in job.episode.sampled else 0.0,
+                    max_tokens=request.agent.settings.tokens,
+                    temperature=request.temperature,
                     seed=request.seed,
                 )
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from affect_rl.backbones.systems import System
-from affect_rl.config.sections import SlotConfig
+from affect_rl.policy.slots import SlotConfig
 
 Keys = Mapping[str, str | tuple[str, ...]]
 

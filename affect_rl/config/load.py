@@ -1,58 +1,53 @@
 """The configuration: one typed tree, read from YAML and ``key=value`` overrides, checked as a whole.
 
-No other module knows YAML. What the sections hold stands in `affect_rl.config.sections`.
+No other module knows YAML. What the sections hold stands in `affect_rl.config.sections`, and in the rooms of agents,
+tasks and algorithms, whose classes bring settings of their own.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
 
+from affect_rl.algorithms import AlgorithmSettings, algorithm_class, read_algorithm
 from affect_rl.config.sections import (
+    NOTHING,
     ClusterConfig,
     DataConfig,
-    EpisodeConfig,
     EvaluateConfig,
     LearnerConfig,
     ModelConfig,
-    Natural,
     RetrievalConfig,
-    RewardConfig,
     RolloutConfig,
-    Section,
     SftConfig,
     TrainConfig,
 )
 from affect_rl.errors import AffectError
+from affect_rl.section import Natural, Section, explain, read_section
+from affect_rl.tasks import TaskSettings, task_class
+from affect_rl.team.agent import EpisodeSettings
+from affect_rl.team.team import TeamConfig
 
-OPERATIONAL = (
-    "cluster",
-    "retrieval.shard_timeout_s",
-    "retrieval.deadline_s",
-    "sft.deadline_s",
-    "learner.deadline_s",
-    "rollout.deadline_s",
-    "rollout.max_restarts",
-    "rollout.weights_dir",
-)
-"""Settings and sections that say where something runs and how long it may take, not what comes out."""
+
+def _read_task(tree: Any) -> TaskSettings:
+    name = tree.get("name") if isinstance(tree, dict) else tree.name
+    return read_section(task_class(str(name or "")).Settings, tree, "task")
 
 
 class Config(Section):
-    """Everything a job needs, resolved; written beside each run as ``config.yaml``."""
+    """Everything a run needs, resolved; written beside each run as ``config.yaml``."""
 
-    name: str = "run"
+    name: Annotated[str, NOTHING] = "run"
     """Name of the run; the run's directory is ``runs_dir/name``."""
-    runs_dir: str = "runs"
+    runs_dir: Annotated[str, NOTHING] = "runs"
     """Parent of run directories."""
     seed: Natural = 0
     """Seed of everything random."""
-    policy: str = ""
+    policy: Annotated[str, NOTHING] = ""
     """Policy directory to start from; empty: a new policy is made from `model`."""
     data: DataConfig = DataConfig()
     """Data."""
@@ -60,14 +55,18 @@ class Config(Section):
     """Policy."""
     retrieval: RetrievalConfig = RetrievalConfig()
     """Evidence."""
-    episode: EpisodeConfig = EpisodeConfig()
-    """Episode."""
-    rewards: RewardConfig = RewardConfig()
-    """Rewards."""
+    team: TeamConfig = TeamConfig()
+    """Agents."""
+    episode: EpisodeSettings = EpisodeSettings()
+    """What agents have in common."""
+    task: Annotated[SerializeAsAny[TaskSettings], BeforeValidator(_read_task)] = _read_task({})
+    """What answers are worth."""
     sft: SftConfig = SftConfig()
     """Warm start."""
+    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm)] = read_algorithm({})
+    """How rewards become a loss."""
     learner: LearnerConfig = LearnerConfig()
-    """MAPPO update."""
+    """How the update runs."""
     rollout: RolloutConfig = RolloutConfig()
     """Engines."""
     train: TrainConfig = TrainConfig()
@@ -78,42 +77,45 @@ class Config(Section):
     """Ray."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.episode.keep > self.episode.k:
+    def _has_whole_batches(self) -> Self:
+        train, minibatches = self.train, self.learner.minibatches
+        fewest = algorithm_class(self.algorithm).min_copies
+        if train.copies < fewest:
             raise ValueError(
-                f"episode.keep={self.episode.keep} exceeds episode.k={self.episode.k}; lower keep or raise k"
+                f"algorithm.name={self.algorithm.name} compares episodes of the same sample, but train.copies="
+                f"{train.copies}; set train.copies to {fewest} or more"
             )
-        if self.learner.algorithm == "dpo" and self.train.copies < 2:
+        if train.samples_per_step % train.copies:
             raise ValueError(
-                "learner.algorithm=dpo compares answers to the same prompt, but train.copies="
-                f"{self.train.copies}; set train.copies to 2 or more"
+                f"train.samples_per_step={train.samples_per_step} is not a multiple of train.copies="
+                f"{train.copies}; choose a multiple, for a step's samples are played that often each"
             )
-        if self.train.samples_per_step % self.train.copies:
+        distinct = train.samples_per_step // train.copies
+        if minibatches > distinct:
             raise ValueError(
-                f"train.samples_per_step={self.train.samples_per_step} is not a multiple of train.copies="
-                f"{self.train.copies}; choose a multiple, for a step's samples are played that often each"
-            )
-        distinct = self.train.samples_per_step // self.train.copies
-        if self.learner.minibatches > distinct:
-            raise ValueError(
-                f"learner.minibatches={self.learner.minibatches} exceeds the {distinct} samples of a step "
-                f"(train.samples_per_step={self.train.samples_per_step}, train.copies={self.train.copies}), whose "
+                f"learner.minibatches={minibatches} exceeds the {distinct} samples of a step "
+                f"(train.samples_per_step={train.samples_per_step}, train.copies={train.copies}), whose "
                 "copies stay together; lower minibatches or raise samples_per_step"
             )
-        if self.train.samples_per_step % self.learner.minibatches:
+        if train.samples_per_step % minibatches:
             raise ValueError(
-                f"train.samples_per_step={self.train.samples_per_step} is not a multiple of learner.minibatches="
-                f"{self.learner.minibatches}; choose a multiple, so that every optimiser step weighs the same"
+                f"train.samples_per_step={train.samples_per_step} is not a multiple of learner.minibatches="
+                f"{minibatches}; choose a multiple, so that every optimiser step weighs the same"
             )
         if self.samples_per_minibatch < self.learner.workers:
             raise ValueError(
                 f"a minibatch of {self.samples_per_minibatch} samples cannot feed "
                 f"learner.workers={self.learner.workers}; raise train.samples_per_step or lower learner.minibatches"
             )
-        if self.episode.frozen and self.rollout.gpus_per_worker and self.rollout.gpu_memory > 0.5:
+        return self
+
+    @model_validator(mode="after")
+    def _has_memory(self) -> Self:
+        if self.team.frozen and self.rollout.gpus_per_worker and self.rollout.gpu_memory > 0.5:
             raise ValueError(
-                f"episode.frozen={list(self.episode.frozen)} play on a second engine beside the first, and each takes "
-                f"rollout.gpu_memory={self.rollout.gpu_memory:g} of the same GPU; set rollout.gpu_memory to 0.5 or less"
+                f"team: {', '.join(self.team.frozen)} with a policy of their own play on a second engine beside the "
+                f"first, and each takes rollout.gpu_memory={self.rollout.gpu_memory:g} of the same GPU; set "
+                "rollout.gpu_memory to 0.5 or less"
             )
         for name, settings in (("learner", self.learner), ("sft", self.sft)):
             if settings.tokens_per_microbatch < self.model.context:
@@ -126,6 +128,13 @@ class Config(Section):
                     f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
                     f"set {name}.zero_stage to 1, 2 or 3"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not self.team.trained:
+            playing = ", ".join(self.team.playing)
+            raise ValueError(f"team: of the agents that play ({playing}) none trains; set trains: true for one")
         return self
 
     @property
@@ -145,23 +154,26 @@ class Config(Section):
 
     @property
     def initial_policy(self) -> Path:
-        """The policy that MAPPO starts from: `policy`, or what the run's warm start left."""
+        """The policy that training starts from: `policy`, or what the run's warm start left."""
         return Path(self.policy) if self.policy else self.run_dir / "sft"
 
-    def in_turn(self, place: int) -> Config:
-        """The configuration of an episode by its sample's place (from 0), which differs with ``train.in_turn``."""
+    def in_turn(self, place: int) -> TeamConfig:
+        """The team of an episode by its sample's place (from 0), which differs with ``train.in_turn``."""
         if not self.train.in_turn:
-            return self
-        learning = self.episode.learning
-        role = learning[place % len(learning)]
-        return self.model_copy(update={"episode": self.episode.model_copy(update={"sampled": (role,)})})
+            return self.team
+        learner = self.team.trained[place % len(self.team.trained)]
+        others = [name for name in self.team.trained if name != learner]
+        team = self.team
+        for name in others:
+            team = team.with_agent(name, trains=False, temperature=0.0)
+        return team
 
     def batch_arithmetic(self) -> str:
         """One line that says what a step consists of."""
         t, lr = self.train, self.learner
-        learning = 1 if t.in_turn else len(self.episode.learning)
+        learning = 1 if t.in_turn else len(self.team.trained)
         return (
-            f"a step: {t.samples_per_step} episodes, {learning * t.samples_per_step} turns to learn from, "
+            f"a step: {t.samples_per_step} episodes, turns of {learning} agent(s) of each to learn from, "
             f"{lr.epochs} epochs x {lr.minibatches} minibatches of {self.samples_per_minibatch} episodes = "
             f"{lr.epochs * lr.minibatches} optimiser steps on {lr.workers} rank(s)"
         )
@@ -182,7 +194,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
         return Config.model_validate(tree)
     except ValidationError as error:
         source = str(path) if path else "configuration"
-        raise AffectError("\n".join(f"{source}: {explain(e)}" for e in error.errors())) from None
+        raise AffectError("\n".join(f"{source}: {explain(e, Config)}" for e in error.errors())) from None
 
 
 def _read_tree(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -234,22 +246,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise AffectError(f"override `{override}`: `{parent}` is a value, not a section")
         tree = child
     tree[leaf] = value
-
-
-def explain(error: Any, root: type[Section] = Config) -> str:
-    """One line for one of pydantic's validation errors: the key, what is wrong, and the nearest known key."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location) or "configuration"
-    if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
-        given = error.get("input")
-        return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
-    section: Any = root
-    for part in location[:-1]:
-        if get_origin(section) is tuple:
-            section = get_args(section)[0]
-        else:
-            section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
-    near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
-    return f"unknown key `{key}`; {hint}"

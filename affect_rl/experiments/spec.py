@@ -16,37 +16,32 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from affect_rl.config.load import OPERATIONAL, Config, explain, load_config
-from affect_rl.config.sections import EvaluateConfig, Natural, Positive, Section
+from affect_rl.config.load import Config, load_config
+from affect_rl.config.sections import EvaluateConfig
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST as POLICY
+from affect_rl.policy.model import MANIFEST as POLICY_FILES
 from affect_rl.sample import LabelKind
+from affect_rl.section import (
+    EVALUATION,
+    POLICY,
+    SCORES,
+    SFT,
+    TRAINING,
+    Natural,
+    Positive,
+    Section,
+    explain,
+    flat_settings,
+    settings_of,
+)
 
-_PLACE = {"name", "runs_dir", "policy"}
-"""Where a stage lies, and what it starts from, which the stages before it say."""
 _OWN_WAY = {
     "policy": "arms make their own, and model.base says what they start from",
     "seed": "--seeds says how many are run",
     "evaluate.confidence": "its tables and pages have 95 % intervals",
 }
 """Settings that an experiment has no use for, and what to do instead."""
-_OF_TRAINING = ("sft.", "learner.", "train.", "data.max_train", "model.fusion.", "model.lora.", "model.tiny.")
-"""Settings that an evaluation does not read, or reads from the policy."""
-_COMMON = (
-    ("data", "dir"),
-    ("data", "max_dev"),
-    ("data", "max_test"),
-    ("evaluate", "split"),
-    ("evaluate", "wheels"),
-    ("evaluate", "mapping"),
-    ("train", "select"),
-)
-"""Settings that all arms have in common."""
-_PLAYED_ONLY = {"temperature", "counterfactuals", "frozen", "frozen_policy"}
-"""Settings of an episode that do not concern demonstrations."""
-_SCORED_ONLY = {"resamples", "wheels", "mapping"}
-"""Settings of an evaluation that do not change what is played."""
 
 
 def _refuse_sections(changes: Mapping[str, Any]) -> None:
@@ -74,9 +69,6 @@ class ArmSpec(Section):
             raise ValueError(f"bridge_steps={self.bridge_steps} needs policy: trained; take one of them out")
         _refuse_sections(self.train)
         _refuse_sections(self.evaluate)
-        for key in self.evaluate:
-            if key.startswith(_OF_TRAINING):
-                raise ValueError(f"evaluate: {key} changes no evaluation; move it to `train`")
         return self
 
 
@@ -138,17 +130,20 @@ class ExperimentSpec(Section):
         config, played = (self.run_config(name, 0, more, evaluate=evaluate) for evaluate in (False, True))
         if config.policy:
             raise AffectError(f"policy={config.policy!r}: {_OWN_WAY['policy']}; take it out of the files")
-        for section, setting in _COMMON:
-            mine, common = (getattr(getattr(c, section), setting) for c in (played, base))
-            if mine != common:
+        common = {key: value for key, value, _ in flat_settings(base)}
+        for key, value, affects in flat_settings(played):
+            if SCORES in affects.stages and value != common.get(key):
                 raise AffectError(
-                    f"{section}.{setting} is {mine!r}, for {self.reference!r} it is {common!r}; arms are compared on "
-                    "the same samples and by the same rule, so give it in `overrides`"
+                    f"{key} is {value!r}, for {self.reference!r} it is {common.get(key)!r}; arms are compared on the "
+                    "same samples and by the same rule, so give it in `overrides`"
                 )
-        episode = config.episode
-        if self.arms[name].bridge_steps and not ("filter" in episode.learning and "generator" in episode.frozen):
+            if key in self.arms[name].evaluate and not {EVALUATION, SCORES} & affects.stages:
+                raise AffectError(f"evaluate: {key} changes no evaluation; move it to `train`")
+        team = config.team
+        if self.arms[name].bridge_steps and not ("filter" in team.trained and "generator" in team.frozen):
             raise AffectError(
-                "bridge_steps needs a filter that learns and a frozen reader; set episode.frozen: [generator]"
+                "bridge_steps needs a filter that learns and a frozen reader; set team.generator.policy: start and "
+                "team.generator.trains: false"
             )
 
     def run_config(self, arm: str, seed: int, more: tuple[str, ...] = (), *, evaluate: bool = False) -> Config:
@@ -189,22 +184,17 @@ def load_experiment(path: Path) -> ExperimentSpec:
 
 def base_key(config: Config) -> str:
     """Name of the policy before any training."""
-    return f"base-{_digest(_settings(config, include={'data', 'model', 'seed'}))}"
+    return f"base-{_digest(_settings(config, POLICY))}"
 
 
 def warm_start_key(config: Config) -> str:
     """Name of the SFT stage that a run starts from."""
-    tree = _settings(config, include={"data", "model", "retrieval", "episode", "sft", "seed"})
-    episode = tree.setdefault("episode", {})  # there even if nothing of it is left
-    for name in _PLAYED_ONLY:
-        episode.pop(name, None)
-    return f"sft-{_digest(tree)}"
+    return f"sft-{_digest(_settings(config, SFT))}"
 
 
 def bridge_key(config: Config, start: Path, steps: int) -> str:
     """Name of the second SFT stage of a bridge, which begins with the policy `start`."""
-    settings = _settings(config, include={"sft", "episode", "retrieval", "rewards"})
-    return f"bridge-{_digest([str(start), steps, settings])}"
+    return f"bridge-{_digest([str(start), steps, _settings(config, SFT), _settings(config, EVALUATION)])}"
 
 
 def training_config(config: Config, label_kind: LabelKind) -> Config:
@@ -218,35 +208,24 @@ def training_config(config: Config, label_kind: LabelKind) -> Config:
 
 def training_key(config: Config, start: Path) -> str:
     """Name of the training stage of a run of a `training_config` that begins with the policy `start`."""
-    return f"train-{_digest([str(start), _settings(config, exclude=_PLACE)])}"
+    return f"train-{_digest([str(start), _settings(config, TRAINING)])}"
 
 
 def evaluation_key(config: Config, policy: Path) -> str:
     """Name of the evaluation of a policy."""
-    settings = _settings(config, exclude=_PLACE | {"sft", "learner"})
-    if "evaluate" in settings:
-        for name in _SCORED_ONLY:
-            settings["evaluate"].pop(name, None)
-        settings = {name: part for name, part in settings.items() if part != {}}
-    return f"eval-{_digest([str(policy), settings])}"
+    return f"eval-{_digest([str(policy), _settings(config, EVALUATION)])}"
 
 
-def _settings(config: Config, **parts: set[str]) -> dict[str, Any]:
-    """What differs from the defaults, so that a stage keeps its name when the configuration gets a new field.
+def _settings(config: Config, stage: str) -> dict[str, Any]:
+    """The full values of what can change a stage, so that a changed default changes its name.
 
     And the manifests of the directories that the settings name, which hold the hashes of their files.
     """
-    named = [Path(config.data.dir) / DATASET, Path(config.model.base) / POLICY]
+    named = [Path(config.data.dir) / DATASET, Path(config.model.base) / POLICY_FILES]
     if config.retrieval.library:
         named.append(Path(config.retrieval.library) / DATASET)
     content = [file.read_text() for file in named if file.is_file()]
-    tree = config.model_dump(mode="json", exclude_defaults=True, **parts)  # type: ignore[arg-type]
-    for place in OPERATIONAL:
-        section, _, name = place.partition(".")
-        tree.get(section, {}).pop(name, None)
-        if not name or tree.get(section) == {}:
-            tree.pop(section, None)
-    return {"content": content, **tree}
+    return {"content": content, **settings_of(config, stage)}
 
 
 def _digest(tree: Any) -> str:

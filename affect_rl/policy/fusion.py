@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from affect_rl.config.sections import SlotConfig
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.trajectory import Percept
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from affect_rl.config.sections import SlotConfig
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
 from affect_rl.policy.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict

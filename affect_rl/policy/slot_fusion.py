@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from affect_rl.config.sections import SlotConfig
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.connectors import make_connector
 from affect_rl.policy.fusion import (
     FeatureScale,

@@ -97,6 +97,8 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
 
 
 _WORD_OF_FORM, CLUSTER_OF_WORD = _tables()
+CLUSTERS = tuple(_WHEEL)
+"""Names of the wheel's clusters."""
 
 
 @lru_cache(maxsize=65536)

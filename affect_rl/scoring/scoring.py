@@ -13,14 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from affect_rl.config.sections import EvaluateConfig
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.benchmark_metrics import SIGN_VALUES, SIGNS, open_label_metrics, sentiment_signs
 from affect_rl.scoring.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
+from affect_rl.scoring.label_score import label_score
 from affect_rl.scoring.metrics import METRICS, Answers, closed_set_metrics
-from affect_rl.scoring.wheels import Wheels, own_wheel, read_wheels
-from affect_rl.team.rewards import score
+from affect_rl.scoring.wheels import WheelMapping, Wheels, own_wheel, read_wheels
 
 HIT_METRICS = ("hit", "f_s", "labels_per_answer")
 """HIT and what is always shown with it, for HIT takes nothing for further labels."""
@@ -88,13 +87,13 @@ class Scoring:
 
 
 @lru_cache(maxsize=8)
-def wheels_of(settings: EvaluateConfig) -> Wheels | None:
-    """The published wheels that the settings name, or None; read once, since every stage of a job asks for them.
+def wheels_of(directory: str, mapping: WheelMapping) -> Wheels | None:
+    """The published wheels in a directory, or None without one; read once, since every stage of a run asks for them.
 
     Raises:
         AffectError: they cannot be read, see `read_wheels`.
     """
-    return read_wheels(settings.wheels, settings.mapping) if settings.wheels else None
+    return read_wheels(directory, mapping) if directory else None
 
 
 def scoring_of(samples: Sequence[AffectSample], wheels: Wheels | None = None) -> Scoring:
@@ -167,7 +166,7 @@ def _open_labels(samples: Sequence[AffectSample], published: Wheels | None) -> S
     used = f"Labels are grouped by {_samples_used(samples, wheels)}"
 
     def measure(answers: Answers, draws: np.ndarray) -> dict[str, np.ndarray]:
-        exact = [score(tuple(answer), s, "exact") for answer, s in zip(answers, samples, strict=True)]
+        exact = [label_score(answer, s, "exact") for answer, s in zip(answers, samples, strict=True)]
         by_sample = {"exact": np.array(exact), "invalid_rate": np.array([not len(answer) for answer in answers])}
         means = {name: draws @ values / draws.sum(axis=1) for name, values in by_sample.items()}
         found = open_label_metrics(answers, true, wheels, draws) | means

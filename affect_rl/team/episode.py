@@ -1,263 +1,255 @@
-"""One episode: planner, retriever, filter, generator, and the two counterfactuals that score the first two.
+"""One episode of a team, and the same episode without each agent that has a bypass, which is what scores that agent.
 
-A coroutine that knows only the interfaces `Generate` and `Retrieve`. Nothing in it waits for another
-episode; within it, whatever does not depend on each other runs at once.
+A coroutine that knows only the interfaces `Generate` and `Retrieve`. Nothing in it waits for another episode; within
+it, each step waits for what it reads and for nothing else. An episode has *lines*: the whole team's (`FULL`), and for
+each agent with a bypass a line in which the bypass stands in its place and the rest is played again. Steps that owe
+nothing to that agent are common to both lines.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from affect_rl.config.sections import EpisodeConfig, RewardConfig
-from affect_rl.evidence import GROUPS, CognitiveResult, Evidence, Exclusion, Group, Retrieve, Support
-from affect_rl.sample import AffectSample, Modality
+from affect_rl.evidence import Exclusion, Retrieve
+from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
-from affect_rl.team.parsers import Answer, Plan, parse_answer, parse_plan, parse_selection
+from affect_rl.team.agent import Agent, Request, Writes
+from affect_rl.team.board import NOTHING, Board, Found, first
+from affect_rl.team.knowledge import knowledge
+from affect_rl.team.planner import whole_utterance
 from affect_rl.team.prompts import Prompts
-from affect_rl.team.rewards import agent_rewards, score
-from affect_rl.trajectory import Generate, Generation, Percept, Prompt, Purpose, Request, Role, Trajectory, Turn
+from affect_rl.team.rewards import rewarded
+from affect_rl.team.team import ORDER, PERCEIVE, SEARCH, UTTERANCE, Team
+from affect_rl.trajectory import FULL, Generation, Output, Percept, Prompt, Trajectory, Turn
 
-NOTHING: Mapping[Group, tuple[Evidence, ...]] = dict.fromkeys(GROUPS, ())
+
+class Generate(Protocol):
+    """What an episode needs of an engine."""
+
+    async def __call__(self, prompt: Prompt, request: Request) -> Generation: ...
 
 
 @dataclass(slots=True)
 class Episode:
-    """One episode and what has happened in it so far."""
+    """One episode and what has happened in it so far.
+
+    Attributes:
+        sample: as the team sees it.
+        team: who plays.
+        generate: the engine.
+        retrieve: the retrieval service; None: the team plays without.
+        prompts: what prompts are built with.
+        seed: of all generations.
+        bypasses: whether agents are also played without.
+        temperature: of all generations; None: each agent's own.
+    """
 
     sample: AffectSample
+    team: Team
     generate: Generate
     retrieve: Retrieve | None
     prompts: Prompts
-    config: EpisodeConfig
-    rewards: RewardConfig
     seed: int
-    support: Support = field(default_factory=Support)
-    turns: list[Turn] = field(default_factory=list)
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
+    bypasses: bool = True
+    temperature: float | None = None
     degraded: bool = False
+    _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    _done: dict[tuple[str, int], asyncio.Task[Writes]] = field(default_factory=dict)
+    _spoken: list[tuple[str, int, float, Prompt, asyncio.Task[Generation]]] = field(default_factory=list)
+    _turns: list[Turn] = field(default_factory=list)
 
     async def play(self) -> Trajectory:
-        if self.retrieve is None:
-            return await self._play_alone()
-        support_task = asyncio.ensure_future(self._perceive(self.retrieve))
-        plan_task = asyncio.ensure_future(self._plan())
-        label_task = asyncio.ensure_future(self._label_counterfactual(self.retrieve, support_task, plan_task))
-        tasks: list[asyncio.Future[Any]] = [support_task, plan_task, label_task]
+        """Play all lines to their ends; after a failure nothing of the episode goes on."""
         try:
-            queries = (await plan_task).queries
-            candidates = await self._search(self.retrieve, queries)
-            await support_task
-            rank_task = asyncio.ensure_future(self._rank_counterfactual(candidates))
-            tasks.append(rank_task)
-            kept = await self._filter(candidates, "full")
-            answer = await self._answer(kept, "full")
-            counterfactuals = {"label": await label_task, "rank": await rank_task}
-        finally:  # after a failure nothing of the episode goes on
-            for task in tasks:
-                task.cancel()
-        played = {name: labels for name, labels in counterfactuals.items() if labels is not None}
-        return self._trajectory(answer, played, queries, candidates, kept)
+            async with self._group as group:
+                ends = {line: group.create_task(self._output(line)) for line in self._lines()}
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return await self._trajectory({line: end.result() for line, end in ends.items()})
 
-    async def _play_alone(self) -> Trajectory:
-        answer = await self._answer(NOTHING, "full")
-        return self._trajectory(answer, {}, {}, NOTHING, NOTHING)
+    def _lines(self) -> list[str]:
+        """The lines to play: the team's own, and those of learning agents that are paid for what they are worth."""
+        scored = [a.name for a in self.team.agents.values() if a.can_be_bypassed and a.settings.trains]
+        return [FULL, *(name for name in scored if self.bypasses and self.team.agents[name].settings.weight)]
 
-    # -- the agents ------------------------------------------------------------------------------
+    # -- the steps -------------------------------------------------------------------------------
 
-    async def _plan(self) -> Plan:
-        if "planner" not in self.config.agents:
-            return Plan(dict.fromkeys(GROUPS, self.sample.text))
-        with_label = self.config.planner_label
-        prompt = self.prompts.planner(self.sample, self.config.limit("planner"), with_label=with_label)
-        generation = await self._generate(prompt, "planner", NOTHING, "full")
-        plan = parse_plan(generation.text, self.sample, with_label=with_label)
-        self._record("planner", prompt, generation, plan.problem, "full")
-        return plan
+    async def _output(self, line: str) -> Output:
+        return (await self._slots(("output",), line, len(self.team.steps)))["output"]
 
-    async def _filter(
-        self, candidates: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
-    ) -> Mapping[Group, tuple[Evidence, ...]]:
-        if "filter" not in self.config.agents:
-            return self._first(candidates)
-        prompt = self.prompts.filter(self.sample, candidates, self.config.limit("filter"))
-        generation = await self._generate(prompt, "filter", candidates, purpose)
-        selection = parse_selection(generation.text, candidates, self.config.keep)
-        self._record("filter", prompt, generation, selection.problem, purpose)
-        return selection.kept
+    async def _slots(self, names: tuple[str, ...], line: str, before: int) -> dict[str, Any]:
+        """What stands in slots before step number `before` of a line; slots that nobody has written are left out."""
+        sources = {name: self.team.source(name, before) for name in names}
+        steps = {index: self._step(line, index) for index in sources.values() if index is not None}
+        written = dict(zip(steps, await asyncio.gather(*steps.values()), strict=True))
+        return {name: written[index][name] for name, index in sources.items() if index is not None}
 
-    async def _answer(self, kept: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose) -> Answer:
-        prompt = self.prompts.generator(self.sample, kept, self._view(), self.config.limit("generator"))
-        generation = await self._generate(prompt, "generator", kept, purpose)
-        answer = parse_answer(generation.text, self.sample)
-        self._record("generator", prompt, generation, answer.problem, purpose)
-        return answer
+    def _step(self, line: str, index: int) -> asyncio.Task[Writes]:
+        """What a step writes; in a line without an agent it is that of the full line, unless it follows from the agent."""
+        if line != FULL and not self.team.depends(index, line):
+            line = FULL
+        if (line, index) not in self._done:
+            self._done[line, index] = self._group.create_task(self._act(line, index))
+        return self._done[line, index]
 
-    async def _generate(
-        self, prompt: Prompt, role: Role, evidence: Mapping[Group, tuple[Evidence, ...]], purpose: Purpose
-    ) -> Generation:
-        # A counterfactual draws the same random numbers as what it is compared with: the gain is then due to the agent.
-        # Where filter and ranking keep the same evidence it is exactly 0, not the difference of two draws.
-        request = Request(role, self.sample, evidence, derived_seed(self.seed, role), purpose)
-        generation = await self.generate(prompt, request)
-        self.prompt_tokens += len(prompt.token_ids)
-        self.generated_tokens += len(generation.token_ids)
-        return generation
+    async def _act(self, line: str, index: int) -> Writes:
+        step = self.team.steps[index]
+        if isinstance(step.act, Agent) and step.act.name == line:
+            known = await self._slots(step.act.bypass_reads, FULL, index + 1)
+            return step.act.bypass(Board(self.sample, known)) or {}
+        board = Board(self.sample, await self._slots(step.reads, line, index))
+        if isinstance(step.act, Agent):
+            return (await step.act.act(board, self, step.number, line)).writes
+        if step.act == UTTERANCE:
+            return {"queries": whole_utterance(self.sample)}
+        if step.act == ORDER:
+            return {"kept": first(board.candidates, self.team.episode.keep)}
+        return await (self._perceive() if step.act == PERCEIVE else self._search(board))
 
-    def _record(
-        self, role: Role, prompt: Prompt, generation: Generation, problem: str | None, purpose: Purpose
-    ) -> None:
-        """Keep a turn of the episode itself; those of counterfactuals only serve to score it."""
-        if purpose != "full":
-            return
-        if problem is None and not generation.finished:
-            problem = "the answer did not end within its token limit"
-        self.turns.append(Turn(role, prompt, generation, problem, trained=role in self.config.learning))
+    async def _perceive(self) -> Writes:
+        assert self.retrieve is not None
+        known = self.sample.without(self.team.episode.absent)  # zeros are no features to search by
+        support = await self.retrieve.perceptual(known.audio, known.video, Exclusion.of(self.sample))
+        self.degraded |= support.degraded
+        return {"support": support}
 
-    # -- evidence --------------------------------------------------------------------------------
-
-    def _first(self, candidates: Mapping[Group, tuple[Evidence, ...]]) -> Mapping[Group, tuple[Evidence, ...]]:
-        """What retrieval order alone would keep."""
-        return {group: items[: self.config.keep] for group, items in candidates.items()}
-
-    async def _search(self, retrieve: Retrieve, queries: Mapping[Group, str]) -> Mapping[Group, tuple[Evidence, ...]]:
-        asked = {group: queries[group] for group in self.config.groups}
-        found: CognitiveResult = await retrieve.cognitive(asked, self.config.k, Exclusion.of(self.sample))
+    async def _search(self, board: Board) -> Writes:
+        """What the queries find, ahead of what was found in earlier rounds."""
+        assert self.retrieve is not None
+        asked = {group: board.queries[group] for group in self.team.episode.groups}
+        found = await self.retrieve.cognitive(asked, self.team.episode.k, Exclusion.of(self.sample))
         self.degraded |= found.degraded
-        return found.groups
+        return {"candidates": _joined(found.groups, board.candidates)}
 
-    async def _perceive(self, retrieve: Retrieve) -> None:
-        known = self.sample.without(self.config.absent)  # zeros are no features to search by
-        self.support = await retrieve.perceptual(known.audio, known.video, Exclusion.of(self.sample))
-        self.degraded |= self.support.degraded
+    # -- what agents ask for ---------------------------------------------------------------------
 
-    def _view(self) -> Percept:
-        """The sample's features and their support, as the generator gets them."""
-        audio, audio_support = self._with_support("audio", self.sample.audio, self.support.audio)
-        video, video_support = self._with_support("video", self.sample.video, self.support.video)
-        return Percept(audio, video, audio_support, video_support, fused=True)
+    async def speak(self, agent: Agent, prompt: Prompt, board: Board, number: int, line: str) -> Generation:
+        """Let the model answer as `agent`.
 
-    def _with_support(
-        self, modality: Modality, own: np.ndarray | None, neighbours: np.ndarray | None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Frames of one modality and what RAAF is to fuse them with."""
-        lacking = own is None or modality in self.config.absent  # zeros are no features
-        use = (self.config.stand_in if lacking else "") or self.config.support
-        if use == "direct":
-            return _joined(own, neighbours), None
-        return own, neighbours if use == "raaf" else None
-
-    # -- counterfactuals -------------------------------------------------------------------------
-
-    async def _label_counterfactual(
-        self, retrieve: Retrieve, support_task: asyncio.Future[None], plan_task: asyncio.Future[Plan]
-    ) -> tuple[str, ...] | None:
-        """Labels predicted when the planner's queries are replaced by one simple label; None if it is not played.
-
-        The label is the plurality of the perceptual neighbours' labels. It owes nothing to the
-        planner, which therefore cannot raise its reward by spoiling it (unless ``planner_label`` asks for that).
+        Lines draw the same random numbers: what an agent gains is then due to the agent, and where a line comes to a
+        prompt that was played already, its answer is that one's and need not be generated again.
         """
-        if not (self.config.counterfactuals and "planner" in self.config.agents):
-            return None
-        await support_task
-        named = (await plan_task).label if self.config.planner_label else None
-        label = named or simple_label(self.sample, self.support)
-        candidates = await self._search(retrieve, dict.fromkeys(GROUPS, label))
-        answer = await self._answer(await self._filter(candidates, "label"), "label")
-        return answer.labels
+        temperature = agent.settings.temperature if self.temperature is None else self.temperature
+        for name, turn, warmth, asked, answer in self._spoken:
+            if (name, turn, warmth) == (agent.name, number, temperature) and _equal(asked, prompt):
+                return await answer
+        turn_name = agent.name if number == 0 else f"{agent.name}-{number + 1}"
+        request = Request(agent, board, number, derived_seed(self.seed, turn_name), line, temperature)
+        task = self._group.create_task(_awaited(self.generate(prompt, request)))
+        self._spoken.append((agent.name, number, temperature, prompt, task))
+        return await task
 
-    async def _rank_counterfactual(self, candidates: Mapping[Group, tuple[Evidence, ...]]) -> tuple[str, ...] | None:
-        """Labels predicted when the filter is bypassed and retrieval order decides; None if it is not played."""
-        if not (self.config.counterfactuals and "filter" in self.config.agents):
-            return None
-        answer = await self._answer(self._first(candidates), "rank")
-        return answer.labels
+    async def score_with(self, writes: Writes) -> float:
+        """Score of the team's answer if its last agent saw `writes` in place of what the board has."""
+        last = next(agent for agent in self.team.agents.values() if "output" in agent.writes)
+        index = next(i for i, step in enumerate(self.team.steps) if step.act is last)
+        reads = tuple(slot for slot in last.reads if slot not in writes)
+        board = Board(self.sample, {**await self._slots(reads, FULL, index), **writes})
+        generation = await self.speak(last, last.prompt(board, self.prompts), board, 0, "search")
+        return await self.team.task.score(last.read(generation.text, board).writes["output"], self.sample)
+
+    def record(
+        self, agent: Agent, prompt: Prompt, generation: Generation, problem: str | None, number: int, line: str
+    ) -> None:
+        """Keep a turn of the full line; those of other lines only serve to score it."""
+        if line == FULL:
+            temperature = agent.settings.temperature if self.temperature is None else self.temperature
+            turn = Turn(agent.name, prompt, generation, problem, number, 0.0, agent.settings.trains, temperature)
+            self._turns.append(turn)
 
     # -- the result ------------------------------------------------------------------------------
 
-    def _trajectory(
-        self,
-        answer: Answer,
-        counterfactuals: Mapping[str, tuple[str, ...]],
-        queries: Mapping[Group, str],
-        candidates: Mapping[Group, tuple[Evidence, ...]],
-        kept: Mapping[Group, tuple[Evidence, ...]],
-    ) -> Trajectory:
-        answers = {"full": answer.labels, **counterfactuals}
-        scores = {name: score(labels, self.sample, self.rewards.kind) for name, labels in answers.items()}
-        earned = agent_rewards(
-            scores,
-            {turn.role: turn.problem is not None for turn in self.turns},
-            {turn.role: len(turn.generation.token_ids) / self.config.limit(turn.role) for turn in self.turns},
-            planner_weight=self.rewards.planner_weight,
-            filter_weight=self.rewards.filter_weight,
-            format_penalty=self.rewards.format_penalty,
-            length_penalty=self.rewards.length_penalty,
-        )
+    async def _trajectory(self, outputs: Mapping[str, Output]) -> Trajectory:
+        scores = {}
+        if self.sample.labels:
+            scored = await asyncio.gather(*(self.team.task.score(o, self.sample) for o in outputs.values()))
+            scores = dict(zip(outputs, scored, strict=True))
+        turns = rewarded(sorted(self._turns, key=self._place), scores, {name: agent.settings for name, agent in self.team.agents.items()})
+        known = {name: self._final(name) for name in ("queries", "candidates", "kept", "support")}
         return Trajectory(
             sample_id=self.sample.id,
             labels=self.sample.labels,
-            turns=tuple(replace(turn, reward=earned[turn.role]) for turn in self.turns),
-            queries=dict(queries),
-            candidates=dict(candidates),
-            kept=dict(kept),
-            support_ids=self.support.ids,
-            predicted=answer.labels,
-            rationale=answer.rationale,
-            counterfactuals=dict(counterfactuals),
+            turns=tuple(replace(turn, knowledge=self._knowledge(turn, scores)) for turn in turns),
+            output=outputs[FULL],
+            queries=dict(known["queries"] or {}),
+            candidates=dict(known["candidates"] or NOTHING),
+            kept=dict(known["kept"] or NOTHING),
+            support_ids=known["support"].ids if known["support"] else (),
+            bypassed={line: output for line, output in outputs.items() if line != FULL},
             scores=scores,
             degraded=self.degraded,
-            generated_tokens=self.generated_tokens,
-            prompt_tokens=self.prompt_tokens,
+            generated_tokens=sum(len(task.result().token_ids) for *_, task in self._spoken),
+            prompt_tokens=sum(len(prompt.token_ids) for _, _, _, prompt, _ in self._spoken),
         )
+
+    def _final(self, slot: str, before: int | None = None) -> Any:
+        """What the full line left in a slot (before a step), or None."""
+        index = self.team.source(slot, len(self.team.steps) if before is None else before)
+        return None if index is None else self._done[FULL, index].result()[slot]
+
+    def _knowledge(self, turn: Turn, scores: Mapping[str, float]) -> tuple[float, ...]:
+        before = {name: self._final(name, self._place(turn)) for name in ("support", "candidates", "kept")}
+        board = Board(self.sample, {name: value for name, value in before.items() if value is not None})
+        return knowledge(board, scores.get(turn.agent))
+
+    def _place(self, turn: Turn) -> int:
+        """Number of the step that a turn is."""
+        agent = self.team.agents[turn.agent]
+        return next(i for i, s in enumerate(self.team.steps) if s.act is agent and s.number == turn.number)
 
 
 async def play_episode(
     sample: AffectSample,
+    team: Team,
     generate: Generate,
     retrieve: Retrieve | None,
     prompts: Prompts,
-    config: EpisodeConfig,
-    rewards: RewardConfig,
     seed: int,
-    kind: type[Episode] = Episode,
+    *,
+    bypasses: bool = True,
+    temperature: float | None = None,
 ) -> Trajectory:
     """Play one episode and reward its agents.
 
-    Without a retriever (or with ``config.retrieval`` off) the generator answers alone. Without the planner among
-    ``config.agents`` the utterance is every query, without the filter retrieval order decides. A malformed answer
-    is replaced by its role's fallback and costs its agent the format penalty.
+    A malformed answer is replaced by its agent's fallback and costs the agent its format penalty. A sample without
+    labels is played and not scored.
 
     Args:
         sample: what is to be understood.
+        team: who plays.
         generate: the engine.
-        retrieve: the retrieval service.
-        prompts: the templates.
-        config: token limits, agents and groups in play, counterfactuals.
-        rewards: weights of the counterfactuals and penalties.
+        retrieve: the retrieval service; None is right for teams without retrieval.
+        prompts: what prompts are built with.
         seed: seed of all generations of this episode.
-        kind: `Episode`, or one whose agents act otherwise (`affect_rl.team.silver`).
+        bypasses: also play the lines without each agent, which score the agents (training).
+        temperature: of all generations, 0: greedily; None: each agent's own.
     """
-    retriever = retrieve if config.retrieval else None
-    seen = sample.without(config.absent, zeros=config.zero_absent)
-    return await kind(seen, generate, retriever, prompts, config, rewards, seed).play()
+    settings = team.episode
+    seen = sample.without(settings.absent, zeros=settings.zero_absent)
+    labelled = bypasses and bool(sample.labels)
+    return await Episode(seen, team, generate, retrieve, prompts, seed, labelled, temperature).play()
 
 
-def simple_label(sample: AffectSample, support: Support) -> str:
-    """Plurality of the neighbours' labels (ties: the nearest's); the first candidate or ``emotion`` without any."""
-    counts = Counter(label for labels in support.labels for label in labels)
-    if counts:
-        return counts.most_common(1)[0][0]
-    return sample.candidates[0] if sample.candidates else "emotion"
+def _joined(new: Found, old: Found) -> Found:
+    """Candidates of two searches, the later ones first; no id stands in two groups."""
+    seen = {item.id for items in new.values() for item in items}
+    return {g: (*items, *(e for e in old.get(g, ()) if e.id not in seen)) for g, items in new.items()}
 
 
-def _joined(own: np.ndarray | None, neighbours: np.ndarray | None) -> np.ndarray | None:
-    """The neighbours' frames behind the sample's own ``[T + S, d]``; None if there are none at all."""
-    frames = [x for x in (own, neighbours) if x is not None]
-    return np.concatenate(frames) if frames else None
+async def _awaited(generation: Awaitable[Generation]) -> Generation:
+    return await generation
+
+
+def _equal(a: Prompt, b: Prompt) -> bool:
+    """Whether two prompts hold the same tokens and features."""
+    return a.token_ids == b.token_ids and all(map(_equal_percepts, a.percepts, b.percepts))
+
+
+def _equal_percepts(a: Percept, b: Percept) -> bool:
+    pairs = [(getattr(a, n), getattr(b, n)) for n in ("audio", "video", "audio_support", "video_support")]
+    return a.fused == b.fused and all(x is y or np.array_equal(x, y) for x, y in pairs if not (x is None and y is None))

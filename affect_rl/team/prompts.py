@@ -1,43 +1,33 @@
-"""Role prompts: one template per role, used by SFT, RL, evaluation and serving alike.
+"""Prompts, built the same way for SFT, RL, evaluation and serving.
 
 Every prompt of an episode starts with the same prefix (the sample), so that a rollout engine computes
-it once; the role's task comes last. Evidence has a budget and is dropped from the end when the
+it once; what the agent is to do comes last. Evidence has a budget and is dropped from the end when the
 context is short. The sample itself is never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.evidence import GROUPS, Evidence, Group
+from affect_rl.evidence import GROUPS
 from affect_rl.policy.fusion import shape_from_dict
 from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
-from affect_rl.trajectory import Percept, Prompt, Role
-
-TASKS: Mapping[Role, str] = {
-    "planner": "Task: write one search query per group.\n",
-    "filter": "Task: keep the useful evidence.\n",
-    "generator": "Task: reason, then name the emotion.\n",
-}
-"""What each role is told, after the sample and the evidence."""
-PLAN_AND_LABEL = "Task: write one search query per group, then name the emotion.\n"
-"""What a planner is told that also says which emotion it expects."""
+from affect_rl.team.board import Found
+from affect_rl.trajectory import Percept, Prompt
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
 
 
 class Prompts:
-    """Builds the prompts of all roles for one tokenizer.
+    """Builds the prompts of all agents for one tokenizer.
 
     Args:
         tokenizer: of the policy; its chat template, if any, is put around the prompt.
@@ -54,59 +44,50 @@ class Prompts:
         self.evidence_tokens = evidence_tokens
         self._percept = (int(tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)),) * soft_tokens
         opening, closing = _chat_frame(tokenizer)
-        self._opening, self._closing = self.encode(opening), self.encode(closing)
+        self._opening, self._closing = self._encode(opening, special=True), self._encode(closing, special=True)
         self._encode_cached = lru_cache(maxsize=65536)(self._encode)
 
     @classmethod
-    def for_policy(cls, policy_dir: Path, config: Config) -> Self:
-        """The prompts of a run, for the tokenizer and the soft tokens of the policy in a directory."""
+    def for_policy(cls, policy_dir: Path, *, context: int, evidence_tokens: int) -> Self:
+        """For the tokenizer and the soft tokens of the policy in a directory."""
         return cls(
             AutoTokenizer.from_pretrained(policy_dir),
             soft_tokens=shape_from_dict(AffectConfig.from_pretrained(policy_dir).fusion).tokens,
-            context=config.model.context,
-            evidence_tokens=config.episode.evidence_tokens,
+            context=context,
+            evidence_tokens=evidence_tokens,
         )
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text`, with no special tokens added."""
-        return self._encode(text)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an agent's answer, the end token included."""
         return (*self._encode(text), int(self.tokenizer.eos_token_id))
 
-    def planner(self, sample: AffectSample, answer_tokens: int, *, with_label: bool = False) -> Prompt:
-        """The planner sees the sample."""
-        return self._build(sample, answer_tokens, task=PLAN_AND_LABEL if with_label else TASKS["planner"])
-
-    def filter(
-        self, sample: AffectSample, candidates: Mapping[Group, tuple[Evidence, ...]], answer_tokens: int
-    ) -> Prompt:
-        """The filter sees the sample and the candidates, numbered from 1 through all groups."""
-        return self._build(sample, answer_tokens, task=TASKS["filter"], evidence=candidates, numbered=True)
-
-    def generator(
-        self,
-        sample: AffectSample,
-        kept: Mapping[Group, tuple[Evidence, ...]],
-        fused: Percept,
-        answer_tokens: int,
-    ) -> Prompt:
-        """The generator sees the sample, the kept evidence and the features fused with their support."""
-        return self._build(sample, answer_tokens, task=TASKS["generator"], evidence=kept, fused=fused)
-
-    def _build(
+    def build(
         self,
         sample: AffectSample,
         answer_tokens: int,
+        instruction: str,
         *,
-        task: str,
-        evidence: Mapping[Group, tuple[Evidence, ...]] | None = None,
+        evidence: Found | None = None,
         numbered: bool = False,
-        fused: Percept | None = None,
+        percept: Percept | None = None,
+        note: str = "",
     ) -> Prompt:
+        """The sample, the evidence as far as there is room, a note, the percept, the instruction.
+
+        Args:
+            sample: what is to be understood.
+            answer_tokens: room that is left for the answer.
+            instruction: what the agent is to do; it ends with a new line.
+            evidence: what is shown of the evidence.
+            numbered: number it from 1 through all groups.
+            percept: the sample's features as the agent sees them, beside the plain ones of the prefix.
+            note: lines that stand between evidence and instruction, whole.
+
+        Raises:
+            AffectError: without any evidence the prompt is too long already.
+        """
         prefix = self.prefix(sample)
-        tail = self._tail(task, fused)
+        tail = self._tail(note, percept, instruction)
         room = self.context - answer_tokens - len(prefix) - len(tail)
         if room < 0:
             raise AffectError(
@@ -114,7 +95,7 @@ class Prompts:
                 f"more than model.context={self.context}; raise model.context or leave the sample out"
             )
         shown = self._evidence(evidence, numbered, room) if evidence else ()
-        percepts = (Percept(sample.audio, sample.video), *([fused] if fused else []))
+        percepts = (Percept(sample.audio, sample.video), *([percept] if percept else []))
         return Prompt((*prefix, *shown, *tail), percepts)
 
     def prefix(self, sample: AffectSample) -> tuple[int, ...]:
@@ -127,11 +108,11 @@ class Prompts:
             *self._encode_cached(labels),
         )
 
-    def _tail(self, task: str, fused: Percept | None) -> tuple[int, ...]:
-        view = (*self._encode_cached("With support:"), *self._percept, *self._encode_cached("\n")) if fused else ()
-        return (*view, *self._encode_cached(task), *self._closing)
+    def _tail(self, note: str, percept: Percept | None, instruction: str) -> tuple[int, ...]:
+        view = (*self._encode_cached("With support:"), *self._percept, *self._encode_cached("\n")) if percept else ()
+        return (*self._encode_cached(note), *view, *self._encode_cached(instruction), *self._closing)
 
-    def _evidence(self, evidence: Mapping[Group, tuple[Evidence, ...]], numbered: bool, room: int) -> tuple[int, ...]:
+    def _evidence(self, evidence: Found, numbered: bool, room: int) -> tuple[int, ...]:
         tokens: list[int] = []
         number = 0
         for group in GROUPS:
@@ -149,16 +130,19 @@ class Prompts:
                 tokens.extend((*header, *lines))
         return tuple(tokens)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
+    def _encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        """Token ids of `text`. Only the chat template may contain special tokens: in data they are plain characters."""
+        if not text:
+            return ()
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special))
 
 
 def template_texts() -> list[str]:
-    """Texts that a tokenizer trained from scratch must know beside the data."""
-    words = "Text: Voice and face: Labels: With support: supportive: confusing: countering: none reason: label:"
+    """Texts of every prompt that a tokenizer trained from scratch must know beside the data and the agents' own."""
+    words = "Text: Voice and face: Labels: With support: supportive: confusing: countering: none"
     evidence = "".join(f"{group} evidence:\n" for group in GROUPS)
     numbers = "".join(f" {n}.\n" for n in range(1, 31))
-    return [words, evidence, numbers, *TASKS.values()]
+    return [words, evidence, numbers]
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -1,61 +1,33 @@
-"""Scores of answers and rewards of the three agents, equations 1 to 3."""
+"""Rewards of the agents, equations 1 to 3, for any team."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from affect_rl.sample import AffectSample
-from affect_rl.scoring.emotions import exact_score, wheel_f1
-from affect_rl.trajectory import Role
-
-
-def score(predicted: tuple[str, ...], sample: AffectSample, kind: Literal["auto", "exact", "wheel"] = "auto") -> float:
-    """Score in [0, 1] of predicted labels; 0 without any.
-
-    ``exact`` compares labels, ``wheel`` is the F1 over emotion-wheel clusters, which extra labels lower.
-    ``auto`` takes the wheel for open labels and exact for closed sets and sentiment.
-    """
-    if not predicted:
-        return 0.0
-    if kind == "wheel" or (kind == "auto" and sample.label_kind == "open"):
-        return wheel_f1(predicted, sample.labels)
-    return exact_score(predicted, sample.labels, sample.candidates)
+from affect_rl.team.agent import AgentSettings
+from affect_rl.trajectory import FULL, Turn
 
 
-def agent_rewards(
-    scores: Mapping[str, float],
-    invalid: Mapping[Role, bool],
-    lengths: Mapping[Role, float],
-    *,
-    planner_weight: float,
-    filter_weight: float,
-    format_penalty: float,
-    length_penalty: float,
-) -> dict[Role, float]:
-    """Terminal reward of each agent.
+def rewarded(turns: Sequence[Turn], scores: Mapping[str, float], settings: Mapping[str, AgentSettings]) -> list[Turn]:
+    """The turns with what each earned.
 
-    ``R_G = S_full``, ``R_P = S_full + lambda_P (S_full - S_label)`` and ``R_F = S_full + lambda_F
-    (S_full - S_rank)``, each less the format penalty if that agent's own answer broke the format, and
-    less the length penalty times its length. A counterfactual that was not played (absent from `scores`)
-    contributes nothing.
+    An agent's last turn earns ``R_i = S_full + lambda_i (S_full - S_without_i)``; a line that was not played (absent
+    from `scores`) contributes nothing, so that an agent without a bypass earns S_full. Every turn pays for itself: the
+    format penalty if it could not be read, and the length penalty times the share of its token limit that it took.
 
     Args:
-        scores: S_full, S_label, S_rank under ``full``, ``label``, ``rank``, in [0, 1].
-        invalid: whether an agent's answer broke the format.
-        lengths: how much of its token limit an agent's answer took, in [0, 1].
-        planner_weight: lambda_P.
-        filter_weight: lambda_F.
-        format_penalty: taken for a broken format.
-        length_penalty: taken for an answer that takes its whole limit, less for a shorter one.
+        turns: of one episode, in the order of play.
+        scores: S_full under `FULL` and S_without_i under the agents' names, in [0, 1]; empty without true labels.
+        settings: of the agents, by name.
     """
-    full = scores["full"]
-    rewards: dict[Role, float] = {
-        "planner": full + planner_weight * (full - scores.get("label", full)),
-        "filter": full + filter_weight * (full - scores.get("rank", full)),
-        "generator": full,
-    }
-    return {
-        role: reward - format_penalty * invalid.get(role, False) - length_penalty * lengths.get(role, 0.0)
-        for role, reward in rewards.items()
-    }
+    last = {turn.agent: turn.number for turn in turns}
+    full = scores.get(FULL, 0.0)
+    found = []
+    for turn in turns:
+        own = settings[turn.agent]
+        earned = full + own.weight * (full - scores.get(turn.agent, full)) if turn.number == last[turn.agent] else 0.0
+        length = len(turn.generation.token_ids) / own.tokens
+        penalties = own.format_penalty * (turn.problem is not None) + own.length_penalty * length
+        found.append(replace(turn, reward=earned - penalties))
+    return found

@@ -39,10 +39,10 @@ Policies = Annotated[
 @app.command()
 def sft(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Warm start: train a policy on demonstrations, as a Ray Train job."""
-    from cluster.runtime.jobs import open_job, run_warm_start
+    from cluster.runtime.run import open_run, run_warm_start
 
-    with open_job(_config(config_file, overrides)) as job:
-        typer.echo(run_warm_start(job))
+    with open_run(_config(config_file, overrides)) as run:
+        typer.echo(run_warm_start(run))
 
 
 @app.command()
@@ -51,12 +51,13 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
-    """MAPPO from the run's SFT policy."""
-    from cluster.runtime.jobs import open_job, run_training
+    """Train the run's SFT policy."""
+    from cluster.runtime.run import open_run, run_training
 
-    with open_job(_config(config_file, overrides)) as job:
-        state = run_training(job, resume=resume)
-        typer.echo(f"{job.run.path}: {state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}")
+    with open_run(_config(config_file, overrides)) as run:
+        state = run_training(run, resume=resume)
+        done = f"{state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}"
+        typer.echo(f"{run.directory.path}: {done}")
 
 
 @app.command(name="eval")
@@ -66,14 +67,14 @@ def evaluate(
     policy: Policies = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: the run's evaluation/.")] = None,
 ) -> None:
-    """Score policies; by default the run's SFT policy against its MAPPO policy."""
-    from cluster.runtime.jobs import open_job, run_evaluation
+    """Score policies; by default the run's SFT policy against the trained one."""
+    from cluster.runtime.run import open_run, run_evaluation
 
-    with open_job(_config(config_file, overrides)) as job:
-        policies = {"SFT": job.run.sft, "MAPPO": job.run.policy}
+    with open_run(_config(config_file, overrides)) as run:
+        policies = run.policies
         if policy:
             policies = {str(path): path for path in policy}
-        typer.echo(run_evaluation(job, policies, out or job.run.evaluation).markdown())
+        typer.echo(run_evaluation(run, policies, out or run.directory.evaluation).markdown())
 
 
 @app.command()
@@ -81,22 +82,22 @@ def quickstart(
     config_file: ConfigFile = Path("configs/quickstart.yaml"),
     overrides: Overrides = None,
 ) -> None:
-    """The whole way on the synthetic world: data, index, SFT, MAPPO, evaluation."""
+    """The whole way on the synthetic world: data, index, SFT, training, evaluation."""
     from affect_rl.data.dataset import write_dataset
     from affect_rl.data.synth import SynthSettings, synthesise
-    from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
+    from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
     from cluster.runtime.rundir import fresh_name
 
     config = _config(config_file, overrides)
     config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
-    with open_job(config) as job:
-        run_warm_start(job)
-        run_training(job)
-        evaluation = run_evaluation(job, {"SFT": job.run.sft, "MAPPO": job.run.policy}, job.run.evaluation)
+    with open_run(config) as run:
+        run_warm_start(run)
+        run_training(run)
+        evaluation = run_evaluation(run, run.policies, run.directory.evaluation)
         typer.echo(evaluation.markdown())
-        typer.echo(f"Run: {job.run.path}. Follow an episode: affect-rl trace {job.run.path}")
+        typer.echo(f"Run: {run.directory.path}. Follow an episode: affect-rl trace {run.directory.path}")
 
 
 @app.command()

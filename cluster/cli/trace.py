@@ -14,7 +14,7 @@ from rich.text import Text
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
 from affect_rl.team.store import read_trajectories
-from affect_rl.trajectory import ROLES
+from affect_rl.trajectory import FULL
 
 
 def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tuple[Path, Mapping[str, Any]]:
@@ -39,24 +39,21 @@ def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tupl
 
 def print_episode(episode: Mapping[str, Any], title: str, console: Console) -> None:
     """Print the outcome, the turns of the agents that played and, where there are any, the candidates."""
-    turns = {turn["role"]: turn for turn in episode["turns"]}
-    blocks: list[Any] = [_outcome(episode)]
-    for role in ROLES:
-        if role == "filter" and episode["candidates"]:  # what it chooses from, or retrieval order in its place
-            blocks.append(_candidates(episode))
-        if role in turns:
-            blocks.append(_turn(turns[role]))
+    turns = episode["turns"]
+    blocks: list[Any] = [_outcome(episode), *map(_turn, turns)]
+    if episode["candidates"]:  # ahead of whoever chooses from them, or reads what retrieval order chose
+        names = [turn["agent"] for turn in turns]
+        blocks.insert(1 + (names.index("filter") if "filter" in names else len(names) - 1), _candidates(episode))
     console.print(Panel(Group(*blocks), title=title, expand=True))
 
 
 def _outcome(episode: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("true", ", ".join(episode["labels"]))
-    table.add_row("predicted", _labels(episode["predicted"]) + f"  (score {episode['scores']['full']:.2f})")
-    for name, meaning in (("label", "with a simple label as query"), ("rank", "without the filter")):
-        if name in episode["scores"]:
-            predicted = _labels(episode["counterfactuals"][name])
-            table.add_row(f"counterfactual {name}", f"{predicted}  (score {episode['scores'][name]:.2f}), {meaning}")
+    table.add_row("predicted", _labels(episode["predicted"]) + f"  (score {episode['scores'].get(FULL, float('nan')):.2f})")
+    for agent, labels in episode["bypassed"].items():
+        score = f"  (score {episode['scores'][agent]:.2f})" if agent in episode["scores"] else ""
+        table.add_row(f"without {agent}", _labels(labels) + score)
     table.add_row("neighbours", ", ".join(episode["support_ids"]) or "none")
     if episode["degraded"]:
         table.add_row("degraded", "a retrieval shard did not answer")
@@ -65,7 +62,7 @@ def _outcome(episode: Mapping[str, Any]) -> Table:
 
 def _turn(turn: Mapping[str, Any]) -> Panel:
     versions = sorted(set(turn["weight_versions"]))
-    title = f"{turn['role']}  reward {turn['reward']:+.2f}  {len(turn['response_ids'])} tokens  weights {versions}"
+    title = f"{turn['agent']}  reward {turn['reward']:+.2f}  {len(turn['response_ids'])} tokens  weights {versions}"
     text = Text(turn["text"] or "(nothing)")
     if turn["problem"]:
         text.append(f"\n{turn['problem']}", style="red")

@@ -14,8 +14,8 @@ from affect_rl.experiments.fusion_analysis import load_entropy, modality_states,
 from affect_rl.experiments.results import DETAILS
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.sample import AffectSample
-from affect_rl.team.rewards import score
-from affect_rl.trajectory import Trajectory
+from affect_rl.scoring.label_score import label_score
+from affect_rl.trajectory import Percept, Trajectory
 
 FUSION = pa.schema(
     [("sample_id", pa.string()), ("relation", pa.string()), ("weights", pa.list_(pa.float32()))],
@@ -35,7 +35,7 @@ def fusion_table(
     relations = [
         support_relation(s.labels, [labels[i] for i in t.support_ids]) for s, t in zip(samples, episodes, strict=True)
     ]
-    views = [t.turns[-1].prompt.percepts[-1] for t in episodes]
+    views = [t.turns[-1].prompt.percepts[-1] if t.turns else Percept(None, None, fused=True) for t in episodes]
     weights = routing_weights(AffectPolicy.load_fusion(policy), views).tolist()
     return pa.table([[s.id for s in samples], relations, weights], schema=FUSION)
 
@@ -56,7 +56,7 @@ def fusion_details(
             if arm != reference:
                 for s, own, other, row in zip(samples, answers, best, support, strict=True):
                     if row["relation"]:
-                        rows.append((arm, seed, s.id, f"gain/{row['relation']}", score(other, s) - score(own, s)))
+                        rows.append((arm, seed, s.id, f"gain/{row['relation']}", label_score(other, s) - label_score(own, s)))
             for row, state in zip(fused, states, strict=True):
                 for expert, weight in enumerate(row["weights"] if state else [], start=1):
                     rows.append((arm, seed, row["sample_id"], f"routing/{state}/expert {expert}", weight))

@@ -32,8 +32,9 @@ from affect_rl.experiments.results import (
 from affect_rl.experiments.spec import ExperimentSpec
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate
-from affect_rl.scoring.scoring import Scoring, scoring_of, wheels_of
+from affect_rl.scoring.scoring import Scoring
 from cluster.experiments.fusion_details import fusion_details
+from cluster.evaluate import scoring_for
 from cluster.experiments.stages import Evaluated, run_arm
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session
@@ -55,9 +56,9 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     """
     check_replaceable(out)
     base = spec.check(overrides)
-    wheels, dataset = wheels_of(base.evaluate), Dataset.load(base.data.dir)
+    dataset = Dataset.load(base.data.dir)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
-    scoring = scoring_of(samples, wheels)
+    scoring = scoring_for(base, samples)
     found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
     with ray_session(base), closing(Services()) as services:
         for seed in range(spec.seeds):

@@ -35,21 +35,20 @@ from affect_rl.experiments.spec import (
 )
 from affect_rl.files import whole_directory
 from affect_rl.sample import AffectSample
-from affect_rl.seeds import derived_seed
 from affect_rl.team.store import trajectory_table
 from cluster.bridge import bridge_warm_start
 from cluster.evaluate import play_samples
 from cluster.experiments.fusion_details import fusion_table
-from cluster.runtime.jobs import Job, make_job, run_training, run_warm_start
+from cluster.runtime.run import Run, make_run, run_training, run_warm_start
 from cluster.runtime.rundir import RunDirectory
 from cluster.runtime.services import Services
 from cluster.warm_start import create_policy
-from rollout_workers.worker import EpisodeJob
+from rollout_workers.worker import EpisodeSpec
 
 logger = logging.getLogger(__name__)
 
 EPISODES = 12
-"""Evaluated episodes of the first seed that are kept in full, counterfactuals included."""
+"""Evaluated episodes of the first seed that are kept in full, also played without each agent."""
 
 FUSION_FILE = "fusion.parquet"
 
@@ -88,29 +87,31 @@ def run_arm(
     config = spec.run_config(arm, seed, overrides)
     untrained = spec.arms[arm].policy == "none"
     start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
-    config, reader = _frozen_at(config, start), start
+    config, reader = _starting_at(config, start), start
     if steps := spec.arms[arm].bridge_steps:
         start = _bridged(config, start, steps, dataset, services)
     training, policy = None, start
     if spec.arms[arm].policy == "trained":
         training = _trained(config, start, dataset, services)
         policy = training / "policy"
-    config = _frozen_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
+    config = _starting_at(spec.run_config(arm, seed, overrides, evaluate=True), reader)
     directory = Path(config.runs_dir) / evaluation_key(config, policy)
     shown = EPISODES if seed == 0 else 0
     _once(
         directory,
         directory,
-        lambda: _evaluate(make_job(config, dataset, services), policy, samples, directory, shown),
+        lambda: _evaluate(make_run(config, dataset, services), policy, samples, directory, shown),
     )
     return Evaluated(directory, training)
 
 
-def _frozen_at(config: Config, policy: Path) -> Config:
-    """Let frozen agents, if there are any, play with `policy` all through."""
-    if not config.episode.frozen:
-        return config
-    return config.model_copy(update={"episode": config.episode.model_copy(update={"frozen_policy": str(policy)})})
+def _starting_at(config: Config, policy: Path) -> Config:
+    """Let agents that play with the policy at the start, if there are any, play with `policy` all through."""
+    team = config.team
+    for name in team.frozen:
+        if team[name].policy == "start":
+            team = team.with_agent(name, policy=str(policy))
+    return config.model_copy(update={"team": team})
 
 
 def _once(stage: Path, made: Path, make: Callable[[], object]) -> None:
@@ -144,7 +145,7 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
 
     def make() -> None:
         shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
-        run_warm_start(make_job(config, dataset, services))
+        run_warm_start(make_run(config, dataset, services))
 
     _once(run.path, run.sft, make)
     return run.sft
@@ -153,7 +154,7 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
 def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
     stage = Path(config.runs_dir) / bridge_key(config, reader, steps)
     policy = stage / "sft"
-    _once(stage, policy, lambda: bridge_warm_start(make_job(config, dataset, services), reader, policy, steps))
+    _once(stage, policy, lambda: bridge_warm_start(make_run(config, dataset, services), reader, policy, steps))
     return policy
 
 
@@ -163,7 +164,7 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     run = RunDirectory(config.run_dir)
 
     def make() -> None:
-        run_training(make_job(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+        run_training(make_run(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
 
     _once(run.path, run.policy, make)
     if not run.policy.exists():
@@ -171,22 +172,21 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     return run.path
 
 
-def _evaluate(job: Job, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
-    """Play `samples`, and the first of them again with counterfactuals, for the reader."""
-    pool, config = job.pool(policy), job.config
+def _evaluate(run: Run, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
+    """Play `samples`, and the first of them again without each agent, for the reader."""
+    pool, config = run.pool(policy), run.config
     temperature = config.evaluate.temperature
-    if config.episode.frozen:  # their engine starts with the first episode, off the clock
+    if config.team.frozen:  # their engine starts with the first episode, off the clock
         play_samples(config, samples[:1], pool, policy)
     began = time.perf_counter()
     episodes = play_samples(config, samples, pool, policy)
     seconds = time.perf_counter() - began
     again = [
-        EpisodeJob.of(config, ("shown", s.id), s, derived_seed(config.seed, "evaluate", s.id), temperature)
-        for s in samples[:shown]
+        EpisodeSpec.to_measure(config, "evaluate", s, temperature=temperature, bypasses=True) for s in samples[:shown]
     ]
-    predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.predicted) for t in episodes]}
+    predicted = {"sample_id": [t.sample_id for t in episodes], "predicted": [list(t.output.labels) for t in episodes]}
     texts = pa.array([s.text for s in samples[:shown]], pa.string())
-    library = evidence_library(job.dataset, config.retrieval)
+    library = evidence_library(run.dataset, config.retrieval)
     cost = {
         "tokens_per_sample": sum(t.generated_tokens for t in episodes) / len(episodes),
         "seconds_per_sample": seconds / len(episodes),

@@ -26,7 +26,7 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Trajectory
 from retrieval_service.client import RetrievalClient
-from rollout_workers.worker import EpisodeJob, RolloutWorker
+from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class RolloutError(RuntimeError):
 class _Call:
     """Some episodes on an actor."""
 
-    jobs: list[EpisodeJob]
+    specs: list[EpisodeSpec]
     actor: int
     deadline: float
 
@@ -63,7 +63,7 @@ class RolloutPool:
     """`rollout.workers` engines behind one queue of episodes.
 
     Args:
-        config: sections `rollout`, `episode`, `rewards` and `model`.
+        config: sections `rollout`, `episode` and `model`.
         policy_dir: the policy the engines start with, as weight version 0.
         retrieval: the evidence service; None to play without.
     """
@@ -81,7 +81,7 @@ class RolloutPool:
         self._manager = FaultTolerantActorManager(
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
-        self._waiting: deque[EpisodeJob] = deque()
+        self._waiting: deque[EpisodeSpec] = deque()
         self._calls: dict[str, _Call] = {}
         self._done: dict[object, Trajectory] = {}
         self._faults = dict.fromkeys(self._actors, 0)
@@ -98,10 +98,12 @@ class RolloutPool:
 
     # -- episodes --------------------------------------------------------------------------------
 
-    def submit(self, jobs: Iterable[EpisodeJob]) -> None:
-        """Queue episodes; they start as soon as an actor is healthy."""
-        self._waiting.extend(jobs)
+    def submit(self, specs: Iterable[EpisodeSpec]) -> list[object]:
+        """Queue episodes; they start as soon as an actor is healthy. Returns their keys."""
+        queued = list(specs)
+        self._waiting.extend(queued)
         self._dispatch()
+        return [spec.key for spec in queued]
 
     def collect(self, keys: Sequence[object], on_progress: Any = None) -> list[Trajectory]:
         """Wait for the episodes with these keys, in their order; each is handed out once.
@@ -117,10 +119,9 @@ class RolloutPool:
                 on_progress(len(wanted) - len(missing))
         return [self._done.pop(key) for key in keys]
 
-    def play(self, jobs: Sequence[EpisodeJob], on_progress: Any = None) -> list[Trajectory]:
+    def play(self, specs: Iterable[EpisodeSpec], on_progress: Any = None) -> list[Trajectory]:
         """Submit and collect."""
-        self.submit(jobs)
-        return self.collect([job.key for job in jobs], on_progress)
+        return self.collect(self.submit(specs), on_progress)
 
     def _dispatch(self) -> None:
         healthy = self._manager.healthy_actor_ids()
@@ -130,17 +131,17 @@ class RolloutPool:
         share = -(-len(self._waiting) // len(healthy))
         size = share if self._deterministic else min(share, EPISODES_PER_CALL)
         while self._waiting:
-            jobs = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+            specs = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
             # Round-robin over the actors, not first come first served: who plays what must not depend on timing.
             actor = healthy[self._next_call % len(healthy)]
             tag = f"play-{self._next_call}"
             self._next_call += 1
-            self._calls[tag] = _Call(jobs, actor, self._deadline(actor, len(jobs)))
-            self._manager.foreach_actor_async("play", tag, kwargs={"jobs": jobs}, remote_actor_ids=[actor])
+            self._calls[tag] = _Call(specs, actor, self._deadline(actor, len(specs)))
+            self._manager.foreach_actor_async("play", tag, kwargs={"specs": specs}, remote_actor_ids=[actor])
 
     def _deadline(self, actor: int, episodes: int) -> float:
         """When further episodes on an actor are late; `rollout.concurrency` run at once, in the order they came."""
-        ahead = sum(len(call.jobs) for call in self._calls.values() if call.actor == actor)
+        ahead = sum(len(call.specs) for call in self._calls.values() if call.actor == actor)
         turns = -(-(ahead + episodes) // self._settings.concurrency)
         return time.monotonic() + turns * self._settings.deadline_s
 
@@ -159,7 +160,7 @@ class RolloutPool:
         elif result.tag == _RESYNC:
             self._readmit(result.actor_id, result.get())
         elif call := self._calls.pop(result.tag, None):
-            self._done.update(zip((job.key for job in call.jobs), result.get(), strict=True))
+            self._done.update(zip((spec.key for spec in call.specs), result.get(), strict=True))
 
     def _take_error(self, actor: int, tag: str, error: Exception) -> None:
         if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
@@ -197,9 +198,9 @@ class RolloutPool:
         # Not asked at once: a process that was just killed may still answer.
         self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
         for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
-            jobs = self._calls.pop(tag).jobs
-            self.replayed += len(jobs)
-            self._waiting.extendleft(reversed(jobs))
+            lost = self._calls.pop(tag).specs
+            self.replayed += len(lost)
+            self._waiting.extendleft(reversed(lost))
 
     def _revive(self) -> None:
         """Ask actors that are out of service whether Ray has brought them back, until a deadline."""

@@ -19,13 +19,10 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from affect_rl.config.load import OPERATIONAL, Config, dump_config, load_config
+from affect_rl.config.load import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
-
-_MAY_DIFFER = ("train.steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", *OPERATIONAL)
-"""What may change between stages and on resuming: how long, how often and where, not what is computed."""
-
+from affect_rl.section import flat_settings
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -36,6 +33,7 @@ class Progress:
         episodes: episodes that were learned from, each once.
         replayed: episodes that were played again after an actor was lost.
         stale: episodes that were dropped for their age and played again.
+        dropped: episodes that were left out because their sample cannot be played.
         best_step: step of the best score on what policies are selected on; -1: none yet.
         best_score: that score, by the main metric.
     """
@@ -44,6 +42,7 @@ class Progress:
     episodes: int = 0
     replayed: int = 0
     stale: int = 0
+    dropped: int = 0
     best_step: int = -1
     best_score: float = -1.0
 
@@ -54,7 +53,7 @@ class Progress:
 
     def counts(self) -> dict[str, float]:
         """The counters as metrics."""
-        return {f"counts/{name}": float(getattr(self, name)) for name in ("episodes", "replayed", "stale")}
+        return {f"counts/{name}": float(getattr(self, name)) for name in ("episodes", "replayed", "stale", "dropped")}
 
 
 class RunDirectory:
@@ -88,14 +87,13 @@ class RunDirectory:
         path = self.path / "config.yaml"
         if path.exists():
             # Read as a configuration, for settings that are younger than the run had their defaults.
-            then, now = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
-            changed = [key for key in now if now[key] != then[key] and not key.startswith(_MAY_DIFFER)]
-            if changed:
-                key = changed[0]
-                raise AffectError(
-                    f"{path}: the run was started with {key}={then[key]!r}, now it is {now[key]!r}; "
-                    "go on with the configuration it was started with, or choose another `name`"
-                )
+            then = {key: value for key, value, _ in flat_settings(load_config(path))}
+            for key, now, affects in flat_settings(config):
+                if now != then.get(key) and not affects.on_resume:
+                    raise AffectError(
+                        f"{path}: the run was started with {key}={then.get(key)!r}, now it is {now!r}; "
+                        "go on with the configuration it was started with, or choose another `name`"
+                    )
         self.path.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             partial.write_text(dump_config(config))
@@ -166,15 +164,6 @@ def _progress(checkpoint: Path) -> Progress:
         raise AffectError(
             f"{path}: damaged ({error}); delete {checkpoint} to go on from the checkpoint before"
         ) from error
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def fresh_name(runs_dir: Path, name: str) -> str:

@@ -29,7 +29,7 @@ class Services:
 
     def retrieval(self, config: Config, dataset: Dataset) -> RetrievalClient | None:
         """The evidence service for a job; None if its episodes have none."""
-        if not config.episode.retrieval:
+        if not config.team.retrieval:
             return None
         settings = (config.data.dir, config.retrieval)
         if self._retrieval is None or settings != self._retrieval_settings:

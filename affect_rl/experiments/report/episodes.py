@@ -10,16 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from affect_rl.evidence import GROUPS
-
-_ANSWERS = {"full": "as played", "label": "with a label as query", "rank": "without the filter"}
+from affect_rl.trajectory import FULL
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the generator answered.
+    """What the team answered.
 
     Attributes:
-        to: under which evidence.
+        to: as played, or without whom.
         labels: predicted; none: no valid answer.
         score: of the labels, in [0, 1]; None if it was not recorded.
     """
@@ -52,7 +51,7 @@ class Search:
 class Agent:
     """One agent's turn; `problem` tells how it broke the format, if it did."""
 
-    role: str
+    name: str
     reward: float
     tokens: int
     text: str
@@ -65,7 +64,7 @@ class Episode:
 
     Attributes:
         arm, seed: of the policy.
-        answers: the agents' answer, then the counterfactual ones that were played.
+        answers: the team's answer, then those without an agent that were played.
         searches: one a group; none without a planner.
         rationale: the generator's reason.
         agents: their turns, in order.
@@ -125,20 +124,24 @@ def _played(sample: str, rows: Sequence[Mapping[str, Any]]) -> Played:
 
 
 def _episode(row: Mapping[str, Any]) -> Episode:
-    labels = {"full": row["predicted"], **row["counterfactuals"]}
+    labels = {FULL: row["predicted"], **row["bypassed"]}
     return Episode(
         arm=row["arm"],
         seed=row["seed"],
-        answers=[Answer(to, labels[name], row["scores"].get(name)) for name, to in _ANSWERS.items() if name in labels],
+        answers=[Answer(_told(line), answer, row["scores"].get(line)) for line, answer in labels.items()],
         searches=_searches(row),
         rationale=row["rationale"],
         agents=[
-            Agent(turn["role"], turn["reward"], len(turn["response_ids"]), turn["text"], turn["problem"])
+            Agent(turn["agent"], turn["reward"], len(turn["response_ids"]), turn["text"], turn["problem"])
             for turn in row["turns"]
         ],
         neighbours=row["support_ids"],
         degraded=row["degraded"],
     )
+
+
+def _told(line: str) -> str:
+    return "as played" if line == FULL else f"without the {line}"
 
 
 def _searches(row: Mapping[str, Any]) -> list[Search]:

@@ -14,29 +14,25 @@ from affect_rl.experiments.report.summaries import Curve, curves
 from affect_rl.experiments.report.wording import number, scale, signed, title, unit, verdict
 from affect_rl.experiments.results import Comparison, Interval, Measure, Results
 from affect_rl.scoring.scoring import HIT_METRICS
-from affect_rl.trajectory import ROLES
 
 LABELS_PER_ANSWER, MALFORMED = "Labels per answer", "Share of malformed answers"
-COUNTERFACTUAL = "Score under counterfactuals"
-SIGNS_OF_HACKING = frozenset({LABELS_PER_ANSWER, MALFORMED, COUNTERFACTUAL})
+WITHOUT = "Score without an agent"
+SIGNS_OF_HACKING = frozenset({LABELS_PER_ANSWER, MALFORMED, WITHOUT})
 """Groups of learning curves that show a policy hacking its reward: it lists labels, breaks the format, or spoils what
 it is compared with."""
 
 _AGENT_CURVES = {
-    "{role}/reward": "Reward",
-    "kl/{role}": "KL to the SFT policy, nats per token",
-    "{role}/tokens": "Tokens per answer",
-    "{role}/invalid": MALFORMED,
+    "{agent}/reward": "Reward",
+    "kl/{agent}": "KL to the SFT policy, nats per token",
+    "{agent}/tokens": "Tokens per answer",
+    "{agent}/invalid": MALFORMED,
 }
 _TEAM_CURVES = {
     f"{split}/{metric}": f"{title(metric)} on {split}"
     for split in ("dev", "test")
     for metric in ("weighted_f1", "f_s", "waf")
 } | {"episode/score": "Score of the training episodes"}
-_SIGNS = {
-    LABELS_PER_ANSWER: {"episode/labels": "Generator"},
-    COUNTERFACTUAL: {"episode/score_label": "A label as query", "episode/score_rank": "Retrieval order for the filter"},
-}
+_SCORE_WITHOUT = "episode/score_without_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +119,13 @@ def _row(metric: str, label: str, of: Interval, series: int | None = None, sure:
 def learning(table: pa.Table, series: Mapping[str, int], key: str) -> list[FigureGroup]:
     """Learning curves: of the team, then each quantity of the agents."""
     groups: dict[str, Mapping[str, str]] = {"The team": _TEAM_CURVES}
-    groups |= {name: {m.format(role=role): role.capitalize() for role in ROLES} for m, name in _AGENT_CURVES.items()}
-    groups |= _SIGNS
-    found = [_curve_group(table, name, metrics, series, key) for name, metrics in groups.items()]
+    metrics = list(dict.fromkeys(table["metric"].to_pylist()))
+    agents = [metric.removesuffix("/reward") for metric in metrics if metric.endswith("/reward")]
+    groups |= {name: {m.format(agent=a): a.capitalize() for a in agents} for m, name in _AGENT_CURVES.items()}
+    groups[LABELS_PER_ANSWER] = {"episode/labels": "The team"}
+    without = [metric.removeprefix(_SCORE_WITHOUT) for metric in metrics if metric.startswith(_SCORE_WITHOUT)]
+    groups[WITHOUT] = {f"{_SCORE_WITHOUT}{agent}": f"Without the {agent}" for agent in without}
+    found = [_curve_group(table, name, curves_of, series, key) for name, curves_of in groups.items()]
     return [group for group in found if group.figures]
 
 

@@ -17,7 +17,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from affect_rl.backbones.layouts import LAYOUTS
 from affect_rl.config.load import load_config
-from affect_rl.config.sections import SlotConfig
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.connectors import make_connector, window_means
 from affect_rl.policy.fusion import (

@@ -1,4 +1,4 @@
-"""The jobs behind the commands: each opens what it needs, does one thing and closes it again."""
+"""A run, and what the commands do with it: each opens what it needs, does one thing and closes it again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import check_manifest
-from affect_rl.scoring.scoring import scoring_of, wheels_of
-from cluster.evaluate import Evaluation, evaluate_policies
+from affect_rl.scoring.scoring import wheels_of
+from cluster.evaluate import Evaluation, evaluate_policies, scoring_for
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.services import Services
@@ -29,101 +29,106 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What every job stands on.
+class Run:
+    """What every command stands on.
 
     Attributes:
         config: of the run.
         dataset: what it is about.
         retrieval: the evidence service; None: switched off.
-        run: where its files go.
-        services: the actors it shares with other jobs of the process.
+        directory: where its files go.
+        services: the actors it shares with other runs of the process.
     """
 
     config: Config
     dataset: Dataset
     retrieval: RetrievalClient | None
-    run: RunDirectory
+    directory: RunDirectory
     services: Services
 
     def pool(self, policy: Path) -> RolloutPool:
         """Engines, started with `policy` if there are none yet that fit; training and evaluation share them."""
         return self.services.pool(self.config, policy, self.retrieval)
 
+    @property
+    def policies(self) -> dict[str, Path]:
+        """The policies before and after training, by the names that tables call them."""
+        return {"SFT": self.directory.sft, self.config.algorithm.title: self.directory.policy}
+
 
 @contextmanager
-def open_job(config: Config) -> Iterator[Job]:
+def open_run(config: Config) -> Iterator[Run]:
     """Load the dataset, meet Ray and start the evidence service; all actors end with the block.
 
     Raises:
         AffectError: the wheels that the settings name, or the dataset, cannot be read.
     """
-    wheels_of(config.evaluate)
+    wheels_of(config.evaluate.wheels, config.evaluate.mapping)
     dataset = Dataset.load(config.data.dir)
     with ray_session(config), closing(Services()) as services:
-        yield make_job(config, dataset, services)
+        yield make_run(config, dataset, services)
 
 
-def make_job(config: Config, dataset: Dataset, services: Services) -> Job:
-    """A job of a process that meets Ray already."""
-    return Job(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
+def make_run(config: Config, dataset: Dataset, services: Services) -> Run:
+    """A run of a process that meets Ray already."""
+    return Run(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 
-def run_warm_start(job: Job) -> Path:
+def run_warm_start(run: Run) -> Path:
     """SFT; returns the policy directory.
 
     Raises:
         AffectError: the run has an SFT policy already.
     """
-    if job.run.sft.exists():
-        raise AffectError(f"{job.run.sft}: exists already; train it with `affect-rl train`, or choose another `name`")
-    job.run.open(job.config)
-    with progress("sft", job.config.sft.steps) as show:
+    if run.directory.sft.exists():
+        raise AffectError(f"{run.directory.sft}: exists already; train it with `affect-rl train`, or choose another `name`")
+    run.directory.open(run.config)
+    with progress("sft", run.config.sft.steps) as show:
 
         def on_step(metrics: dict[str, float]) -> None:
             step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
             show(step, note)
-            if step % max(1, job.config.sft.steps // 10) == 0:
-                logger.info("sft: step %d/%d  %s", step, job.config.sft.steps, note)
+            if step % max(1, run.config.sft.steps // 10) == 0:
+                logger.info("sft: step %d/%d  %s", step, run.config.sft.steps, note)
 
-        warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
-    return job.run.sft
+        warm_start(run.config, run.dataset, run.retrieval, run.directory.sft, on_step)
+    return run.directory.sft
 
 
-def run_training(job: Job, *, resume: bool = False) -> Progress:
-    """MAPPO from the run's SFT policy, or from ``config.policy``; a signal stops it after the current step.
+def run_training(run: Run, *, resume: bool = False) -> Progress:
+    """Training from the run's SFT policy, or from ``config.policy``; a signal stops it after the current step.
 
     Raises:
         AffectError: there is no policy to start from, or nothing to resume.
     """
-    config, run = job.config, job.run
+    config, directory = run.config, run.directory
     initial = config.initial_policy
     if not initial.exists():
         raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
     check_manifest(initial)
-    run.open(config)
+    directory.open(config)
     start: tuple[Progress, Path | None] = (Progress(), None)
     if resume:
-        start = run.latest()
+        start = directory.latest()
     else:
-        run.begin_training()
+        directory.begin_training()
     logger.info("%s", config.batch_arithmetic())
     with _stop_on_signal() as stop_requested, closing(LearnerGroup(config, initial, seed=config.seed)) as learner:
-        return train(config, job.dataset, run, job.pool(initial), learner, start, stop_requested)
+        return train(config, run.dataset, directory, run.pool(initial), learner, start, stop_requested)
 
 
-def run_evaluation(job: Job, policies: Mapping[str, Path], out: Path) -> Evaluation:
+def run_evaluation(run: Run, policies: Mapping[str, Path], out: Path) -> Evaluation:
     """Evaluate policies on ``evaluate.split``, write the results to `out`.
 
     Raises:
         AffectError: a directory holds no policy, or the wheels do not fit the samples.
     """
-    config = job.config
+    config = run.config
     for directory in policies.values():
         check_manifest(directory)
-    samples = job.dataset.samples(config.evaluate.split, config.data.limit(config.evaluate.split))
-    scoring = scoring_of(samples, wheels_of(config.evaluate))
-    pool = job.pool(next(iter(policies.values())))
+    samples = run.dataset.samples(config.evaluate.split, config.data.limit(config.evaluate.split))
+    scoring = scoring_for(config, samples)
+    pool = run.pool(next(iter(policies.values())))
     evaluation = evaluate_policies(config, samples, scoring, policies, pool)
     evaluation.write(out)
     return evaluation

@@ -1,0 +1,122 @@
+"""What every part of the configuration is made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+POLICY, SFT, TRAINING, EVALUATION, SCORES = "policy", "sft", "training", "evaluation", "scores"
+"""What a setting can change: the policy before any training, the warm start, training, what is played in an evaluation,
+and what that is scored by and compared on."""
+
+
+class Affects:
+    """Marks a field with what it changes, where that differs from its section's ``affects``: nothing, or stages.
+
+    Args:
+        stages: of `POLICY`, `SFT`, `TRAINING`, `EVALUATION`, `SCORES`. None of them: it only says where something runs,
+            how long it may take or what is written down.
+        on_resume: whether it may change when a run is resumed.
+    """
+
+    def __init__(self, *stages: str, on_resume: bool = False) -> None:
+        self.stages, self.on_resume = frozenset(stages), on_resume or not stages
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors; values are final once read.
+
+    ``class Name(Section, affects=(SFT, TRAINING))`` says what its fields change; see `Affects` for exceptions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    affects: ClassVar[Affects] = Affects(POLICY, SFT, TRAINING, EVALUATION)
+
+    def __init_subclass__(cls, affects: tuple[str, ...] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if affects is not None:
+            cls.affects = Affects(*affects)
+
+    @classmethod
+    def affected_by(cls, field: str) -> Affects:
+        """What a field changes."""
+        info = cls.model_fields.get(field)
+        return next((m for m in info.metadata if isinstance(m, Affects)), cls.affects) if info else cls.affects
+
+
+def settings_of(section: Section, stage: str) -> dict[str, Any]:
+    """The full values of all settings that can change a stage, as plain data; empty sections are left out."""
+    found: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            if inner := settings_of(value, stage):
+                found[name] = inner
+        elif stage in section.affected_by(name).stages:
+            found[name] = _plain(value)
+    return found
+
+
+def flat_settings(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Affects]]:
+    """Every setting under its dotted key, with its value as plain data and what it changes."""
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from flat_settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value), section.affected_by(name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    return list(map(_plain, value)) if isinstance(value, tuple | list) else value
+
+
+def explain(error: Any, root: type[Section], inside: str = "") -> str:
+    """One line for one of pydantic's validation errors: the key, what is wrong, and the nearest known key.
+
+    Args:
+        error: one of ``ValidationError.errors()``.
+        root: the section that was read.
+        inside: key of that section, if it is a part of another.
+    """
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(filter(None, [inside, *location])) or "configuration"
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        given = error.get("input")
+        return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
+    section: Any = root
+    for part in location[:-1]:
+        if get_origin(section) is tuple:
+            section = get_args(section)[0]
+        else:
+            section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
+    near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
+    return f"unknown key `{key}`; {hint}"
+
+
+def read_section(section: type[Section], tree: Any, key: str) -> Any:
+    """Read a section whose class depends on its content.
+
+    Raises:
+        ValueError: it does not fit; the message names its keys.
+    """
+    if isinstance(tree, section):
+        return tree
+    if not isinstance(tree, dict):
+        raise ValueError(f"{key}: expected a section (given: {tree!r})")
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(e, section, key) for e in error.errors())) from None
