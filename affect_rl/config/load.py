@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from affect_rl.config.sections import (
     ClusterConfig,
@@ -20,15 +20,15 @@ from affect_rl.config.sections import (
     EvaluateConfig,
     LearnerConfig,
     ModelConfig,
-    Natural,
     RetrievalConfig,
     RewardConfig,
     RolloutConfig,
-    Section,
     SftConfig,
+    TeamConfig,
     TrainConfig,
 )
 from affect_rl.errors import AffectError
+from affect_rl.section import Natural, Section
 
 OPERATIONAL = (
     "cluster",
@@ -41,6 +41,13 @@ OPERATIONAL = (
     "rollout.weights_dir",
 )
 """Settings and sections that say where something runs and how long it may take, not what comes out."""
+
+
+def _algorithm(tree: Any = None) -> Any:
+    """Settings of an algorithm. Imported when they are read: the mathematics brings torch."""
+    from affect_rl.algorithms import read_algorithm
+
+    return read_algorithm({} if tree is None else tree)
 
 
 class Config(Section):
@@ -66,8 +73,12 @@ class Config(Section):
     """Rewards."""
     sft: SftConfig = SftConfig()
     """Warm start."""
+    team: TeamConfig = TeamConfig()
+    """Agents."""
+    algorithm: Annotated[SerializeAsAny[Section], BeforeValidator(_algorithm)] = Field(default_factory=_algorithm)
+    """Algorithm."""
     learner: LearnerConfig = LearnerConfig()
-    """MAPPO update."""
+    """Update."""
     rollout: RolloutConfig = RolloutConfig()
     """Engines."""
     train: TrainConfig = TrainConfig()
@@ -82,11 +93,6 @@ class Config(Section):
         if self.episode.keep > self.episode.k:
             raise ValueError(
                 f"episode.keep={self.episode.keep} exceeds episode.k={self.episode.k}; lower keep or raise k"
-            )
-        if self.learner.algorithm == "dpo" and self.train.copies < 2:
-            raise ValueError(
-                "learner.algorithm=dpo compares answers to the same prompt, but train.copies="
-                f"{self.train.copies}; set train.copies to 2 or more"
             )
         if self.train.samples_per_step % self.train.copies:
             raise ValueError(

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from affect_rl.backbones.systems import System
 from affect_rl.evidence import GROUPS, Group
 from affect_rl.sample import Modality, Split
 from affect_rl.scoring.wheels import WheelMapping
-from affect_rl.trajectory import ROLES, Role
+from affect_rl.section import Fraction, Natural, NonNegative, Positive, PositiveFloat, Section
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration. Unknown keys are errors; values are final once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+Role = str
+ROLES = ("planner", "filter", "generator")
 
 
 def _check_heads(heads: int, name: str, width: int) -> None:
@@ -357,13 +348,41 @@ class SftConfig(Section):
     """The warm start ends with an error if it takes longer."""
 
 
-class LearnerConfig(Section):
-    """MAPPO actor and critic, or DPO, on DeepSpeed."""
+class AgentConfig(Section):
+    """An agent, as far as the learner needs it (minimal; the lead has the whole)."""
 
-    algorithm: Literal["mappo", "dpo"] = "mappo"
-    """``dpo`` learns from pairs of an agent's answers to the same prompt; it needs ``train.copies`` of at least 2."""
-    preference_weight: PositiveFloat = 0.1
-    """beta of DPO: how far a preference may lead away from the reference."""
+    trains: bool = True
+    """Whether it learns."""
+    temperature: NonNegative = 1.0
+    """Sampling temperature of training episodes."""
+    entropy: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    lr: NonNegative | None = None
+    """Learning rate of its adapter."""
+
+
+class TeamConfig(Section):
+    """The team (minimal; the lead has the whole)."""
+
+    planner: AgentConfig = AgentConfig()
+    """The planner."""
+    filter: AgentConfig = AgentConfig()
+    """The filter."""
+    generator: AgentConfig = AgentConfig()
+    """The generator."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the agents that learn, in the order of play."""
+        return tuple(name for name in ROLES if self[name].trains)
+
+    def __getitem__(self, name: str) -> AgentConfig:
+        return getattr(self, name)
+
+
+class LearnerConfig(Section):
+    """How an update runs, whatever the algorithm: ranks, DeepSpeed and the optimiser."""
+
     workers: Positive = 1
     """World size: DeepSpeed ranks, one actor each."""
     gpus_per_worker: NonNegative = 0
@@ -384,27 +403,6 @@ class LearnerConfig(Section):
     """Optimiser steps per pass; must not exceed the samples per step."""
     tokens_per_microbatch: Positive = 8192
     """Padded tokens in one forward pass of one rank."""
-    clip: PositiveFloat = 0.2
-    """epsilon of the clipped surrogate, equation 8."""
-    value_clip: PositiveFloat = 0.2
-    """epsilon of the clipped value loss, equations 11 and 12."""
-    value_weight: NonNegative = 0.5
-    """c_v of equation 8."""
-    kl_weight: NonNegative = 0.05
-    """beta of equation 10."""
-    entropy_weight: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    gamma: Fraction = 1.0
-    """Discount; 1 for terminal rewards."""
-    lam: Fraction = 1.0
-    """lambda of GAE. The reward comes with the last token: below 1 its credit fades towards the first ones (0.95^40 is
-    0.13), which decide a query."""
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the policy's trunk, or a model of its own."""
-    critic_lr: PositiveFloat = 3e-4
-    """Learning rate of a separate critic."""
-    normalise_advantages: bool = True
-    """Give each agent's advantages mean 0 and deviation 1 over the whole step."""
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores divided by the ranks."""
     deadline_s: PositiveFloat = 600.0
