@@ -1,11 +1,10 @@
-"""From turns to tensors: which sequences share an optimiser step, a rank and a forward pass.
+"""From turns to padded tensors: which sequences share an optimiser step, a rank and a forward pass.
 
-Supervised training and MAPPO use the same functions: a demonstration is a turn without log-probs and
-reward. Everything is a pure function of lengths and a seed, so that every rank computes the whole plan
-by itself and all ranks agree without a word.
+Supervised training and reinforcement learning use the same functions: a demonstration is a turn without log-probs and
+reward. Everything is a pure function of lengths and a seed, so that whoever plans comes to the same plan.
 
-The answer tokens of all sequences of a step, one sequence after the other, form one flat axis ``[R]``.
-What is known of each token lives there (`FlatTokens`); a `MicroBatch` says where its tokens lie on it.
+The answer tokens of all sequences of a step, one sequence after the other, form one flat axis ``[R]``. What is known of
+each token lies there (`affect_rl.algorithms.step.Step`); a `MicroBatch` says where its tokens lie on it.
 """
 
 from __future__ import annotations
@@ -23,55 +22,52 @@ from torch import Tensor
 from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import FusionShape, collate_percepts
 from affect_rl.policy.model import TokenBatch
-from affect_rl.trajectory import ROLES, Prompt, Role, Turn
+from affect_rl.trajectory import Percept, Prompt, Turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
-    """A prompt and its answer, as training sees them.
+    """Prompts and answers of an agent, as training sees them: one turn, or several of which each continues the last.
 
     Attributes:
-        group: sequences of one group (an episode) always share a minibatch.
-        role: which agent answers.
-        prompt: what it sees; at least one token.
-        response: the answer's token ids ``[T]``, at least one.
+        episode: where it comes from; sequences of one episode share a rank and a minibatch. The turns of one agent in
+            one episode are a *chain*, whether they lie in one sequence or in several.
+        agent: who answers.
+        token_ids: prompts and answers ``[L]``.
+        mask: True on the T tokens of the answers ``[L]``.
+        percepts: what fills the placeholders of the prompts, in order.
+        lengths: answer tokens of each of the sequence's turns ``[n]``, T in sum.
+        start: place of its first answer token on the flat axis; the others follow.
+        rewards: reward of each turn ``[n]``; 0 for a demonstration.
+        temperatures: at which each turn was sampled ``[n]``.
         logprobs: behaviour log-probs ``[T]``; empty for a demonstration.
-        reward: terminal reward; 0 for a demonstration.
+        knowledge: what a critic may know beside the prompt, for each turn ``[n][F]``.
     """
 
-    group: int
-    role: Role
-    prompt: Prompt
-    response: tuple[int, ...]
+    episode: int
+    agent: str
+    token_ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    percepts: tuple[Percept, ...]
+    lengths: tuple[int, ...]
+    start: int = 0
+    rewards: tuple[float, ...] = (0.0,)
+    temperatures: tuple[float, ...] = (1.0,)
     logprobs: tuple[float, ...] = ()
-    reward: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.prompt.token_ids or not self.response:
-            raise AffectError(f"a {self.role} turn of group {self.group} has an empty prompt or answer; leave it out")
-        if self.logprobs and len(self.logprobs) != len(self.response):
-            counts = f"{len(self.response)} tokens but {len(self.logprobs)} log-probs"
-            raise AffectError(f"a {self.role} turn of group {self.group} has {counts}; it needs one for each token")
+    knowledge: tuple[tuple[float, ...], ...] = ((),)
 
     def __len__(self) -> int:
-        """Tokens of prompt and answer together."""
-        return len(self.prompt.token_ids) + len(self.response)
+        """Tokens of prompts and answers together."""
+        return len(self.token_ids)
 
+    @property
+    def answer_tokens(self) -> int:
+        return sum(self.lengths)
 
-class FlatTokens(NamedTuple):
-    """What is known of the R answer tokens of S sequences, one sequence after the other.
-
-    Attributes:
-        logprobs: ``[R]`` behaviour log-probs (0 for demonstrations).
-        roles: ``[R]`` index into `ROLES`.
-        lengths: ``[S]`` answer tokens of each sequence.
-        rewards: ``[S]`` terminal rewards.
-    """
-
-    logprobs: Tensor
-    roles: Tensor
-    lengths: Tensor
-    rewards: Tensor
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the first prompt."""
+        return self.token_ids[: self.mask.index(True)]
 
 
 class MicroBatch(NamedTuple):
@@ -91,26 +87,82 @@ class MicroBatch(NamedTuple):
         return MicroBatch(self.tokens.to(device), self.places.to(device), self.weight)
 
 
-def turns_to_sequences(episodes: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
-    """The turns of episodes, played or demonstrated; each episode is a group of its own."""
-    return [
-        TokenSequence(group, turn.role, turn.prompt, turn.generation.token_ids, turn.generation.logprobs, turn.reward)
-        for group, turns in enumerate(episodes)
-        for turn in turns
-    ]
+# -- sequences -------------------------------------------------------------------------------------
 
 
-def flatten(sequences: Sequence[TokenSequence]) -> FlatTokens:
-    """Put the answer tokens of all sequences on one axis."""
-    lengths = torch.tensor([len(s.response) for s in sequences], dtype=torch.long)
-    roles = torch.tensor([ROLES.index(s.role) for s in sequences], dtype=torch.long)
-    logprobs = [s.logprobs or (0.0,) * len(s.response) for s in sequences]
-    return FlatTokens(
-        torch.tensor([p for row in logprobs for p in row], dtype=torch.float32),
-        roles.repeat_interleave(lengths),
-        lengths,
-        torch.tensor([s.reward for s in sequences], dtype=torch.float32),
+def turns_to_sequences(episodes: Iterable[Sequence[Turn]], *, critic: bool = False) -> list[TokenSequence]:
+    """The turns of episodes, played or demonstrated: chain after chain, the turns of a chain in their order.
+
+    A turn whose prompt begins with all that its agent has read and written so far goes on in the same sequence. So
+    what it has in common with the turn before is computed once.
+
+    Args:
+        episodes: turns of each episode; those that are not to be learned from left out.
+        critic: put what a separate critic reads in the prompts' place; the flat axis is the same.
+
+    Raises:
+        AffectError: a turn has an empty prompt or answer, or not one log-prob for each token.
+    """
+    sequences: list[TokenSequence] = []
+    start = 0
+    for episode, turns in enumerate(episodes):
+        for agent in dict.fromkeys(turn.agent for turn in turns):  # in the order of play
+            chain = sorted((turn for turn in turns if turn.agent == agent), key=lambda turn: turn.number)
+            first = len(sequences)
+            for turn in chain:
+                one = _sequence(episode, turn, start, critic=critic)
+                start += one.answer_tokens
+                joined = _joined(sequences[-1], one) if len(sequences) > first else None
+                if joined is None:
+                    sequences.append(one)
+                else:
+                    sequences[-1] = joined
+    return sequences
+
+
+def _sequence(episode: int, turn: Turn, start: int, *, critic: bool) -> TokenSequence:
+    prompt: Prompt = turn.critic_prompt or turn.prompt if critic else turn.prompt
+    answer, logprobs = turn.generation.token_ids, turn.generation.logprobs
+    where = f"turn {turn.number} of {turn.agent} in episode {episode}"
+    if not prompt.token_ids or not answer:
+        raise AffectError(f"{where} has an empty prompt or answer; leave it out")
+    if logprobs and len(logprobs) != len(answer):
+        raise AffectError(f"{where} has {len(answer)} tokens but {len(logprobs)} log-probs; it needs one for each token")
+    return TokenSequence(
+        episode, turn.agent, prompt.token_ids + answer, (False,) * len(prompt.token_ids) + (True,) * len(answer),
+        prompt.percepts, (len(answer),), start, (turn.reward,), (turn.temperature,), logprobs, (turn.knowledge,),
+    )  # fmt: skip
+
+
+def _joined(before: TokenSequence, turn: TokenSequence) -> TokenSequence | None:
+    """The sequence `before` gone on with by a turn whose prompt begins with all of it; None: it does not."""
+    shared, percepts = len(before), len(before.percepts)
+    if (
+        turn.prompt[:shared] != before.token_ids
+        or bool(turn.logprobs) != bool(before.logprobs)
+        or not all(map(_same, turn.percepts, before.percepts))
+        or len(turn.percepts) < percepts
+    ):
+        return None
+    return TokenSequence(
+        before.episode, before.agent, turn.token_ids, before.mask + turn.mask[shared:], turn.percepts,
+        before.lengths + turn.lengths, before.start, before.rewards + turn.rewards,
+        before.temperatures + turn.temperatures, before.logprobs + turn.logprobs, before.knowledge + turn.knowledge,
+    )  # fmt: skip
+
+
+def _same(one: Percept, other: Percept) -> bool:
+    """Whether two percepts are the same features, which may have been copied on their way."""
+    if one is other:
+        return True
+    arrays = ("audio", "video", "audio_support", "video_support")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in arrays]
+    return one.fused == other.fused and all(
+        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
     )
+
+
+# -- plans -----------------------------------------------------------------------------------------
 
 
 def minibatches(groups: Sequence[int], count: int, seed: Sequence[int]) -> list[list[int]]:
@@ -192,31 +244,56 @@ def split_ranks(lengths: Sequence[int], chosen: Sequence[int], ranks: int) -> li
     return shares
 
 
-def schedule(lengths: Sequence[int], chosen: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """The forward passes of each rank for one optimiser step.
+def share_episodes(tokens: Sequence[int], parts: Sequence[Sequence[int]], ranks: int) -> list[int]:
+    """Give each episode to one rank for a whole step, so that ranks have about equal work in all of its parts.
+
+    The longest first, each to the rank that has least to do in the parts that it belongs to.
+
+    Args:
+        tokens: tokens of each episode ``[E]``.
+        parts: of each episode ``[E]``, the numbers of the parts that it belongs to: the minibatches of all epochs.
+        ranks: how many there are.
+
+    Returns:
+        The rank of each episode ``[E]``. There are no idle ranks where there are as many episodes.
+    """
+    work = np.zeros((ranks, 1 + max((max(p, default=0) for p in parts), default=0)), dtype=np.int64)
+    whole = np.zeros(ranks, dtype=np.int64)
+    rank_of = [0] * len(tokens)
+    for episode in sorted(range(len(tokens)), key=lambda e: (-tokens[e], e)):
+        mine = list(parts[episode])
+        rank = rank_of[episode] = int((whole + work[:, mine].sum(axis=1)).argmin())
+        whole[rank] += tokens[episode]
+        work[rank, mine] += tokens[episode]
+    return rank_of
+
+
+def schedule(lengths: Sequence[int], shares: Sequence[Sequence[int]], budget: int) -> list[list[list[int]]]:
+    """The forward passes of each rank over its share.
 
     Sharded training communicates inside forward and backward, so all ranks must run equally many
     passes: ranks with fewer get empty ones at the end.
+
+    Args:
+        lengths: tokens of every sequence of the step.
+        shares: indices of each rank's sequences.
+        budget: see `micro_batches`.
     """
-    plans = [micro_batches(lengths, share, budget) for share in split_ranks(lengths, chosen, ranks)]
+    plans = [micro_batches(lengths, share, budget) for share in shares]
     passes = max(len(plan) for plan in plans)
     return [plan + [[]] * (passes - len(plan)) for plan in plans]
 
 
-def collate(
-    sequences: Sequence[TokenSequence], flat: FlatTokens, rows: Sequence[int], shape: FusionShape, pad_id: int
-) -> MicroBatch:
+def collate(sequences: Sequence[TokenSequence], rows: Sequence[int], shape: FusionShape, pad_id: int) -> MicroBatch:
     """Pad the sequences `rows`; an empty list makes a pass of weight 0 over the shortest sequence."""
     weight = 1.0 if rows else 0.0
-    rows = rows or [min(range(len(sequences)), key=lambda i: len(sequences[i]))]
-    chosen = [sequences[row] for row in rows]
+    chosen = [sequences[row] for row in rows] or [min(sequences, key=len)]
     width = max(map(len, chosen))
     ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
     response = torch.zeros(len(chosen), width, dtype=torch.bool)
     for row, sequence in enumerate(chosen):
-        ids[row, : len(sequence)] = torch.tensor(sequence.prompt.token_ids + sequence.response)
-        response[row, len(sequence.prompt.token_ids) : len(sequence)] = True
-    percepts = collate_percepts([p for s in chosen for p in s.prompt.percepts], shape.audio_dim, shape.video_dim)
-    ends = flat.lengths.cumsum(0)
-    places = torch.cat([torch.arange(int(ends[row] - flat.lengths[row]), int(ends[row])) for row in rows])
+        ids[row, : len(sequence)] = torch.tensor(sequence.token_ids)
+        response[row, : len(sequence)] = torch.tensor(sequence.mask)
+    percepts = collate_percepts([p for s in chosen for p in s.percepts], shape.audio_dim, shape.video_dim)
+    places = torch.cat([torch.arange(s.start, s.start + s.answer_tokens) for s in chosen])
     return MicroBatch(TokenBatch(ids, response, percepts), places, weight)

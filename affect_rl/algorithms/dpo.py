@@ -1,4 +1,4 @@
-"""Direct preference optimisation through the same clipped update as MAPPO.
+"""Direct preference optimisation through the same clipped update as the other algorithms.
 
 Rafailov et al. (arXiv 2305.18290), equation 7: ``L = -E log sigmoid(beta (m_chosen - m_rejected))`` with the margin
 ``m = sum_t log(pi_theta / pi_sft)`` of an answer. Its gradient is that of a policy gradient in which all tokens of
@@ -16,38 +16,51 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from affect_rl.algorithms.batching import TokenSequence
-from affect_rl.algorithms.mappo import AGENTS
+from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings, Targets
+from affect_rl.algorithms.corrections import Corrected
+from affect_rl.algorithms.losses import Clipped, token_weights
+from affect_rl.algorithms.step import Step, sum_by
+from affect_rl.section import PositiveFloat
 
 
-def preference_pairs(sequences: Sequence[TokenSequence], sample_ids: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (chosen, rejected) of answers to the same prompt.
+class DpoSettings(AlgorithmSettings):
+    """Direct preference optimisation."""
 
-    The same token ids are not enough: the features of a clip stand behind placeholders, and other clips may have
-    the same words; and dropout may withhold a modality from one of a sample's episodes.
+    name: str = "dpo"
+    """A name of `affect_rl.algorithms.ALGORITHMS`, or ``module:Class``."""
+    loss: Clipped = Clipped()
+    """Bounds of the optimiser steps after the first."""
+    preference_weight: PositiveFloat = 0.1
+    """beta: how far a preference may lead away from the reference."""
 
-    Args:
-        sequences: ``[S]``.
-        sample_ids: of the groups that the sequences name.
+
+class Dpo(Algorithm):
+    """Learns from pairs of an agent's answers to the same prompt.
+
+    The answer is all that the agent wrote in the episode. Who sampled it does not matter to a preference, so there is
+    no correction, and the ratio starts from 1.
     """
-    prompts = [
-        (
-            sample_ids[s.group],
-            s.role,
-            s.prompt.token_ids,
-            *((p.audio is None, p.video is None) for p in s.prompt.percepts),
-        )
-        for s in sequences
-    ]
-    return best_against_worst(prompts, [s.reward for s in sequences])
+
+    min_copies = 2
+    Settings = DpoSettings
+
+    def targets(self, step: Step) -> Targets:
+        pairs = best_against_worst(step.prompt.tolist(), step.chain_rewards.tolist())
+        return Targets(preference_advantages(step, pairs, self.settings.preference_weight))
+
+    def weights(self, step: Step, chosen: Tensor) -> Tensor:
+        return token_weights(step, chosen, "tokens")  # `preference_advantages` counts on it
+
+    def corrected(self, step: Step) -> Corrected:
+        return Corrected(step.old, torch.ones_like(step.old))
 
 
 def best_against_worst(prompts: Sequence[Hashable], rewards: Sequence[float]) -> list[tuple[int, int]]:
     """Pairs (chosen, rejected) of answers, at most one for each prompt; answers of equal reward make none.
 
     Args:
-        prompts: what tells the prompts of the answers apart ``[S]``.
-        rewards: ``[S]``.
+        prompts: what tells the prompts of the answers apart ``[C]``.
+        rewards: ``[C]``.
     """
     answers: dict[Hashable, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -56,32 +69,21 @@ def best_against_worst(prompts: Sequence[Hashable], rewards: Sequence[float]) ->
     return [(chosen, rejected) for chosen, rejected in pairs if rewards[chosen] > rewards[rejected]]
 
 
-def preference_advantages(
-    logprobs: Tensor,
-    reference: Tensor,
-    roles: Tensor,
-    lengths: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    beta: float,
-) -> Tensor:
-    """Advantages ``[R]`` with which `affect_rl.algorithms.mappo.policy_terms` has DPO's gradient; 0 outside pairs.
+def preference_advantages(step: Step, pairs: Sequence[tuple[int, int]], beta: float) -> Tensor:
+    """Advantages ``[R]`` with which the clipped loss has DPO's gradient; 0 outside pairs.
 
-    That function divides by the tokens of an agent, hence the factor.
+    The loss divides by the tokens of an agent, hence the factor.
 
     Args:
-        logprobs: ``[R]`` under the policy at the start of the step.
-        reference: ``[R]`` under the frozen reference.
-        roles: ``[R]``.
-        lengths: ``[S]`` tokens of each answer.
-        pairs: indices into the S answers.
+        step: with the learner's and the reference's log-probs.
+        pairs: indices into the C answers.
         beta: weight of a margin.
     """
-    sequence_of = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    margins = logprobs.new_zeros(len(lengths)).index_add(0, sequence_of, logprobs - reference)
+    margins = step.over_chains(step.old - step.reference)
     weights = torch.zeros_like(margins)
     if pairs:
-        chosen, rejected = torch.tensor(pairs, device=lengths.device).T
+        chosen, rejected = torch.tensor(pairs, device=margins.device).T
         pull = beta * torch.sigmoid(-beta * (margins[chosen] - margins[rejected])) / len(pairs)
         weights = weights.index_add(0, chosen, pull).index_add(0, rejected, -pull)
-    tokens = torch.bincount(roles, minlength=AGENTS).to(weights)
-    return weights[sequence_of] * tokens[roles]
+    tokens = sum_by(torch.ones_like(step.old), step.agent, len(step.agents))
+    return weights[step.chain][step.turn] * tokens[step.agent]

@@ -24,6 +24,7 @@ from affect_rl.config.sections import (
     RetrievalConfig,
     RolloutConfig,
     SftConfig,
+    TeamConfig,
     TrainConfig,
 )
 from affect_rl.errors import AffectError
@@ -36,6 +37,13 @@ from affect_rl.team.team import TeamConfig
 def _read_task(tree: Any) -> TaskSettings:
     name = tree.get("name") if isinstance(tree, dict) else tree.name
     return read_section(task_class(str(name or "")).Settings, tree, "task")
+
+
+def _algorithm(tree: Any = None) -> Any:
+    """Settings of an algorithm. Imported when they are read: the mathematics brings torch."""
+    from affect_rl.algorithms import read_algorithm
+
+    return read_algorithm({} if tree is None else tree)
 
 
 class Config(Section):
