@@ -27,7 +27,6 @@ from cluster.runtime.pool import RolloutPool
 from cluster.runtime.tracking import progress
 from rollout_workers.worker import EpisodeSpec
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -35,6 +35,11 @@ class AlgorithmSettings(Section):
     """What is done about engine and learner giving a token different log-probs."""
 
     @property
+    def title(self) -> str:
+        """What tables call a policy that was trained by it."""
+        return self.name.rpartition(":")[2] if ":" in self.name else self.name.upper()
+
+    @property
     def critic_settings(self) -> CriticSettings | None:
         """The critic's settings; None: the algorithm has none."""
         return getattr(self, "critic", None)

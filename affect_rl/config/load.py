@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
 
-from affect_rl.algorithms import AlgorithmSettings, algorithm_class, read_algorithm
+from affect_rl.algorithms import AlgorithmField, make_algorithm, read_algorithm
 from affect_rl.config.sections import (
     NOTHING,
     ClusterConfig,
@@ -24,7 +24,6 @@ from affect_rl.config.sections import (
     RetrievalConfig,
     RolloutConfig,
     SftConfig,
-    TeamConfig,
     TrainConfig,
 )
 from affect_rl.errors import AffectError
@@ -37,13 +36,6 @@ from affect_rl.team.team import TeamConfig
 def _read_task(tree: Any) -> TaskSettings:
     name = tree.get("name") if isinstance(tree, dict) else tree.name
     return read_section(task_class(str(name or "")).Settings, tree, "task")
-
-
-def _algorithm(tree: Any = None) -> Any:
-    """Settings of an algorithm. Imported when they are read: the mathematics brings torch."""
-    from affect_rl.algorithms import read_algorithm
-
-    return read_algorithm({} if tree is None else tree)
 
 
 class Config(Section):
@@ -63,7 +55,7 @@ class Config(Section):
     """Policy."""
     retrieval: RetrievalConfig = RetrievalConfig()
     """Evidence."""
-    team: TeamConfig = TeamConfig()
+    team: TeamConfig = TeamConfig.model_validate({})
     """Agents."""
     episode: EpisodeSettings = EpisodeSettings()
     """What agents have in common."""
@@ -71,7 +63,7 @@ class Config(Section):
     """What answers are worth."""
     sft: SftConfig = SftConfig()
     """Warm start."""
-    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm)] = read_algorithm({})
+    algorithm: AlgorithmField = read_algorithm({})
     """How rewards become a loss."""
     learner: LearnerConfig = LearnerConfig()
     """How the update runs."""
@@ -87,7 +79,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_whole_batches(self) -> Self:
         train, minibatches = self.train, self.learner.minibatches
-        fewest = algorithm_class(self.algorithm).min_copies
+        fewest = make_algorithm(self.algorithm).min_copies
         if train.copies < fewest:
             raise ValueError(
                 f"algorithm.name={self.algorithm.name} compares episodes of the same sample, but train.copies="

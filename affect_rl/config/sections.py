@@ -48,7 +48,7 @@ class DataConfig(Section, affects=(POLICY, SFT, TRAINING, EVALUATION, SCORES)):
     """Use only n test samples, drawn at random once and for all; 0: all."""
     max_dropped: Annotated[Natural, NOTHING] = 32
     """Samples that a warm start, a training or an evaluation may leave out because they cannot be played, for example
-    for their length. Each is named in the log; one more ends the run. In an evaluation they count as invalid answers."""
+    for their length. Each is named in the log; one more ends the run. In an evaluation they are invalid answers."""
 
     def limit(self, split: Split) -> int:
         """How many samples of a split are used; 0: all."""

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import Sequences, masked_mean
+from affect_rl.policy.slots import SlotConfig
 
 _QFORMER_WIDTH = 768
 

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
 from affect_rl.policy.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 
 MANIFEST = "manifest.json"

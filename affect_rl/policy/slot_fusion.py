@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.connectors import make_connector
 from affect_rl.policy.fusion import (
     FeatureScale,
@@ -26,6 +25,7 @@ from affect_rl.policy.fusion import (
     Sequences,
     masked_mean,
 )
+from affect_rl.policy.slots import SlotConfig
 
 
 class Bottleneck(FeatureScale):

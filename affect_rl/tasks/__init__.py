@@ -21,3 +21,6 @@ def task_class(name: str) -> type[Task]:
 def make_task(settings: TaskSettings, label_kind: LabelKind) -> Task:
     """The task that the settings name, or the one for the dataset's kind of labels."""
     return task_class(settings.name or label_kind)(settings)
+
+
+__all__ = ["TASKS", "Task", "TaskSettings", "make_task", "task_class"]

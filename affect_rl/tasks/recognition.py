@@ -13,8 +13,8 @@ from affect_rl.scoring.label_score import ScoreKind, label_score
 from affect_rl.scoring.scoring import Scoring, scoring_of
 from affect_rl.scoring.wheels import Wheels
 from affect_rl.section import TRAINING, Affects
-from affect_rl.tasks.task import Task, TaskSettings
 from affect_rl.tasks.fields import read_fields
+from affect_rl.tasks.task import Task, TaskSettings
 from affect_rl.trajectory import Output
 
 Kept = Mapping[Group, tuple[Evidence, ...]]

@@ -23,8 +23,8 @@ class TaskSettings(Section, affects=(SFT, TRAINING, EVALUATION, SCORES)):
     """Settings that every task has; a task's class may add its own."""
 
     name: str = ""
-    """Which task: a name of `affect_rl.tasks.TASKS`, or ``module:Class``; empty: as the dataset's labels are, ``closed``,
-    ``open`` or ``sentiment``."""
+    """Which task: a name of `affect_rl.tasks.TASKS`, or ``module:Class``; empty: as the dataset's labels are,
+    ``closed``, ``open`` or ``sentiment``."""
 
 
 class Task(ABC):

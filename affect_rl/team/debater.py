@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
+from affect_rl.tasks.fields import read_fields
 from affect_rl.team.agent import Agent, Reading, Writes
 from affect_rl.team.board import Board
-from affect_rl.tasks.fields import read_fields
 from affect_rl.team.planner import simple_label
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Prompt

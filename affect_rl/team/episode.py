@@ -24,7 +24,7 @@ from affect_rl.team.knowledge import knowledge
 from affect_rl.team.planner import whole_utterance
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.rewards import rewarded
-from affect_rl.team.team import ORDER, PERCEIVE, SEARCH, UTTERANCE, Team
+from affect_rl.team.team import ORDER, PERCEIVE, UTTERANCE, Team
 from affect_rl.trajectory import FULL, Generation, Output, Percept, Prompt, Trajectory, Turn
 
 
@@ -90,7 +90,7 @@ class Episode:
         return {name: written[index][name] for name, index in sources.items() if index is not None}
 
     def _step(self, line: str, index: int) -> asyncio.Task[Writes]:
-        """What a step writes; in a line without an agent it is that of the full line, unless it follows from the agent."""
+        """What a step writes; in a line without an agent that of the full line, unless it follows from the agent."""
         if line != FULL and not self.team.depends(index, line):
             line = FULL
         if (line, index) not in self._done:
@@ -169,7 +169,7 @@ class Episode:
         if self.sample.labels:
             scored = await asyncio.gather(*(self.team.task.score(o, self.sample) for o in outputs.values()))
             scores = dict(zip(outputs, scored, strict=True))
-        turns = rewarded(sorted(self._turns, key=self._place), scores, {name: agent.settings for name, agent in self.team.agents.items()})
+        turns = rewarded(sorted(self._turns, key=self._place), scores, self.team.config)
         known = {name: self._final(name) for name in ("queries", "candidates", "kept", "support")}
         return Trajectory(
             sample_id=self.sample.id,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.sample import AffectSample
 from affect_rl.section import Positive
+from affect_rl.tasks.fields import read_fields
 from affect_rl.team.agent import Agent, AgentSettings, Reading, Writes
 from affect_rl.team.board import Board, Found, first
-from affect_rl.tasks.fields import read_fields
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Generation, Prompt
 
@@ -47,7 +47,9 @@ class Filter(Agent):
     def read(self, text: str, board: Board) -> Reading:
         """``group: numbers`` lines. Fallback: the first ones of each group in retrieval order."""
         numbers, problem = parse_selection(text, board.candidates, self.episode.keep)
-        return Reading({"kept": first(board.candidates, self.episode.keep) if problem else chosen(board.candidates, numbers)}, problem)
+        if problem:
+            return Reading({"kept": first(board.candidates, self.episode.keep)}, problem)
+        return Reading({"kept": chosen(board.candidates, numbers)})
 
     def demonstrate(self, board: Board, *, careful: bool) -> str:
         """Carefully: per group the best candidates that serve it; by habit: retrieval order."""

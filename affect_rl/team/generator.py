@@ -27,7 +27,10 @@ class GeneratorSettings(AgentSettings):
 
 
 class Generator(Agent):
-    """Sees the sample, the kept evidence, other agents' notes and the features fused with their support; answers as the task asks."""
+    """Sees the sample, the kept evidence, other agents' notes and the features fused with their support.
+
+    It answers as the task asks.
+    """
 
     reads = ("support", "kept", "notes")
     writes = ("output",)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from affect_rl.evidence import GROUPS, Group, Support
 from affect_rl.sample import AffectSample
+from affect_rl.tasks.fields import read_fields
 from affect_rl.team.agent import Agent, Reading, Writes
 from affect_rl.team.board import Board, Queries
-from affect_rl.tasks.fields import read_fields
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Prompt
 
@@ -21,8 +21,8 @@ class Planner(Agent):
     """Sees the sample, writes queries. From its second turn on it also sees what its last queries found."""
 
     reads = ("queries", "candidates")
-    writes = ("queries",)
-    bypass_reads = ("support",)
+    writes: ClassVar[tuple[str, ...]] = ("queries",)
+    bypass_reads: ClassVar[tuple[str, ...]] = ("support",)
     every_round = True
     task_text: ClassVar[str] = "Task: write one search query per group.\n"
     again_text: ClassVar[str] = "Task: this was found; write better search queries.\n"

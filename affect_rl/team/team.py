@@ -169,7 +169,7 @@ class Team:
 
 
 def _steps(agents: Sequence[Agent], rounds: int, retrieval: bool) -> Iterator[Step]:
-    """The steps of an episode. A search follows queries; what no agent does is done the simple way, where it is read."""
+    """The steps of an episode. A search follows queries; what is read and no agent writes is done the simple way."""
     written: set[str] = set()
     if retrieval:
         yield Step(PERCEIVE, (), ("support",))

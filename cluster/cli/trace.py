@@ -50,10 +50,9 @@ def print_episode(episode: Mapping[str, Any], title: str, console: Console) -> N
 def _outcome(episode: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("true", ", ".join(episode["labels"]))
-    table.add_row("predicted", _labels(episode["predicted"]) + f"  (score {episode['scores'].get(FULL, float('nan')):.2f})")
-    for agent, labels in episode["bypassed"].items():
-        score = f"  (score {episode['scores'][agent]:.2f})" if agent in episode["scores"] else ""
-        table.add_row(f"without {agent}", _labels(labels) + score)
+    for line, labels in {FULL: episode["predicted"], **episode["bypassed"]}.items():
+        score = f"  (score {episode['scores'][line]:.2f})" if line in episode["scores"] else ""
+        table.add_row("predicted" if line == FULL else f"without {line}", _labels(labels) + score)
     table.add_row("neighbours", ", ".join(episode["support_ids"]) or "none")
     if episode["degraded"]:
         table.add_row("degraded", "a retrieval shard did not answer")

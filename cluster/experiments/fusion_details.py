@@ -56,7 +56,8 @@ def fusion_details(
             if arm != reference:
                 for s, own, other, row in zip(samples, answers, best, support, strict=True):
                     if row["relation"]:
-                        rows.append((arm, seed, s.id, f"gain/{row['relation']}", label_score(other, s) - label_score(own, s)))
+                        gain = label_score(other, s) - label_score(own, s)
+                        rows.append((arm, seed, s.id, f"gain/{row['relation']}", gain))
             for row, state in zip(fused, states, strict=True):
                 for expert, weight in enumerate(row["weights"] if state else [], start=1):
                     rows.append((arm, seed, row["sample_id"], f"routing/{state}/expert {expert}", weight))

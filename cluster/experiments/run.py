@@ -33,8 +33,8 @@ from affect_rl.experiments.spec import ExperimentSpec
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate
 from affect_rl.scoring.scoring import Scoring
-from cluster.experiments.fusion_details import fusion_details
 from cluster.evaluate import scoring_for
+from cluster.experiments.fusion_details import fusion_details
 from cluster.experiments.stages import Evaluated, run_arm
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session

@@ -81,7 +81,8 @@ def run_warm_start(run: Run) -> Path:
         AffectError: the run has an SFT policy already.
     """
     if run.directory.sft.exists():
-        raise AffectError(f"{run.directory.sft}: exists already; train it with `affect-rl train`, or choose another `name`")
+        hint = "train it with `affect-rl train`, or choose another `name`"
+        raise AffectError(f"{run.directory.sft}: exists already; {hint}")
     run.directory.open(run.config)
     with progress("sft", run.config.sft.steps) as show:
 

@@ -24,6 +24,7 @@ from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
 from affect_rl.section import flat_settings
 
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is.

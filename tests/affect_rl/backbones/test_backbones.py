@@ -39,10 +39,10 @@ from affect_rl.backbones.importing import (
 )
 from affect_rl.backbones.layouts import LAYOUTS
 from affect_rl.config.sections import FusionConfig
-from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.trajectory import Percept
 
 SYSTEMS = sorted(LAYOUTS)

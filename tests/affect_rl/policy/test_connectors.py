@@ -17,7 +17,6 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from affect_rl.backbones.layouts import LAYOUTS
 from affect_rl.config.load import load_config
-from affect_rl.policy.slots import SlotConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.connectors import make_connector, window_means
 from affect_rl.policy.fusion import (
@@ -29,6 +28,7 @@ from affect_rl.policy.fusion import (
     shape_from_dict,
 )
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
+from affect_rl.policy.slots import SlotConfig
 from affect_rl.trajectory import Percept
 
 AUDIO, VIDEO, LM = 6, 5, 12
