@@ -127,7 +127,9 @@ def _sequence(episode: int, turn: Turn, start: int, *, critic: bool) -> TokenSeq
     if not prompt.token_ids or not answer:
         raise AffectError(f"{where} has an empty prompt or answer; leave it out")
     if logprobs and len(logprobs) != len(answer):
-        raise AffectError(f"{where} has {len(answer)} tokens but {len(logprobs)} log-probs; it needs one for each token")
+        raise AffectError(
+            f"{where} has {len(answer)} tokens but {len(logprobs)} log-probs; it needs one for each token"
+        )
     return TokenSequence(
         episode, turn.agent, prompt.token_ids + answer, (False,) * len(prompt.token_ids) + (True,) * len(answer),
         prompt.percepts, (len(answer),), start, (turn.reward,), (turn.temperature,), logprobs, (turn.knowledge,),

@@ -31,7 +31,9 @@ class RecursiveRidge:
     count alike whatever their scale, and the constant is not shrunk.
     """
 
-    def __init__(self, agents: int, features: int, *, forgetting: float, penalties: Sequence[float] = PENALTIES) -> None:
+    def __init__(
+        self, agents: int, features: int, *, forgetting: float, penalties: Sequence[float] = PENALTIES
+    ) -> None:
         """`forgetting`: weight of a step's rows when the next one comes; 1: all steps count alike."""
         size = features + 2  # 1, x, y
         self._forgetting, self._penalties = forgetting, tuple(penalties)

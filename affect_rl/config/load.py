@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -50,6 +50,14 @@ def _algorithm(tree: Any = None) -> Any:
     return read_algorithm({} if tree is None else tree)
 
 
+if TYPE_CHECKING:
+    from affect_rl.algorithms.algorithm import AlgorithmSettings
+
+    AlgorithmField = AlgorithmSettings
+else:
+    AlgorithmField = Annotated[SerializeAsAny[Section], BeforeValidator(_algorithm)]
+
+
 class Config(Section):
     """Everything a job needs, resolved; written beside each run as ``config.yaml``."""
 
@@ -75,7 +83,7 @@ class Config(Section):
     """Warm start."""
     team: TeamConfig = TeamConfig()
     """Agents."""
-    algorithm: Annotated[SerializeAsAny[Section], BeforeValidator(_algorithm)] = Field(default_factory=_algorithm)
+    algorithm: AlgorithmField = Field(default_factory=_algorithm)
     """Algorithm."""
     learner: LearnerConfig = LearnerConfig()
     """Update."""
