@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from affect_rl.algorithms.batching import collate, flatten, micro_batches, turns_to_sequences
-from affect_rl.policy.model import AffectPolicy
+from affect_rl.algorithms.batching import collate, micro_batches, turns_to_sequences
+from affect_rl.algorithms.step import flatten
+from affect_rl.policy.model import AffectPolicy, asked
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
-from affect_rl.trajectory import ROLES, Generation, Percept, Prompt, Role, Trajectory, Turn
+from affect_rl.trajectory import Generation, Output, Percept, Prompt, Trajectory, Turn
 
+AGENTS = ("planner", "filter", "generator")
 AUDIO_DIM, VIDEO_DIM = 6, 5
 WORDS = ("a calm voice", "she laughs loudly", "he frowns at the news", "trembling hands and a quiet answer")
 
@@ -48,6 +50,10 @@ def random_episodes(
     prompt: tuple[int, int] = (8, 24),
     answer: tuple[int, int] = (3, 9),
     temperature: float = 1.0,
+    agents: Sequence[str] = AGENTS,
+    copies: int = 1,
+    rounds: int = 1,
+    knowledge: int = 0,
 ) -> list[Trajectory]:
     """Episodes of random tokens, with the policy's own log-probs as behaviour log-probs.
 
@@ -58,56 +64,88 @@ def random_episodes(
         prompt: range of prompt lengths in tokens, soft tokens included.
         answer: range of answer lengths in tokens.
         temperature: of the log-probs.
+        agents: who plays; the last one's percepts are fused.
+        copies: episodes of each sample; the first agent's first prompt is the same in all of them.
+        rounds: turns of the first agent; each but the first goes on where the one before ended.
+        knowledge: numbers that a critic may know of a turn; the first one is close to the reward.
     """
     rng = np.random.default_rng(seed)
-    episodes = [
-        Trajectory(
-            sample_id=f"sample-{number}",
-            labels=("joy",),
-            turns=tuple(_random_turn(policy, role, rng, prompt, answer) for role in ROLES),
-            queries={}, candidates={}, kept={}, support_ids=(), predicted=("joy",), rationale="",
-        )
-        for number in range(count)
-    ]  # fmt: skip
-    return _with_logprobs(policy, episodes, temperature)
+    episodes = []
+    for number in range(count):
+        sample = number // copies
+        shared = np.random.default_rng([seed, sample])
+        turns = [_random_turn(policy, agents[0], shared, rng, prompt, answer, fused=len(agents) == 1)]
+        for round_ in range(1, rounds):
+            turns.append(_next_turn(policy, turns[-1], rng, round_, answer))
+        turns += [
+            _random_turn(policy, agent, rng, rng, prompt, answer, fused=agent == agents[-1]) for agent in agents[1:]
+        ]
+        turns = [replace(t, knowledge=_random_knowledge(t.reward, knowledge, rng)) for t in turns]
+        turns = [replace(t, temperature=temperature) for t in turns]
+        episodes.append(Trajectory(f"sample-{sample}", ("joy",), tuple(turns), Output("joy", ("joy",))))
+    return _with_logprobs(policy, episodes)
+
+
+def _words(policy: AffectPolicy, rng: np.random.Generator, length: int) -> tuple[int, ...]:
+    return tuple(rng.integers(3, policy.config.text_config.vocab_size, size=length).tolist())
+
+
+def _answer(policy: AffectPolicy, rng: np.random.Generator, answer: tuple[int, int]) -> Generation:
+    tokens = _words(policy, rng, int(rng.integers(*answer)))
+    return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), "", finished=True)
 
 
 def _random_turn(
-    policy: AffectPolicy, role: Role, rng: np.random.Generator, prompt: tuple[int, int], answer: tuple[int, int]
+    policy: AffectPolicy,
+    agent: str,
+    asked_by: np.random.Generator,
+    rng: np.random.Generator,
+    prompt: tuple[int, int],
+    answer: tuple[int, int],
+    *,
+    fused: bool,
 ) -> Turn:
+    """A turn whose prompt comes from `asked_by` and whose answer from `rng`."""
+
     def features(dim: int) -> np.ndarray | None:
-        present = rng.random() < 0.8
-        return rng.normal(size=(int(rng.integers(1, 6)), dim)).astype(np.float32) if present else None
+        present = asked_by.random() < 0.8
+        return asked_by.normal(size=(int(asked_by.integers(1, 6)), dim)).astype(np.float32) if present else None
 
-    def words(length: int) -> tuple[int, ...]:
-        return tuple(rng.integers(3, policy.config.text_config.vocab_size, size=length).tolist())
-
-    fused = role == "generator"
     supports = (features(AUDIO_DIM), features(VIDEO_DIM)) if fused else (None, None)
     percept = Percept(features(AUDIO_DIM), features(VIDEO_DIM), *supports, fused)
     places = (policy.config.percept_token_id,) * policy.fusion.shape.tokens
-    length = int(rng.integers(*prompt)) - len(places)
-    tokens = words(int(rng.integers(*answer)))
-    return Turn(
-        role,
-        Prompt(words(1) + places + words(length), (percept,)),
-        Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), "", finished=True),
-        problem=None,
-        reward=float(rng.random()),
-    )
+    length = int(asked_by.integers(*prompt)) - len(places)
+    tokens = _words(policy, asked_by, 1) + places + _words(policy, asked_by, length)
+    return Turn(agent, Prompt(tokens, (percept,)), _answer(policy, rng, answer), None, reward=float(rng.random()))
+
+
+def _next_turn(
+    policy: AffectPolicy, before: Turn, rng: np.random.Generator, number: int, answer: tuple[int, int]
+) -> Turn:
+    tokens = before.prompt.token_ids + before.generation.token_ids + _words(policy, rng, 3)
+    prompt = Prompt(tokens, before.prompt.percepts)
+    return Turn(before.agent, prompt, _answer(policy, rng, answer), None, number, reward=float(rng.random()))
+
+
+def _random_knowledge(reward: float, count: int, rng: np.random.Generator) -> tuple[float, ...]:
+    numbers = rng.random(count)
+    if count:
+        numbers[0] = reward + 0.1 * rng.normal()
+    return tuple(numbers.tolist())
 
 
 @torch.no_grad()
-def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory], temperature: float) -> list[Trajectory]:
+def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list[Trajectory]:
     sequences = turns_to_sequences(e.turns for e in episodes)
-    flat = flatten(sequences)
-    logprobs = torch.zeros(len(flat.roles))
+    step = flatten(sequences, list(dict.fromkeys(s.agent for s in sequences)))
+    logprobs = torch.zeros(len(step.agent))
     for rows in micro_batches(list(map(len, sequences)), range(len(sequences)), 8192):
-        batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
-        logprobs[batch.places] = policy(batch.tokens, temperature).logprobs
-    each = iter(logprobs.split(flat.lengths.tolist()))
+        batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
+        logprobs[batch.places] = asked(policy(batch.tokens, step.temperature[batch.places]).logprobs)
+    each = iter(logprobs.split(step.turn_lengths.tolist()))
 
     def scored(turn: Turn) -> Turn:
         return replace(turn, generation=replace(turn.generation, logprobs=tuple(next(each).tolist())))
 
+    # Turns lie on the flat axis agent after agent; those of an episode are made in that order.
     return [replace(e, turns=tuple(scored(turn) for turn in e.turns)) for e in episodes]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -68,13 +68,21 @@ class Engine:
         weight_decay: float,
         max_grad_norm: float,
         autocast: bool = False,
+        group_of: Callable[[str], str] = lambda name: "policy",
     ) -> None:
+        """`group_of`: by a parameter's name, the group it belongs to; each group has a learning rate of its own."""
         deepspeed = _deepspeed()
         self.policy, self.device, self._stage = policy.to(device).eval(), device, zero_stage
         self._norm = torch.zeros(())
         trained = [p for p in policy.parameters() if p.requires_grad]
+        groups: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(group_of(name), []).append(parameter)
+        self._groups = list(groups)
         # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
-        self._optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        params = [{"params": members} for members in groups.values()]
+        self._optimizer = torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
         if zero_stage == 0:
             # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
             def clip(*_: Any) -> None:
@@ -98,17 +106,22 @@ class Engine:
             dist_init_required=False,
         )[0]
 
-    def __call__(self, batch: TokenBatch, temperature: float = 1.0, *, with_entropies: bool = True) -> PolicyOutput:
-        return self._engine(batch, temperature, with_entropies=with_entropies)
+    def __call__(self, batch: TokenBatch, temperature: float | Tensor = 1.0, **asked: bool) -> PolicyOutput:
+        """A forward pass; `asked` are the switches of `AffectPolicy.forward`."""
+        return self._engine(batch, temperature, **asked)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a part of the loss."""
         self._engine.backward(loss * dist.get_world_size())  # DeepSpeed averages over ranks; this undoes it
 
-    def step(self, lr: float) -> float:
-        """Sum the gradients over ranks, clip, update, clear. Returns their norm before clipping."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, lr: float | Mapping[str, float]) -> float:
+        """Sum the gradients over ranks, clip, update, clear. Returns their norm before clipping.
+
+        Args:
+            lr: learning rate of all parameters, or of each group.
+        """
+        for name, group in zip(self._groups, self._optimizer.param_groups, strict=True):
+            group["lr"] = lr[name] if isinstance(lr, Mapping) else lr
         self._engine.step()
         return float(self._norm if self._stage == 0 else self._engine.get_global_grad_norm())
 

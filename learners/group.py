@@ -15,6 +15,7 @@ from affect_rl.config.load import Config
 from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker
+from learners.shares import deal
 
 
 class LearnerGroup:
@@ -32,6 +33,7 @@ class LearnerGroup:
     def __init__(self, config: Config, policy_dir: Path, *, seed: int) -> None:
         """Start the ranks and load the policy directory, which is also the frozen reference."""
         settings = config.learner
+        self._config, self._seed, self._updates = config, seed, 0
         self._deadline_s, self._version = settings.deadline_s, 0
         nodes = sum(node["Alive"] for node in ray.nodes())
         self._weights_dir = new_weights_dir(weights_parent(config.rollout.weights_dir, config.run_dir, nodes))
@@ -51,11 +53,20 @@ class LearnerGroup:
             address = "127.0.0.1"
         self._all("start", address, port)
 
-    def update(self, trajectories: Sequence[Trajectory] | ray.ObjectRef, version: int) -> dict[str, float]:
-        """One MAPPO step on episodes; `version` is that of the weights being updated. Returns metrics."""
+    def update(self, episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
+        """One training step on episodes; `version` is that of the weights being updated. Returns metrics.
+
+        A rank is sent the episodes that it trains on, and of the others the numbers alone.
+        """
         self._version = version
-        episodes = trajectories if isinstance(trajectories, ray.ObjectRef) else ray.put(trajectories)
-        return self._all("update", episodes)[0]
+        critic = self._config.algorithm.critic_settings
+        step, shares = deal(
+            episodes, self._config.team.trained, self._config.learner, (self._seed, self._updates),
+            separate_critic=critic is not None and critic.kind == "separate",
+        )  # fmt: skip
+        self._updates += 1
+        known = ray.put(step)
+        return self._each("update", [(known, share) for share in shares])[0]
 
     def publish(self, version: int) -> WeightsHandle:
         """Write the current weights as version `version` for the engines to read."""
@@ -68,11 +79,11 @@ class LearnerGroup:
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint, whole or not at all; `directory` must not exist yet."""
-        self._all("save_checkpoint", directory.resolve())
+        self._all("save_checkpoint", directory.resolve(), self._updates)
 
     def load_checkpoint(self, directory: Path) -> None:
         """Go on exactly where a checkpoint was written, with the same policy directory, seed and ranks."""
-        self._all("load_checkpoint", directory.resolve())
+        self._updates = self._all("load_checkpoint", directory.resolve())[0]
 
     def close(self) -> None:
         """End the ranks and remove published weights."""
@@ -82,8 +93,13 @@ class LearnerGroup:
         shutil.rmtree(self._weights_dir, ignore_errors=True)
 
     def _all(self, stage: str, *args: Any) -> list[Any]:
-        """Call a method on all ranks; results in the order of ranks."""
-        rank_of = {getattr(worker, stage).remote(*args): rank for rank, worker in enumerate(self._workers)}
+        """Call a method with the same arguments on all ranks; results in the order of ranks."""
+        return self._each(stage, [args] * len(self._workers))
+
+    def _each(self, stage: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method on all ranks, on each with arguments of its own; results in the order of ranks."""
+        calls = zip(self._workers, args, strict=True)
+        rank_of = {getattr(worker, stage).remote(*own): rank for rank, (worker, own) in enumerate(calls)}
         results: list[Any] = [None] * len(rank_of)
         pending, ends = list(rank_of), time.monotonic() + self._deadline_s
         while pending:

@@ -1,10 +1,10 @@
-"""One rank of the MAPPO learner: the actor, its critic, the frozen reference, and the update.
+"""One rank of the learner: the policy, its critic, the frozen reference, and the update.
 
-A step has two parts. *Prepare*: one pass without gradients gives every token its log-prob under the
-policy as it stands and under the reference, and its value; rewards and advantages follow. *Optimise*:
-`epochs` passes over the episodes in random minibatches, one optimiser step each.
+A step has two parts. *Prepare*: passes without gradients give every token its log-prob under the policy as it stands
+and under the reference, and its value if the algorithm has a critic; the algorithm makes advantages of them.
+*Optimise*: `epochs` passes over the episodes in random minibatches, one optimiser step each.
 
-All ranks receive the same episodes and plan the same split. What a rank computed for its share is
+A rank gets its share of the episodes and the numbers of all (`learners.shares`). What it computed for its share is
 summed into the others' zeros, so that each knows the whole step and all report the same numbers.
 """
 
@@ -16,74 +16,54 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from affect_rl.algorithms import mappo
-from affect_rl.algorithms.batching import (
-    FlatTokens,
-    MicroBatch,
-    TokenSequence,
-    collate,
-    flatten,
-    minibatches,
-    schedule,
-    turns_to_sequences,
-)
-from affect_rl.algorithms.dpo import preference_advantages, preference_pairs
+from affect_rl.algorithms import make_algorithm
+from affect_rl.algorithms.algorithm import Part, Targets
+from affect_rl.algorithms.batching import MicroBatch, TokenSequence, collate
+from affect_rl.algorithms.critic import Critic
+from affect_rl.algorithms.losses import balance_loss, token_weights
+from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, PolicyOutput, Reference
+from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, Reference, asked
 from affect_rl.policy.weights import WeightsHandle, publish_weights
-from affect_rl.trajectory import ROLES, Trajectory
 from learners.engine import Engine, choose_device, join_group
+from learners.report import Report, prepare_metrics
+from learners.shares import Minibatch, Share
 
 STATE = "state.json"
-LOSSES = ("policy", "value", "entropy", "balance")
+CRITIC = "critic.safetensors"
 
 
 class Prepared(NamedTuple):
-    """What the prepare pass learned about the step's R tokens.
+    """What the passes without gradients found.
 
     Attributes:
-        logprobs: ``[R]`` under the policy at the start of the step.
-        reference: ``[R]`` under the frozen reference.
-        values: ``[R]`` the critic's.
+        step: with the learner's and the reference's log-probs and the critic's values.
+        entropies: ``[R]`` of the distributions that the tokens were drawn from.
+        head: ``[R]`` what the critic's head said; 0 without a critic.
         load: ``[experts]`` share of the chosen slots that went to each expert.
     """
 
-    logprobs: Tensor
-    reference: Tensor
-    values: Tensor
+    step: Step
+    entropies: Tensor
+    head: Tensor
     load: Tensor
 
 
-class Report(NamedTuple):
-    """Statistics of optimiser steps, summed (or maximised) over passes, steps and ranks.
+class Goal(NamedTuple):
+    """What is to be learned: the algorithm's targets, and those of the critic's head ``[R]``."""
 
-    Attributes:
-        losses: ``[4]`` in the order of `LOSSES`.
-        sums: ``[AGENTS, 5]`` in the order of `mappo.POLICY_SUMS`.
-        ratio_max: ``[AGENTS]``.
-    """
-
-    losses: Tensor
-    sums: Tensor
-    ratio_max: Tensor
-
-    @classmethod
-    def empty(cls, device: torch.device) -> Report:
-        agents, columns = len(ROLES), len(mappo.POLICY_SUMS)
-        return cls(*(torch.zeros(shape, device=device) for shape in ((len(LOSSES),), (agents, columns), (agents,))))
-
-    def add(self, losses: Sequence[Tensor], terms: mappo.PolicyTerms, weight: float) -> None:
-        self.losses.add_(torch.stack([loss.detach() for loss in losses]), alpha=weight)
-        self.sums.add_(terms.sums, alpha=weight)
-        torch.maximum(self.ratio_max, terms.ratio_max * weight, out=self.ratio_max)
+    targets: Targets
+    head: Tensor
 
 
 class LearnerWorker:
@@ -92,7 +72,9 @@ class LearnerWorker:
     def __init__(self, config: Config, policy_dir: Path, rank: int, seed: int) -> None:
         self._config, self._settings = config, config.learner
         self._policy_dir, self._rank, self._seed = policy_dir, rank, seed
-        self._updates = self._optimiser_steps = 0
+        self._algorithm = make_algorithm(config.algorithm)
+        self._agents = config.team.trained
+        self._optimiser_steps = 0
 
     def place(self) -> tuple[str, int]:
         """Address of this process's machine, and a port that is free on it."""
@@ -113,14 +95,18 @@ class LearnerWorker:
             policy.add_adapters(Lora(lora.rank, lora.alpha, lora.targets))
         policy.to(self._device)
         self._reference = Reference(policy)
-        self._critic: Engine | None = None
-        if settings.critic == "separate":
-            # A parameter that no loss reaches would be reduced on some ranks and awaited on others.
+        self._entropy = torch.tensor([self._config.team[a].entropy for a in self._agents], device=self._device)
+        critic = self._config.algorithm.critic_settings if self._algorithm.needs_critic else None
+        self._critic = Critic(critic, len(self._agents)) if critic else None
+        self._separate: Engine | None = None
+        self._shared = critic is not None and critic.kind == "shared"
+        if not self._shared:  # a parameter that no loss reaches would be reduced on some ranks and awaited on others
             policy.value_head.requires_grad_(False)
-            critic = self._load_policy()
-            if not critic.config.text_config.tie_word_embeddings:
-                critic.language_model.get_output_embeddings().requires_grad_(False)  # type: ignore[operator]
-            self._critic = self._engine(critic)
+        if critic and not self._shared:
+            model = self._load_policy()
+            if not model.config.text_config.tie_word_embeddings:
+                model.language_model.get_output_embeddings().requires_grad_(False)  # type: ignore[operator]
+            self._separate = self._engine(model)
         self._actor = self._engine(policy)
 
     def _load_policy(self) -> AffectPolicy:
@@ -129,142 +115,109 @@ class LearnerWorker:
     def _engine(self, policy: AffectPolicy) -> Engine:
         s = self._settings
         return Engine(
-            policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm
-        )
+            policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm,
+            group_of=lambda name: "critic" if name.startswith("value_head.") else "policy",
+        )  # fmt: skip
 
     # -- the update --------------------------------------------------------------------------------
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """One training step on episodes; returns metrics, the same on every rank."""
+    def update(self, step: Step, share: Share) -> dict[str, float]:
+        """One training step; `step` holds the numbers of all ranks. Returns metrics, the same on every rank."""
         begun = time.perf_counter()
-        settings = self._settings
-        sequences = turns_to_sequences([turn for turn in t.turns if turn.trained] for t in trajectories)
-        flat = FlatTokens(*(part.to(self._device) for part in flatten(sequences)))
-        prepared = self._prepare(sequences, flat)
-        targets = (
-            self._preferences(sequences, trajectories, flat, prepared)
-            if settings.algorithm == "dpo"
-            else self._advantages(flat, prepared)
-        )
+        prepared = self._prepare(step.to(self._device), share)
+        targets = self._algorithm.targets(prepared.step)
+        if self._critic:
+            assert targets.returns is not None
+            goal = Goal(targets, self._critic.learn(prepared.step, prepared.head, targets.returns))
+        else:
+            goal = Goal(targets, prepared.head)
         prepared_at = time.perf_counter()
-
-        report, norms = Report.empty(self._device), []
-        first = {t.sample_id: place for place, t in reversed([*enumerate(trajectories)])}
-        groups = [first[trajectories[s.group].sample_id] for s in sequences]  # a sample's copies stay together
-        for epoch in range(settings.epochs):
-            for chosen in minibatches(groups, settings.minibatches, (self._seed, self._updates, epoch)):
-                norms.append(self._optimise(sequences, flat, prepared, targets, chosen, report))
-        self._updates += 1
-        dist.all_reduce(report.losses)
-        dist.all_reduce(report.sums)
-        dist.all_reduce(report.ratio_max, dist.ReduceOp.MAX)
-
-        tokens = sum(map(len, sequences))
-        train_s = time.perf_counter() - prepared_at
+        report = Report(self._agents)
+        norms = [self._optimise(n, part, share, prepared, goal, report) for n, part in enumerate(share.minibatches)]
+        optimise_s = time.perf_counter() - prepared_at
         return {
-            **_prepare_metrics(flat, prepared, targets),
-            **_optimise_metrics(report, len(norms)),
-            "learner/grad_norm": sum(n[0] for n in norms) / len(norms),
-            "learner/critic_grad_norm": sum(n[1] for n in norms) / len(norms),
-            "learner/lr": self._lr(settings.lr, self._optimiser_steps - 1),
-            "learner/tokens": float(tokens),
+            **prepare_metrics(prepared.step, targets, prepared.entropies),
+            **report.metrics(len(norms), self._device),
+            "learner/grad_norm": sum(actor for actor, _ in norms) / len(norms),
+            "learner/critic_grad_norm": sum(critic for _, critic in norms) / len(norms),
+            "learner/lr": self._lr(self._settings.lr, self._optimiser_steps - 1),
+            "learner/tokens": float(share.tokens),
             "learner/prepare_s": prepared_at - begun,
-            "learner/optimise_s": train_s,
-            "learner/tokens_per_s": tokens * settings.epochs / train_s,
+            "learner/optimise_s": optimise_s,
+            "learner/tokens_per_s": share.tokens * self._settings.epochs / optimise_s,
         }
 
     @torch.no_grad()
-    def _prepare(self, sequences: Sequence[TokenSequence], flat: FlatTokens) -> Prepared:
-        temperature = self._config.episode.temperature
-        seen = torch.zeros(3, len(flat.roles), device=self._device)
+    def _prepare(self, step: Step, share: Share) -> Prepared:
+        seen = torch.zeros(4, len(step.agent), device=self._device)
         load = torch.zeros(self._actor.policy.fusion.shape.experts, device=self._device)
-        for batch in self._passes(sequences, flat, range(len(sequences))):
-            output = self._actor(batch.tokens, temperature, with_entropies=False)
-            reference = self._reference.logprobs(batch.tokens, temperature)
-            values = self._values(batch, output)
-            seen[:, batch.places] += batch.weight * torch.stack([output.logprobs, reference, values])
+        for batch in self._passes(share.actor.sequences, share.actor.whole):
+            at = batch.places
+            output = self._actor(batch.tokens, step.temperature[at], entropies=True, values=self._shared)
+            reference = self._reference.logprobs(batch.tokens, step.temperature[at])
+            head = asked(output.values) if self._shared else torch.zeros_like(reference)
+            found = torch.stack([asked(output.logprobs), reference, asked(output.entropies), head])
+            seen[:, at] += batch.weight * found
             load += batch.weight * (output.weights > 0).sum(dim=0)
+        if self._separate and share.critic:
+            for batch in self._passes(share.critic.sequences, share.critic.whole):
+                seen[3, batch.places] += batch.weight * self._read(self._separate, batch)
         dist.all_reduce(seen)
         dist.all_reduce(load)
-        logprobs, reference, values = seen
-        return Prepared(logprobs, reference, values, load / load.sum().clamp(min=1))
-
-    def _advantages(self, flat: FlatTokens, prepared: Prepared) -> mappo.Advantages:
-        s = self._settings
-        rewards = mappo.token_rewards(flat.rewards, prepared.logprobs, prepared.reference, flat.lengths, s.kl_weight)
-        targets = mappo.gae(rewards, prepared.values, flat.lengths, s.gamma, s.lam)
-        if s.normalise_advantages:
-            targets = targets._replace(advantages=mappo.normalise(targets.advantages, flat.roles))
-        return targets
-
-    def _preferences(
-        self,
-        sequences: Sequence[TokenSequence],
-        trajectories: Sequence[Trajectory],
-        flat: FlatTokens,
-        prepared: Prepared,
-    ) -> mappo.Advantages:
-        """DPO has no critic: its values are their own targets."""
-        pairs = preference_pairs(sequences, [t.sample_id for t in trajectories])
-        advantages = preference_advantages(
-            prepared.logprobs, prepared.reference, flat.roles, flat.lengths, pairs, self._settings.preference_weight
-        )
-        return mappo.Advantages(advantages, prepared.values)
+        old, reference, entropies, head = seen
+        step = replace(step, old=old, reference=reference)
+        if self._critic:
+            step = replace(step, values=self._critic.values(step, head))
+        return Prepared(step, entropies, head, load / load.sum().clamp(min=1))
 
     def _optimise(
-        self,
-        sequences: Sequence[TokenSequence],
-        flat: FlatTokens,
-        prepared: Prepared,
-        targets: mappo.Advantages,
-        chosen: Sequence[int],
-        report: Report,
+        self, number: int, part: Minibatch, share: Share, prepared: Prepared, goal: Goal, report: Report
     ) -> tuple[float, float]:
-        """One optimiser step on the sequences `chosen`; returns the gradient norms of actor and critic."""
-        s = self._settings
-        mine = torch.zeros(len(sequences), dtype=torch.bool, device=self._device)
-        mine[list(chosen)] = True
-        my_tokens = mine.repeat_interleave(flat.lengths)
-        if s.algorithm == "dpo" and not targets.advantages[my_tokens].any():
-            return 0.0, 0.0  # nothing was preferred; a step would follow the optimiser's momentum alone
-        tokens = flat.roles[my_tokens].bincount(minlength=len(ROLES))
-        percepts = torch.tensor(sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
-        for batch in self._passes(sequences, flat, chosen):
+        """One optimiser step on a minibatch; returns the gradient norms of the policy and of a separate critic."""
+        step = prepared.step
+        chosen = torch.isin(step.episode, torch.tensor(part.episodes, device=self._device))[step.chain][step.turn]
+        if not self._algorithm.learns(goal.targets, chosen):
+            return 0.0, 0.0
+        weights, entropy_weights = self._algorithm.weights(step, chosen), token_weights(step, chosen, "tokens")
+        tokens, explores = float(chosen.sum()), bool(self._entropy.any())
+        for batch in self._passes(share.actor.sequences, share.actor.minibatches[number]):
             at = batch.places
-            behaviour, advantages, roles = flat.logprobs[at], targets.advantages[at], flat.roles[at]
-            output = self._actor(batch.tokens, self._config.episode.temperature)
-            terms = mappo.policy_terms(output.logprobs, output.entropies, behaviour, advantages, roles, tokens, s.clip)
-            values = self._values(batch, output)
-            value = mappo.value_loss(values, prepared.values[at], targets.returns[at], tokens, s.value_clip)
-            balance = mappo.balance_loss(output.router, prepared.load, percepts)
-            loss = terms.loss + self._config.model.fusion.load_balance * balance
-            if s.entropy_weight:  # else its way back through the vocabulary would cost time for nothing
-                loss = loss - s.entropy_weight * terms.entropy
-            if self._critic:
-                self._critic.backward(batch.weight * value)
-            else:
-                loss = loss + s.value_weight * value
+            output = self._actor(batch.tokens, step.temperature[at], entropies=explores, values=self._shared)
+            terms = self._algorithm.loss(step, goal.targets, Part(at, asked(output.logprobs), weights[at]))
+            balance = balance_loss(output.router, prepared.load, part.percepts)
+            loss, parts = terms.loss + self._config.model.fusion.load_balance * balance, {"balance": balance}
+            if explores:  # else its way back through the vocabulary would cost time for nothing
+                parts["entropy"] = (entropy_weights[at] * self._entropy[step.agent[at]] * asked(output.entropies)).sum()
+                loss = loss - parts["entropy"]
+            if self._shared and self._critic:
+                parts["value"] = self._critic.loss(asked(output.values), prepared.head[at], goal.head[at], tokens)
+                loss = loss + self._critic.settings.weight * parts["value"]
             self._actor.backward(batch.weight * loss)
-            report.add((terms.loss, value, terms.entropy, balance), terms, batch.weight)
-        norm = self._actor.step(self._lr(s.lr, self._optimiser_steps))
-        critic_norm = self._critic.step(self._lr(s.critic_lr, self._optimiser_steps)) if self._critic else 0.0
+            report.add({**terms.parts, **parts}, batch.weight, terms.statistics)
+        rates = {"policy": self._lr(self._settings.lr, self._optimiser_steps), "critic": 0.0}
+        critic_norm = 0.0
+        if self._critic:
+            rates["critic"] = self._lr(self._critic.settings.lr, self._optimiser_steps)
+        if self._separate and self._critic and share.critic:
+            for batch in self._passes(share.critic.sequences, share.critic.minibatches[number]):
+                at = batch.places
+                value = self._critic.loss(self._read(self._separate, batch), prepared.head[at], goal.head[at], tokens)
+                self._separate.backward(batch.weight * value)
+                report.add({"value": value}, batch.weight)
+            critic_norm = self._separate.step(rates["critic"])
+        norm = self._actor.step(rates)
         self._optimiser_steps += 1
         return norm, critic_norm
 
-    def _values(self, batch: MicroBatch, output: PolicyOutput) -> Tensor:
-        """The critic's values ``[R]``; without a separate one they are in the actor's output."""
-        return self._critic(batch.tokens, with_entropies=False).values if self._critic else output.values
+    def _read(self, critic: Engine, batch: MicroBatch) -> Tensor:
+        """What a separate critic's head says of a batch ``[R_b]``."""
+        return asked(critic(batch.tokens, logprobs=False, values=True).values)
 
-    def _passes(
-        self, sequences: Sequence[TokenSequence], flat: FlatTokens, chosen: Sequence[int]
-    ) -> Iterator[MicroBatch]:
-        """This rank's forward passes over the sequences `chosen`."""
-        lengths = list(map(len, sequences))
-        plan = schedule(lengths, chosen, self._settings.workers, self._settings.tokens_per_microbatch)
+    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
+        """This rank's forward passes."""
         policy = self._actor.policy
-        for rows in plan[self._rank]:
-            batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
-            yield batch.to(self._device)
+        for rows in plan:
+            yield collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
 
     def _lr(self, peak: float, step: int) -> float:
         warmup = self._settings.warmup
@@ -285,14 +238,17 @@ class LearnerWorker:
             if self._rank == 0:
                 self._actor.policy.save(directory, replace=True)
 
-    def save_checkpoint(self, directory: Path) -> None:
-        """Write everything `load_checkpoint` needs, whole or not at all."""
+    def save_checkpoint(self, directory: Path, updates: int) -> None:
+        """Write everything `load_checkpoint` needs, whole or not at all; `updates`: how many there have been."""
         partial = directory.with_name(directory.name + ".partial")
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             for name in self._engines():
                 (partial / name).mkdir(parents=True)
-            (partial / STATE).write_text(json.dumps(self._state(), indent=1) + "\n")
+            counters = {"updates": updates, "optimiser_steps": self._optimiser_steps}
+            (partial / STATE).write_text(json.dumps(counters | self._state(), indent=1) + "\n")
+            if self._critic:
+                save_file(self._critic.state_dict(), partial / CRITIC)
         dist.barrier()
         for name, engine in self._engines().items():
             engine.save(partial / name)
@@ -300,11 +256,11 @@ class LearnerWorker:
         if self._rank == 0:
             partial.rename(directory)
 
-    def load_checkpoint(self, directory: Path) -> None:
-        """Go on exactly where the checkpoint was written.
+    def load_checkpoint(self, directory: Path) -> int:
+        """Go on exactly where the checkpoint was written; returns how many updates there have been.
 
         Raises:
-            AffectError: it is none, or belongs to another policy, seed or layout of ranks.
+            AffectError: it is none, or belongs to another policy, seed, algorithm or layout of ranks.
         """
         if not (directory / STATE).is_file():
             raise AffectError(f"{directory}: no {STATE}, so this is not a learner checkpoint")
@@ -318,48 +274,23 @@ class LearnerWorker:
                 )
         for name, engine in self._engines().items():
             engine.load(directory / name)
-        self._updates, self._optimiser_steps = counters["updates"], counters["optimiser_steps"]
+        if self._critic:
+            self._critic.load_state_dict(load_file(directory / CRITIC))
+        self._optimiser_steps = counters["optimiser_steps"]
+        return counters["updates"]
 
     def _engines(self) -> dict[str, Engine]:
-        return {"actor": self._actor} | ({"critic": self._critic} if self._critic else {})
+        return {"actor": self._actor} | ({"critic": self._separate} if self._separate else {})
 
     def _state(self) -> dict[str, int | str]:
-        """Counters, from which all randomness follows, and what must not change between run and resumption."""
-        s = self._settings
-        reference = hashlib.sha256((self._policy_dir / MANIFEST).read_bytes()).hexdigest()
+        """What must not change between a run and its resumption."""
+        s, critic = self._settings, self._critic
         return {
-            "updates": self._updates,
-            "optimiser_steps": self._optimiser_steps,
             "seed": self._seed,
-            "reference": reference,
+            "reference": hashlib.sha256((self._policy_dir / MANIFEST).read_bytes()).hexdigest(),
             "workers": s.workers,
             "zero_stage": s.zero_stage,
-            "critic": s.critic,
+            "algorithm": self._config.algorithm.name,
+            "critic": critic.settings.kind if critic else "none",
             "lora_rank": self._config.model.lora.rank,
         }
-
-
-def _prepare_metrics(flat: FlatTokens, prepared: Prepared, targets: mappo.Advantages) -> dict[str, float]:
-    """How far engine, learner and reference are apart, and how well the critic foresees returns."""
-    gap = prepared.logprobs - flat.logprobs
-    count = mappo.per_agent_sums(torch.ones_like(gap), flat.roles).clamp(min=1)
-    kl = mappo.per_agent_sums(prepared.logprobs - prepared.reference, flat.roles) / count
-    explained = mappo.explained_variance(prepared.values, targets.returns, flat.roles)
-    metrics = {
-        "logprob_gap/max": float(gap.abs().max()),
-        "logprob_gap/mean": float(gap.abs().mean()),
-        "ratio/first": float(gap.exp()[(gap.exp() - 1).abs().argmax()]),
-    }
-    for index, role in enumerate(ROLES):
-        metrics |= {f"kl/{role}": float(kl[index]), f"{role}/explained_variance": float(explained[index])}
-    return metrics
-
-
-def _optimise_metrics(report: Report, steps: int) -> dict[str, float]:
-    """Losses and per-agent statistics, averaged over the optimiser steps."""
-    metrics = {f"loss/{name}": value / steps for name, value in zip(LOSSES, report.losses.tolist(), strict=True)}
-    for role, sums, ratio_max in zip(ROLES, report.sums.tolist(), report.ratio_max.tolist(), strict=True):
-        tokens, *others = sums
-        metrics |= {f"{role}/{name}": x / max(tokens, 1) for name, x in zip(mappo.POLICY_SUMS[1:], others, strict=True)}
-        metrics[f"{role}/ratio_max"] = ratio_max
-    return metrics

@@ -23,12 +23,20 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from affect_rl.algorithms.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
+from affect_rl.algorithms.batching import (
+    TokenSequence,
+    collate,
+    group_batches,
+    schedule,
+    split_ranks,
+    turns_to_sequences,
+)
+from affect_rl.algorithms.step import flatten
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
-from affect_rl.trajectory import ROLES, Turn
+from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch, asked
+from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
 OnStep = Callable[[dict[str, float]], None]
@@ -61,61 +69,66 @@ def sft_steps(
         seed: of the order of samples.
 
     Yields:
-        ``loss``, ``balance``, ``lr``, ``grad_norm`` and, per agent, ``<role>/loss`` and ``<role>/accuracy``
+        ``loss``, ``balance``, ``lr``, ``grad_norm`` and, per agent, ``<agent>/loss`` and ``<agent>/accuracy``
         (share of answer tokens that the policy would have chosen greedily, given those before).
     """
-    flat, lengths = flatten(sequences), list(map(len, sequences))
+    agents = list(dict.fromkeys(s.agent for s in sequences))
+    author, lengths = flatten(sequences, agents).agent.to(engine.device), list(map(len, sequences))
     policy, rank, world = engine.policy, dist.get_rank(), dist.get_world_size()
-    roles, percept_id = flat.roles.to(engine.device), policy.config.percept_token_id
-    batches = group_batches([s.group for s in sequences], settings.batch_samples, seed)
+    percept_id = policy.config.percept_token_id
+    batches = group_batches([s.episode for s in sequences], settings.batch_samples, seed)
     for step, chosen in enumerate(itertools.islice(batches, settings.steps)):
-        counts = torch.zeros(len(ROLES), device=engine.device)
+        counts = torch.zeros(len(agents), device=engine.device)
         for i in chosen:
-            counts[ROLES.index(sequences[i].role)] += len(sequences[i].response)
-        share = 1 / (counts.clamp(min=1) * (counts > 0).sum())  # [3] weight of an answer token by role
-        prompts = sum(_text_tokens(sequences[i].prompt.token_ids, percept_id) for i in chosen)
-        percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].prompt.percepts))
-        sums = torch.zeros(len(ROLES) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
-        for rows in schedule(lengths, chosen, world, settings.tokens_per_microbatch)[rank]:
-            batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
+            counts[agents.index(sequences[i].agent)] += sequences[i].answer_tokens
+        share = 1 / (counts.clamp(min=1) * (counts > 0).sum())  # [A] weight of an answer token by agent
+        prompts = sum(_text_tokens(sequences[i], percept_id) for i in chosen)
+        percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].percepts))
+        sums = torch.zeros(len(agents) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
+        shares = split_ranks(lengths, chosen, world)
+        for rows in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
+            batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
-            output = engine(batch.tokens._replace(response_mask=learned), with_entropies=False)
-            is_answer = answers[learned]
-            logprobs, role = output.logprobs[is_answer], roles[batch.places]
+            output = engine(batch.tokens._replace(response_mask=learned), greedy=True)
+            is_answer, all_logprobs = answers[learned], asked(output.logprobs)
+            logprobs, agent = all_logprobs[is_answer], author[batch.places]
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
-            loss = balance_weight * balance - (share[role] * logprobs).sum()
+            loss = balance_weight * balance - (share[agent] * logprobs).sum()
             if settings.prompt_weight:
-                loss = loss - settings.prompt_weight * output.logprobs[~is_answer].sum() / prompts
+                loss = loss - settings.prompt_weight * all_logprobs[~is_answer].sum() / prompts
             engine.backward(batch.weight * loss)
-            seen = torch.stack([torch.ones_like(logprobs), -logprobs, output.greedy[is_answer].float()], dim=-1)
-            sums.index_add_(0, role, batch.weight * seen.detach())
+            greedy = asked(output.greedy)[is_answer].float()
+            seen = torch.stack([torch.ones_like(logprobs), -logprobs, greedy], dim=-1)
+            sums.index_add_(0, agent, batch.weight * seen.detach())
             sums[-1, 1] += batch.weight * balance.detach()
         lr = learning_rate(settings, step)
         norm = engine.step(lr)
         dist.all_reduce(sums)
-        yield {**_metrics(sums), "step": float(step + 1), "lr": lr, "grad_norm": norm}
+        yield {**_metrics(sums, agents), "step": float(step + 1), "lr": lr, "grad_norm": norm}
 
 
-def _text_tokens(prompt: Sequence[int], percept_id: int) -> int:
-    """Tokens of a prompt that a language model can learn to predict: text, after the first token."""
-    return sum(token != percept_id for token in prompt[1:])
+def _text_tokens(sequence: TokenSequence, percept_id: int) -> int:
+    """Tokens of the prompts that a language model can learn to predict: text, after the first token."""
+    pairs = zip(sequence.token_ids[1:], sequence.mask[1:], strict=True)
+    return sum(token != percept_id and not answer for token, answer in pairs)
 
 
 def _prompt_text(tokens: TokenBatch, percept_id: int) -> torch.Tensor:
-    """Mask ``[B, L]`` of the prompts' text: before the answer, no placeholder, not the first token."""
-    before_answer = tokens.response_mask.int().cumsum(dim=1) == 0
-    mask = before_answer & (tokens.input_ids != percept_id)
+    """Mask ``[B, L]`` of the prompts' text: before the end of the last answer, no placeholder, not the first token."""
+    answers = tokens.response_mask
+    before_an_answer = answers.flip(1).cumsum(dim=1).flip(1) > 0
+    mask = before_an_answer & ~answers & (tokens.input_ids != percept_id)
     mask[:, 0] = False
     return mask
 
 
-def _metrics(sums: torch.Tensor) -> dict[str, float]:
+def _metrics(sums: torch.Tensor, agents: Sequence[str]) -> dict[str, float]:
     *rows, (_, balance, _) = sums.tolist()
     metrics = {"loss": sum(row[1] for row in rows) / sum(row[0] for row in rows), "balance": balance}
-    for role, (tokens, loss, greedy) in zip(ROLES, rows, strict=True):
+    for agent, (tokens, loss, greedy) in zip(agents, rows, strict=True):
         if tokens:
-            metrics |= {f"{role}/loss": loss / tokens, f"{role}/accuracy": greedy / tokens}
+            metrics |= {f"{agent}/loss": loss / tokens, f"{agent}/accuracy": greedy / tokens}
     return metrics
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from affect_rl import registry
 from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings
@@ -57,23 +57,21 @@ def read_algorithm(tree: Any) -> AlgorithmSettings:
     name = tree.get("name", "mappo")
     algorithm = resolve(str(name))
     try:
-        return algorithm.Settings.model_validate({**_with_names(tree, algorithm.Settings), "name": name})
+        return algorithm.Settings.model_validate({**_with_defaults(tree, algorithm.Settings), "name": name})
     except ValidationError as error:
         lines = [_explain(dict(e), algorithm.Settings, str(name)) for e in error.errors()]
         raise ValueError("\n".join(lines)) from None
 
 
-AlgorithmField = Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm)]
-"""Type of a configuration's field that holds an algorithm's settings."""
-
-
-def _with_names(tree: dict[str, Any], settings: type[BaseModel]) -> dict[str, Any]:
-    """The tree with the default's name where a loss or a correction is given without one."""
-    defaults = {key: getattr(field.default, "name", None) for key, field in settings.model_fields.items()}
-    return {
-        key: {"name": defaults[key], **value} if isinstance(value, dict) and defaults.get(key) else value
-        for key, value in tree.items()
-    }
+def _with_defaults(tree: dict[str, Any], settings: type[BaseModel]) -> dict[str, Any]:
+    """The tree with what it leaves out of nested sections: it may give one key of the default's, or name another."""
+    merged = dict(tree)
+    for key, field in settings.model_fields.items():
+        value, default = tree.get(key), field.default
+        if isinstance(value, dict) and isinstance(default, BaseModel):
+            same = value.get("name") in (None, getattr(default, "name", None))
+            merged[key] = {**default.model_dump(), **value} if same else value
+    return merged
 
 
 def _explain(error: dict[str, Any], settings: type[BaseModel], name: str) -> str:

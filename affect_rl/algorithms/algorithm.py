@@ -134,5 +134,5 @@ class Algorithm(ABC):
         return 0.0
 
     def learns(self, targets: Targets, chosen: Tensor) -> bool:
-        """Whether a minibatch has anything to learn from; if not, a step would follow the optimiser's momentum alone."""
+        """Whether a minibatch has anything to learn from; else a step would follow the optimiser's momentum alone."""
         return targets.returns is not None or bool(self.kl_weight) or bool(targets.advantages[chosen].any())

@@ -21,8 +21,8 @@ class CriticSettings(Section):
 
     sees: Sees = "privileged"
     """``own``: what the acting agent sees. ``team``: also what the agents before it wrote and what came back.
-    ``privileged``: also what is known in training alone, such as the true label and the scores of the episodes that were
-    played without the agent. Nothing that any of them sees depends on the agent's own tokens from there on."""
+    ``privileged``: also what is known in training alone, such as the true label and the score of the line played
+    without the agent. Nothing that any of them sees depends on the agent's own tokens from there on."""
     kind: Literal["shared", "separate"] = "shared"
     """``shared``: a head on the policy's trunk. ``separate``: a model of its own, which reads a prompt of its own with
     what it sees."""

@@ -115,8 +115,8 @@ def token_weights(step: Step, chosen: Tensor, average: Average) -> Tensor:
     Args:
         step: the step.
         chosen: ``[R]`` (bool) tokens of the minibatch, answers whole.
-        average: ``tokens``: ``1 / N_i`` with the agent's N_i tokens in the minibatch; ``sequences``: each answer has the
-            same weight, spread evenly over its tokens.
+        average: ``tokens``: ``1 / N_i`` with the agent's N_i tokens in the minibatch; ``sequences``: all answers have
+            the same weight, spread evenly over their tokens.
     """
     inside = chosen.to(step.behaviour)
     share = inside / step.turn_lengths[step.turn] if average == "sequences" else inside

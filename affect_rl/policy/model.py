@@ -102,7 +102,7 @@ class PolicyOutput(NamedTuple):
     """What the policy says of the R answer tokens of a batch, row after row.
 
     Attributes:
-        logprobs: ``[R]`` log-prob of each token at the given temperature.
+        logprobs: ``[R]`` log-prob of each token at the given temperature. It and what follows: None if not asked for.
         values: ``[R]`` critic's value of the state that *predicts* the token.
         entropies: ``[R]`` entropy of the distribution the token was drawn from.
         router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
@@ -110,12 +110,12 @@ class PolicyOutput(NamedTuple):
         greedy: ``[R]`` (bool) whether the token is the most likely one.
     """
 
-    logprobs: Tensor
-    values: Tensor
-    entropies: Tensor
+    logprobs: Tensor | None
+    values: Tensor | None
+    entropies: Tensor | None
     router: Tensor
     weights: Tensor
-    greedy: Tensor
+    greedy: Tensor | None
 
 
 class AffectPolicy(nn.Module):
@@ -282,26 +282,39 @@ class AffectPolicy(nn.Module):
 
     # -- forward ---------------------------------------------------------------------------------
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0, *, with_entropies: bool = True) -> PolicyOutput:
-        """Log-probs, values and entropies of the answer tokens of a batch.
+    def forward(
+        self,
+        batch: TokenBatch,
+        temperature: float | Tensor = 1.0,
+        *,
+        logprobs: bool = True,
+        entropies: bool = False,
+        values: bool = False,
+        greedy: bool = False,
+    ) -> PolicyOutput:
+        """What is asked for of the answer tokens of a batch; `temperature` may differ from token to token ``[R]``.
 
         Only the states that predict an answer token go through the language model's head: prompts
-        are several times longer than answers. Entropies cost a good part of the head's time; without them they are 0.
+        are several times longer than answers. Values need no head.
         """
         fused = self.fusion(batch.percepts)
         hidden = self._hidden(batch, fused.tokens)
         predicts = batch.response_mask.roll(-1, dims=1)
         predicts[:, -1] = False
         states = hidden[predicts]
-        logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
-        if temperature != 1:
-            logits = logits / temperature
-        logprobs = logits.log_softmax(dim=-1)
-        chosen = logprobs.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
-        entropies = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropies else torch.zeros_like(chosen)
-        values = self.value_head(states).float()[:, 0]
-        greedy = chosen.detach() >= logprobs.detach().amax(dim=-1)
-        return PolicyOutput(chosen, values, entropies, fused.router, fused.weights, greedy)
+        chosen = spread = best = None
+        if logprobs or entropies or greedy:
+            logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
+            if isinstance(temperature, Tensor):
+                logits = logits / temperature[:, None]
+            elif temperature != 1:
+                logits = logits / temperature
+            scores = logits.log_softmax(dim=-1)
+            chosen = scores.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
+            spread = -(scores.exp() * scores).sum(dim=-1) if entropies else None
+            best = chosen.detach() >= scores.detach().amax(dim=-1) if greedy else None
+        value = self.value_head(states).float()[:, 0] if values else None
+        return PolicyOutput(chosen if logprobs else None, value, spread, fused.router, fused.weights, best)
 
     def _hidden(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
         """Final hidden states ``[B, L, lm_dim]`` with soft tokens in the placeholders' place."""
@@ -331,18 +344,24 @@ class Reference:
         self._policy = None if policy.has_adapters else copy.deepcopy(policy).eval()
 
     @torch.no_grad()
-    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, batch: TokenBatch, temperature: float | Tensor = 1.0) -> Tensor:
         """``[R]`` log-probs of the answer tokens under the reference."""
         if self._policy is not None:
-            return self._policy(batch, temperature, with_entropies=False).logprobs
+            return asked(self._policy(batch, temperature).logprobs)
         policy = self._shared
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
         try:
             with policy.language_model.disable_adapter():  # type: ignore[operator]
-                return policy(batch, temperature, with_entropies=False).logprobs
+                return asked(policy(batch, temperature).logprobs)
         finally:
             policy.fusion = trained
+
+
+def asked(x: Tensor | None) -> Tensor:
+    """A field of `PolicyOutput` that was asked for."""
+    assert x is not None
+    return x
 
 
 def check_manifest(directory: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks.workload import random_episodes, tiny_policy
 from learners.group import LearnerGroup
 from learners.sft import run_sft
 
-BASE = ("train.samples_per_step=6", "learner.threads=1", "learner.tokens_per_microbatch=512", "learner.deadline_s=120")
+BASE = ("train.samples_per_step=8", "learner.threads=1", "learner.tokens_per_microbatch=512", "learner.deadline_s=120")
 Start = Callable[..., LearnerGroup]
 
 
@@ -33,7 +33,8 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
-    return random_episodes(tiny_policy(), 6)
+    """Two copies each of four samples; the planner speaks twice, and critics may know three numbers."""
+    return random_episodes(tiny_policy(), 8, copies=2, rounds=2, knowledge=3)
 
 
 @pytest.fixture
@@ -65,30 +66,44 @@ def run(
     return {name: x for name, x in metrics.items() if not name.endswith("_s")}, weights
 
 
-@pytest.mark.parametrize("critic", ["shared", "separate"])
+def moved(weights: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([(tensor - original[name]).flatten() for name, tensor in sorted(weights.items())])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "layouts"),
+    [
+        (("name=mappo", "critic.weight=0.5"), [(1, 1, 1024), (2, 2, 512), (3, 3, 512)]),
+        (("name=mappo", "critic.kind=separate"), [(1, 1, 512), (2, 3, 1024)]),
+        (("name=grpo", "loss={name: gspo, clip: 0.2, clip_high: 0.3}"), [(1, 0, 1024), (3, 2, 512)]),
+        (("name=dpo", "preference_weight=0.5"), [(1, 1, 1024), (2, 3, 512)]),
+    ],
+    ids=["mappo", "separate critic", "grpo", "dpo"],
+)
 def test_ranks_stages_and_budgets_do_not_change_the_update(
-    start: Start, episodes: list[Trajectory], policy_dir: Path, critic: str
+    start: Start,
+    episodes: list[Trajectory],
+    policy_dir: Path,
+    algorithm: tuple[str, ...],
+    layouts: list[tuple[int, int, int]],
 ) -> None:
-    layouts = {
-        "shared": [(1, 1, 1024), (2, 2, 512), (3, 3, 512)],
-        "separate": [(1, 1, 512), (2, 3, 1024)],
-    }[critic]
     results = []
     for workers, stage, budget in layouts:
         group = start(
-            f"learner.critic={critic}", f"learner.workers={workers}", f"learner.zero_stage={stage}",
-            f"learner.tokens_per_microbatch={budget}", "learner.entropy_weight=0.01", "learner.lr=1e-3",
+            *(f"algorithm.{setting}" for setting in algorithm), f"learner.workers={workers}",
+            f"learner.zero_stage={stage}", f"learner.tokens_per_microbatch={budget}", "learner.lr=1e-3",
+            "team.filter.entropy=0.01",
         )  # fmt: skip
-        results.append(run(group, episodes))
+        results.append(run(group, episodes, updates=2))
         group.close()
     metrics, weights = results[0]
     original = load_file(policy_dir / "model.safetensors")
-    change = torch.cat([(x - original[name]).flatten() for name, x in weights.items()])
+    change = moved(weights, original)
+    assert change.norm() > 0
     for other_metrics, other_weights in results[1:]:
-        assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
-        other_change = torch.cat([(other_weights[name] - original[name]).flatten() for name in weights])
+        assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-4)
         # As a whole, for Adam divides by the gradient's size: rounding may move a weight whose gradient is near 0.
-        assert torch.dist(other_change, change) < 1e-3 * change.norm()
+        assert torch.dist(moved(other_weights, original), change) < 2e-3 * change.norm()
 
 
 def test_lr_zero_is_a_self_test(start: Start, episodes: list[Trajectory], policy_dir: Path) -> None:
@@ -110,7 +125,7 @@ def test_rewarded_tokens_become_likelier(start: Start) -> None:
     for episode in episodes[:3]:
         for turn in episode.turns:
             object.__setattr__(turn, "reward", 5.0)
-    group = start("learner.lr=3e-3", "learner.kl_weight=0", "learner.lam=1", "learner.clip=1", "learner.epochs=4")
+    group = start("learner.lr=3e-3", "algorithm.kl_weight=0", "algorithm.loss.clip=1", "learner.epochs=4")
     group.update(episodes, 0)
     metrics = group.update(episodes, 1)
     assert metrics["logprob_gap/max"] > 0.01
@@ -118,7 +133,7 @@ def test_rewarded_tokens_become_likelier(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("learner.workers=2",), ("learner.critic=separate", "model.lora.rank=2", "learner.zero_stage=3")]
+    "options", [("learner.workers=2",), ("algorithm.critic.kind=separate", "model.lora.rank=2", "learner.zero_stage=3")]
 )
 def test_checkpoints_continue_exactly(
     start: Start, episodes: list[Trajectory], tmp_path: Path, options: tuple[str, ...]
@@ -143,7 +158,7 @@ def test_wrong_checkpoints_and_late_answers_are_errors(
     with pytest.raises(AffectError, match=r"no state\.json, so this is not a learner checkpoint"):
         group.load_checkpoint(policy_dir)
     group.save_checkpoint(tmp_path / "learner")
-    other = start("learner.critic=separate", "learner.deadline_s=60")
+    other = start("algorithm.critic.kind=separate", "learner.deadline_s=60")
     with pytest.raises(AffectError, match="written with critic=shared, but this learner has critic=separate"):
         other.load_checkpoint(tmp_path / "learner")
     other._deadline_s = 0.0
