@@ -179,7 +179,7 @@ class LearnerWorker:
         seen = torch.zeros(3, len(flat.roles), device=self._device)
         load = torch.zeros(self._actor.policy.fusion.shape.experts, device=self._device)
         for batch in self._passes(sequences, flat, range(len(sequences))):
-            output = self._actor(batch.tokens, temperature, with_entropies=False)
+            output = self._actor(batch.tokens, temperature, values=not self._critic)
             reference = self._reference.logprobs(batch.tokens, temperature)
             values = self._values(batch, output)
             seen[:, batch.places] += batch.weight * torch.stack([output.logprobs, reference, values])
@@ -232,7 +232,9 @@ class LearnerWorker:
         for batch in self._passes(sequences, flat, chosen):
             at = batch.places
             behaviour, advantages, roles = flat.logprobs[at], targets.advantages[at], flat.roles[at]
-            output = self._actor(batch.tokens, self._config.episode.temperature)
+            output = self._actor(
+                batch.tokens, self._config.episode.temperature, entropies=True, values=not self._critic
+            )
             terms = mappo.policy_terms(output.logprobs, output.entropies, behaviour, advantages, roles, tokens, s.clip)
             values = self._values(batch, output)
             value = mappo.value_loss(values, prepared.values[at], targets.returns[at], tokens, s.value_clip)
@@ -253,7 +255,7 @@ class LearnerWorker:
 
     def _values(self, batch: MicroBatch, output: PolicyOutput) -> Tensor:
         """The critic's values ``[R]``; without a separate one they are in the actor's output."""
-        return self._critic(batch.tokens, with_entropies=False).values if self._critic else output.values
+        return self._critic(batch.tokens, logprobs=False, values=True).values if self._critic else output.values
 
     def _passes(
         self, sequences: Sequence[TokenSequence], flat: FlatTokens, chosen: Sequence[int]

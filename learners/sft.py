@@ -80,7 +80,7 @@ def sft_steps(
             batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
-            output = engine(batch.tokens._replace(response_mask=learned), with_entropies=False)
+            output = engine(batch.tokens._replace(response_mask=learned), greedy=True)
             is_answer = answers[learned]
             logprobs, role = output.logprobs[is_answer], roles[batch.places]
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
