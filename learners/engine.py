@@ -48,6 +48,30 @@ def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, tim
     dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
+def deepspeed_config(
+    device: torch.device, dtype: torch.dtype, *, zero_stage: int, max_grad_norm: float, autocast: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for a model with weights of `dtype`, the largest gradient norm included.
+
+    Gradients add up in float32 whatever the weights are: a sum of many passes outgrows bfloat16's 3 digits.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        # Ranks accumulate as many passes as the token budget asks for; `Engine.step` ends the batch.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": max_grad_norm if zero_stage else 0.0,
+        "zero_optimization": {
+            "stage": zero_stage,
+            # With batches that the caller ends, only stages that reduce gradients in each pass can do so meanwhile.
+            "overlap_comm": device.type == "cuda" and zero_stage >= 2,
+        },
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "torch_autocast": {"enabled": autocast, "dtype": "bfloat16"},
+        "steps_per_print": None,
+    }
+
+
 class Engine:
     """A policy with its AdamW, sharded over the ranks as the ZeRO stage says.
 
@@ -69,10 +93,16 @@ class Engine:
         max_grad_norm: float,
         autocast: bool = False,
         group_of: Callable[[str], str] = lambda name: "policy",
+        checkpoint_activations: bool = False,
     ) -> None:
         """`group_of`: by a parameter's name, the group it belongs to; each group has a learning rate of its own."""
         deepspeed = _deepspeed()
-        self.policy, self.device, self._stage = policy.to(device).eval(), device, zero_stage
+        self.policy, self.device = policy.to(device).eval(), device
+        dtype = next(policy.parameters()).dtype
+        # DeepSpeed keeps no float32 weights behind bfloat16 ones at stage 0. Stage 1 does, and shards nothing else.
+        self._stage = max(zero_stage, 1) if dtype == torch.bfloat16 else zero_stage
+        if checkpoint_activations:
+            policy.checkpoint_activations()
         self._norm = torch.zeros(())
         trained = [p for p in policy.parameters() if p.requires_grad]
         groups: dict[str, list[torch.nn.Parameter]] = {}
@@ -83,7 +113,7 @@ class Engine:
         # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
         params = [{"params": members} for members in groups.values()]
         self._optimizer = torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-        if zero_stage == 0:
+        if self._stage == 0:
             # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
             def clip(*_: Any) -> None:
                 self._norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
@@ -93,16 +123,9 @@ class Engine:
         self._engine = deepspeed.initialize(
             model=policy,
             optimizer=self._optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                # Ranks accumulate as many passes as the token budget asks for; `step` ends the batch.
-                "managed_gradient_accumulation": False,
-                "gradient_clipping": max_grad_norm if zero_stage else 0.0,
-                "zero_optimization": {"stage": zero_stage, "overlap_comm": device.type == "cuda"},
-                "bf16": {"enabled": next(policy.parameters()).dtype == torch.bfloat16},
-                "torch_autocast": {"enabled": autocast, "dtype": "bfloat16"},
-                "steps_per_print": None,
-            },
+            config=deepspeed_config(
+                device, dtype, zero_stage=self._stage, max_grad_norm=max_grad_norm, autocast=autocast
+            ),
             dist_init_required=False,
         )[0]
 
@@ -178,10 +201,9 @@ class Engine:
 
     def _masters(self) -> list[Tensor]:
         """The tensors that AdamW updates on this rank: fp32, flat and sharded from stage 1 on."""
-        if self._stage == 0:
-            return [p for _, p in self._trained()]
-        zero = self._engine.optimizer
-        return list(zero.single_partition_of_fp32_groups if self._stage < 3 else zero.fp32_partitioned_groups_flat)
+        if self._stage == 3:  # there the optimiser sees them only while it steps
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [master for group in self._optimizer.param_groups for master in group["params"]]
 
 
 def _deepspeed() -> Any:

@@ -33,8 +33,9 @@ from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, Reference, asked
+from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, Reference
 from affect_rl.policy.weights import WeightsHandle, publish_weights
+from affect_rl.team.knowledge import columns
 from learners.engine import Engine, choose_device, join_group
 from learners.report import Report, prepare_metrics
 from learners.shares import Minibatch, Share
@@ -100,6 +101,7 @@ class LearnerWorker:
         self._critic = Critic(critic, len(self._agents)) if critic else None
         self._separate: Engine | None = None
         self._shared = critic is not None and critic.kind == "shared"
+        self._known = columns(critic.sees) if critic else []
         if not self._shared:  # a parameter that no loss reaches would be reduced on some ranks and awaited on others
             policy.value_head.requires_grad_(False)
         if critic and not self._shared:
@@ -124,6 +126,7 @@ class LearnerWorker:
     def update(self, step: Step, share: Share) -> dict[str, float]:
         """One training step; `step` holds the numbers of all ranks. Returns metrics, the same on every rank."""
         begun = time.perf_counter()
+        step = replace(step, knowledge=step.knowledge[:, self._known])
         prepared = self._prepare(step.to(self._device), share)
         targets = self._algorithm.targets(prepared.step)
         if self._critic:
@@ -155,8 +158,8 @@ class LearnerWorker:
             at = batch.places
             output = self._actor(batch.tokens, step.temperature[at], entropies=True, values=self._shared)
             reference = self._reference.logprobs(batch.tokens, step.temperature[at])
-            head = asked(output.values) if self._shared else torch.zeros_like(reference)
-            found = torch.stack([asked(output.logprobs), reference, asked(output.entropies), head])
+            head = output.values if self._shared else torch.zeros_like(reference)
+            found = torch.stack([output.logprobs, reference, output.entropies, head])
             seen[:, at] += batch.weight * found
             load += batch.weight * (output.weights > 0).sum(dim=0)
         if self._separate and share.critic:
@@ -183,14 +186,14 @@ class LearnerWorker:
         for batch in self._passes(share.actor.sequences, share.actor.minibatches[number]):
             at = batch.places
             output = self._actor(batch.tokens, step.temperature[at], entropies=explores, values=self._shared)
-            terms = self._algorithm.loss(step, goal.targets, Part(at, asked(output.logprobs), weights[at]))
+            terms = self._algorithm.loss(step, goal.targets, Part(at, output.logprobs, weights[at]))
             balance = balance_loss(output.router, prepared.load, part.percepts)
             loss, parts = terms.loss + self._config.model.fusion.load_balance * balance, {"balance": balance}
             if explores:  # else its way back through the vocabulary would cost time for nothing
-                parts["entropy"] = (entropy_weights[at] * self._entropy[step.agent[at]] * asked(output.entropies)).sum()
+                parts["entropy"] = (entropy_weights[at] * self._entropy[step.agent[at]] * output.entropies).sum()
                 loss = loss - parts["entropy"]
             if self._shared and self._critic:
-                parts["value"] = self._critic.loss(asked(output.values), prepared.head[at], goal.head[at], tokens)
+                parts["value"] = self._critic.loss(output.values, prepared.head[at], goal.head[at], tokens)
                 loss = loss + self._critic.settings.weight * parts["value"]
             self._actor.backward(batch.weight * loss)
             report.add({**terms.parts, **parts}, batch.weight, terms.statistics)
@@ -211,7 +214,7 @@ class LearnerWorker:
 
     def _read(self, critic: Engine, batch: MicroBatch) -> Tensor:
         """What a separate critic's head says of a batch ``[R_b]``."""
-        return asked(critic(batch.tokens, logprobs=False, values=True).values)
+        return critic(batch.tokens, logprobs=False, values=True).values
 
     def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
         """This rank's forward passes."""

@@ -35,7 +35,7 @@ from affect_rl.algorithms.step import flatten
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch, asked
+from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
@@ -91,14 +91,14 @@ def sft_steps(
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
             output = engine(batch.tokens._replace(response_mask=learned), greedy=True)
-            is_answer, all_logprobs = answers[learned], asked(output.logprobs)
+            is_answer, all_logprobs = answers[learned], output.logprobs
             logprobs, agent = all_logprobs[is_answer], author[batch.places]
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
             loss = balance_weight * balance - (share[agent] * logprobs).sum()
             if settings.prompt_weight:
                 loss = loss - settings.prompt_weight * all_logprobs[~is_answer].sum() / prompts
             engine.backward(batch.weight * loss)
-            greedy = asked(output.greedy)[is_answer].float()
+            greedy = output.greedy[is_answer].float()
             seen = torch.stack([torch.ones_like(logprobs), -logprobs, greedy], dim=-1)
             sums.index_add_(0, agent, batch.weight * seen.detach())
             sums[-1, 1] += batch.weight * balance.detach()

@@ -8,9 +8,11 @@ engine serves as it stands and `AffectPolicy.load` reads back bit for bit.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +23,16 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
@@ -98,28 +109,57 @@ class TokenBatch(NamedTuple):
         return TokenBatch(self.input_ids.to(device), self.response_mask.to(device), self.percepts.to(device))
 
 
+class TokenScores(NamedTuple):
+    """The part of `PolicyOutput` that needs the language model's head."""
+
+    logprobs: Tensor | None = None
+    entropies: Tensor | None = None
+    greedy: Tensor | None = None
+
+
 class PolicyOutput(NamedTuple):
     """What the policy says of the R answer tokens of a batch, row after row.
 
+    A field that was not asked for is None, although it is typed as a tensor: who reads it has asked for it.
+
     Attributes:
-        logprobs: ``[R]`` log-prob of each token at the given temperature. It and what follows: None if not asked for.
-        values: ``[R]`` critic's value of the state that *predicts* the token.
-        entropies: ``[R]`` entropy of the distribution the token was drawn from.
         router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
         weights: ``[M, experts]`` likewise.
+        logprobs: ``[R]`` log-prob of each token at the given temperature.
+        entropies: ``[R]`` entropy of the distribution the token was drawn from.
         greedy: ``[R]`` (bool) whether the token is the most likely one.
+        values: ``[R]`` critic's value of the state that *predicts* the token.
     """
 
-    logprobs: Tensor | None
-    values: Tensor | None
-    entropies: Tensor | None
     router: Tensor
     weights: Tensor
-    greedy: Tensor | None
+    logprobs: Tensor = None  # type: ignore[assignment]
+    entropies: Tensor = None  # type: ignore[assignment]
+    greedy: Tensor = None  # type: ignore[assignment]
+    values: Tensor = None  # type: ignore[assignment]
+
+
+class ValueHead(nn.Linear):
+    """``[..., lm_dim]`` states to ``[...]`` values, in float32 whatever the weights are: bfloat16 has 3 digits."""
+
+    def __init__(self, lm_dim: int) -> None:
+        super().__init__(lm_dim, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.float(), self.weight.float(), self.bias.float())[..., 0]
 
 
 class AffectPolicy(nn.Module):
-    """Language model, fusion modules and value head with one forward pass for all three agents."""
+    """Language model, fusion modules and value head with one forward pass for all agents.
+
+    Attributes:
+        chunk_logits: most logits that exist at once; answer tokens go through the head in chunks of so many.
+    """
+
+    chunk_logits = 2**25  # 128 MiB in float32
 
     def __init__(self, config: AffectConfig, language_model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -130,9 +170,7 @@ class AffectPolicy(nn.Module):
         # buffers that engines hold in float32.
         dtype = next(language_model.parameters()).dtype
         self.fusion = make_fusion(shape_from_dict(config.fusion)).to(dtype)
-        self.value_head = nn.Linear(config.text_config.hidden_size, 1).to(dtype)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = ValueHead(config.text_config.hidden_size).to(dtype)
 
     # -- making, saving and loading -------------------------------------------------------------
 
@@ -292,41 +330,90 @@ class AffectPolicy(nn.Module):
         values: bool = False,
         greedy: bool = False,
     ) -> PolicyOutput:
-        """What is asked for of the answer tokens of a batch; `temperature` may differ from token to token ``[R]``.
+        """What was asked for of the R answer tokens of a batch.
 
-        Only the states that predict an answer token go through the language model's head: prompts
-        are several times longer than answers. Values need no head.
+        Only states that predict an answer token go through the language model's head, for prompts are several
+        times longer than answers; values alone do without the head.
+
+        Args:
+            batch: prompts with answers; a row may have several runs of answer tokens, but none at its start.
+            temperature: of all answer tokens, or ``[R]`` of each.
+            logprobs: give log-probs.
+            entropies: give entropies, and gradients through them.
+            values: give the critic's values.
+            greedy: tell which tokens are the most likely ones.
         """
         fused = self.fusion(batch.percepts)
-        hidden = self._hidden(batch, fused.tokens)
-        predicts = batch.response_mask.roll(-1, dims=1)
-        predicts[:, -1] = False
-        states = hidden[predicts]
-        chosen = spread = best = None
+        states = self._states(batch, fused.tokens)
+        scores = TokenScores()
         if logprobs or entropies or greedy:
-            logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
-            if isinstance(temperature, Tensor):
-                logits = logits / temperature[:, None]
-            elif temperature != 1:
-                logits = logits / temperature
-            scores = logits.log_softmax(dim=-1)
-            chosen = scores.gather(-1, batch.input_ids[batch.response_mask][:, None])[:, 0]
-            spread = -(scores.exp() * scores).sum(dim=-1) if entropies else None
-            best = chosen.detach() >= scores.detach().amax(dim=-1) if greedy else None
-        value = self.value_head(states).float()[:, 0] if values else None
-        return PolicyOutput(chosen if logprobs else None, value, spread, fused.router, fused.weights, best)
+            tokens = batch.input_ids[batch.response_mask]
+            scores = self._scores(states, tokens, temperature, entropies=entropies, greedy=greedy)
+        return PolicyOutput(fused.router, fused.weights, *scores, self.value_head(states) if values else None)
 
-    def _hidden(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
-        """Final hidden states ``[B, L, lm_dim]`` with soft tokens in the placeholders' place."""
+    def _scores(
+        self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool
+    ) -> TokenScores:
+        """Scores of tokens ``[R]`` from the states ``[R, lm_dim]`` before them, chunk by chunk.
+
+        Several chunks keep nothing for the way back but their states, and compute their logits again.
+        """
+        rows = max(1, self.chunk_logits // self.config.text_config.vocab_size)
+        temperatures = temperature.split(rows) if isinstance(temperature, Tensor) else itertools.repeat(temperature)
+        chunks = [*zip(states.split(rows), tokens.split(rows), temperatures, strict=False)]
+        score = partial(self._chunk_scores, entropies=entropies, greedy=greedy)
+        if len(chunks) == 1:
+            return score(*chunks[0])
+        scores = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return TokenScores(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*scores, strict=True)))
+
+    def _chunk_scores(
+        self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool
+    ) -> TokenScores:
+        """`_scores` with all logits ``[R, vocab]`` at once."""
+        logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
+        if isinstance(temperature, Tensor):
+            logits = logits / temperature[:, None]
+        elif temperature != 1:
+            logits = logits / temperature
+        logprobs = logits.log_softmax(dim=-1)
+        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+        return TokenScores(
+            chosen,
+            -(logprobs.exp() * logprobs).sum(dim=-1) if entropies else None,
+            chosen.detach() >= logprobs.detach().amax(dim=-1) if greedy else None,
+        )
+
+    def _states(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
+        """Final hidden states ``[R, lm_dim]`` before the answer tokens, soft tokens in the placeholders' place."""
         embeddings = self.language_model.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
         # An answer may contain the placeholder token by chance; there it is a token like any other.
         places = (batch.input_ids == self.config.percept_token_id) & ~batch.response_mask
         embeddings = embeddings.masked_scatter(places[..., None], soft_tokens.to(embeddings.dtype))
-        model = self.language_model
-        trunk = model.get_base_model().model if isinstance(model, PeftModel) else model.model
         # No mask: padding stands on the right, where causal attention never looks, and attention
         # without a mask takes the faster kernels.
-        return trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+        hidden = self._trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        predicts = batch.response_mask.roll(-1, dims=1)
+        predicts[:, -1] = False
+        return hidden[predicts]
+
+    @property
+    def _trunk(self) -> PreTrainedModel:
+        """The language model without its head."""
+        model = self.language_model
+        return (model.get_base_model() if isinstance(model, PeftModel) else model).model  # type: ignore[union-attr, return-value]
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep only the states between blocks for the way back, and compute the rest again.
+
+        The numbers stay the same. It costs a second forward pass of each block and saves most of the memory.
+        """
+        recompute = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random, see below
+        self._trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        for module in self._trunk.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # transformers recomputes blocks in training only; what is in them stays in evaluation, without dropout.
+                module.training = True
 
 
 class Reference:
@@ -347,13 +434,13 @@ class Reference:
     def logprobs(self, batch: TokenBatch, temperature: float | Tensor = 1.0) -> Tensor:
         """``[R]`` log-probs of the answer tokens under the reference."""
         if self._policy is not None:
-            return asked(self._policy(batch, temperature).logprobs)
+            return self._policy(batch, temperature).logprobs
         policy = self._shared
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
         try:
             with policy.language_model.disable_adapter():  # type: ignore[operator]
-                return asked(policy(batch, temperature).logprobs)
+                return policy(batch, temperature).logprobs
         finally:
             policy.fusion = trained
 

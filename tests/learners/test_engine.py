@@ -50,15 +50,16 @@ def batches() -> list[MicroBatch]:
     return [collate(sequences, flat, rows, policy.fusion.shape, 0) for rows in ([0, 1, 2], [3, 4, 5, 6], [7, 8])]
 
 
-def make(device: torch.device, stage: int, **options: bool) -> Engine:
-    return Engine(tiny_policy(), device, zero_stage=stage, weight_decay=0.01, max_grad_norm=0.5, **options)
+def make(device: torch.device, stage: int, dtype: torch.dtype = torch.float32, **options: bool) -> Engine:
+    policy = tiny_policy().to(dtype)
+    return Engine(policy, device, zero_stage=stage, weight_decay=0.01, max_grad_norm=0.5, **options)
 
 
 def train(engine: Engine, batches: list[MicroBatch], steps: int) -> list[float]:
     norms = []
     for _ in range(steps):
         for batch in batches:
-            output = engine(batch.tokens)
+            output = engine(batch.tokens, values=True)
             engine.backward(output.values.square().sum() - output.logprobs.sum())
         norms.append(engine.step(1e-3))
     return norms
@@ -74,7 +75,7 @@ def bare(policy: AffectPolicy, batches: list[MicroBatch], steps: int) -> list[fl
     norms = []
     for _ in range(steps):
         for batch in batches:
-            output = policy(batch.tokens)
+            output = policy(batch.tokens, values=True)
             (output.values.square().sum() - output.logprobs.sum()).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)))
         optimizer.step()
@@ -90,15 +91,16 @@ def test_steps_equal_plain_adamw(device: torch.device, batches: list[MicroBatch]
         torch.testing.assert_close(tensor, policy.get_parameter(name), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @STAGES
 def test_checkpoints_resume_exactly(
-    device: torch.device, batches: list[MicroBatch], stage: int, tmp_path: Path
+    device: torch.device, batches: list[MicroBatch], stage: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    engine = make(device, stage)
+    engine = make(device, stage, dtype)
     train(engine, batches, 2)
     engine.save(tmp_path)
     expected = train(engine, batches, 2), weights(engine)
-    resumed = make(device, stage)
+    resumed = make(device, stage, dtype)
     resumed.load(tmp_path)
     assert train(resumed, batches, 2) == expected[0]
     got = weights(resumed)

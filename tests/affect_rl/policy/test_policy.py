@@ -94,7 +94,7 @@ def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, seque
     other = TokenSequence(0, one.role, one.prompt, (*one.response[:-1], one.response[-1] ^ 1))
     batches = [collate([s], flatten([s]), [0], policy.fusion.shape, 0).tokens for s in (one, other)]
     with torch.no_grad():
-        first, second = (policy(batch) for batch in batches)
+        first, second = (policy(batch, values=True) for batch in batches)
     # A value that saw its own token would tell the critic what the policy is about to do.
     assert torch.equal(first.values, second.values)
     assert torch.equal(first.logprobs[:-1], second.logprobs[:-1])
@@ -105,7 +105,7 @@ def test_forward_against_plain_log_softmax(policy: AffectPolicy, sequences: list
     one = sequences[0]
     batch = collate([one], flatten([one]), [0], policy.fusion.shape, 0).tokens
     with torch.no_grad():
-        output = policy(batch, temperature=0.7)
+        output = policy(batch, temperature=0.7, entropies=True, greedy=True)
         embeddings = policy.language_model.get_input_embeddings()(batch.input_ids)
         embeddings[batch.input_ids == policy.config.percept_token_id] = policy.fusion(batch.percepts).tokens[0]
         logits = policy.language_model(inputs_embeds=embeddings).logits[0] / 0.7
