@@ -48,6 +48,14 @@ def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, tim
     dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by hardware; without it, matrix products take a hundred times longer than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
 def deepspeed_config(
     device: torch.device, dtype: torch.dtype, *, zero_stage: int, max_grad_norm: float, autocast: bool = False
 ) -> dict[str, Any]:
@@ -124,7 +132,11 @@ class Engine:
             model=policy,
             optimizer=self._optimizer,
             config=deepspeed_config(
-                device, dtype, zero_stage=self._stage, max_grad_norm=max_grad_norm, autocast=autocast
+                device,
+                dtype,
+                zero_stage=self._stage,
+                max_grad_norm=max_grad_norm,
+                autocast=autocast and has_bfloat16_units(device),
             ),
             dist_init_required=False,
         )[0]

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
 
-from affect_rl.algorithms import AlgorithmField, make_algorithm, read_algorithm
+from affect_rl.algorithms import make_algorithm, read_algorithm
+from affect_rl.algorithms.algorithm import AlgorithmSettings
 from affect_rl.config.sections import (
     NOTHING,
     ClusterConfig,
@@ -63,7 +64,7 @@ class Config(Section):
     """What answers are worth."""
     sft: SftConfig = SftConfig()
     """Warm start."""
-    algorithm: AlgorithmField = read_algorithm({})
+    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm)] = read_algorithm({})
     """How rewards become a loss."""
     learner: LearnerConfig = LearnerConfig()
     """How the update runs."""

@@ -211,7 +211,7 @@ class SftConfig(Section, affects=(SFT,)):
     tokens_per_microbatch: Positive = 8192
     """Padded tokens in one forward pass of one worker."""
     autocast: bool = False
-    """Compute in bfloat16 with float32 weights; faster where the processor has bfloat16 units."""
+    """Compute in bfloat16 with float32 weights, where the processor has units for it; elsewhere in float32."""
     threads: Natural = 0
     """CPU threads of each worker; 0: the cores divided by the workers."""
     deadline_s: Seconds = 3600.0

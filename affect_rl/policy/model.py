@@ -349,7 +349,8 @@ class AffectPolicy(nn.Module):
         if logprobs or entropies or greedy:
             tokens = batch.input_ids[batch.response_mask]
             scores = self._scores(states, tokens, temperature, entropies=entropies, greedy=greedy)
-        return PolicyOutput(fused.router, fused.weights, *scores, self.value_head(states) if values else None)
+        value = self.value_head(states) if values else None
+        return PolicyOutput(fused.router, fused.weights, *scores, value)  # type: ignore[arg-type]
 
     def _scores(
         self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
 
 from affect_rl.evidence import GROUPS, Evidence
 from affect_rl.sample import AffectSample
@@ -18,16 +17,13 @@ from affect_rl.scoring.emotions import CLUSTERS, clusters
 from affect_rl.team.board import Board
 from affect_rl.team.planner import simple_label
 
-Sees = Literal["own", "team", "privileged"]
-"""What a critic sees: what the agent sees; also what the team has found; also what only training knows."""
-
 LABELS = 16
 """Labels of a closed set that are told apart; of a larger one the later ones are not."""
 
 
-def columns(sees: Sees) -> list[int]:
-    """Which numbers of `knowledge` a critic gets."""
-    levels = {"own": (), "team": ("team",), "privileged": ("team", "privileged")}[sees]
+def columns(sees: str) -> list[int]:
+    """Which numbers of `knowledge` a critic gets that sees ``own``, ``team`` or ``privileged``."""
+    levels: tuple[str, ...] = {"own": (), "team": ("team",), "privileged": ("team", "privileged")}[sees]
     return [place for place, (level, _) in enumerate(NAMES) if level in levels]
 
 

@@ -12,7 +12,6 @@ from affect_rl.registry import resolve
 from affect_rl.section import EVALUATION, SFT, TRAINING, Positive, Section, read_section
 from affect_rl.tasks.task import Task
 from affect_rl.team.agent import Agent, AgentSettings, EpisodeSettings
-from affect_rl.team.debater import Debater
 from affect_rl.team.filter import Filter, SilverFilter
 from affect_rl.team.generator import Generator
 from affect_rl.team.planner import LabellingPlanner, Planner
@@ -22,7 +21,6 @@ AGENTS: Mapping[str, type[Agent]] = {
     "labelling_planner": LabellingPlanner,
     "filter": Filter,
     "silver_filter": SilverFilter,
-    "debater": Debater,
     "generator": Generator,
 }
 """Our own agents by kind."""
