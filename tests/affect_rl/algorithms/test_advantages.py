@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from step_cases import random_step
 
 from affect_rl.algorithms import advantages as adv
 from affect_rl.algorithms.step import Step
-from step_cases import random_step
 
 CHAINS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), min_size=1, max_size=7)
 SEED = st.integers(0, 99)
@@ -110,7 +110,7 @@ def test_mixed_advantages_against_loops(gamma: float, mix: float, seed: int) -> 
     step = random_step(chains, agent=[0, 0, 0, 0], sample=[0, 0, 1, 1], seed=seed)
     rewards = [part.tolist() for part in step.rewards.split([len(c) for c in chains])]
     returns = [[sum(gamma**k * x for k, x in enumerate(r[n:])) for n in range(len(r))] for r in rewards]
-    everything = np.array(sum(rewards, []))
+    everything = step.rewards.numpy()
     expected: list[float] = []
     for c, turns in enumerate(chains):
         for n, length in enumerate(turns):

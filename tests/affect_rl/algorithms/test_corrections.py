@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from step_cases import random_step
 from torch import Tensor
 
 from affect_rl.algorithms import ALGORITHMS, read_algorithm
 from affect_rl.algorithms.algorithm import Part, Targets
 from affect_rl.algorithms.corrections import Masked, NoCorrection, Truncated
 from affect_rl.algorithms.step import Step
-from step_cases import random_step
 
 
 def test_weights_by_hand() -> None:

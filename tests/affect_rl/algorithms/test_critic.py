@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
+from step_cases import random_step
 from torch import Tensor
 
 from affect_rl.algorithms.advantages import explained_variance
@@ -17,7 +18,6 @@ from affect_rl.algorithms.critic import Critic, CriticSettings
 from affect_rl.algorithms.knowledge_critic import RecursiveRidge
 from affect_rl.algorithms.step import Step
 from affect_rl.algorithms.value_norm import ValueNorm
-from step_cases import random_step
 
 
 def rows(count: int, features: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -29,7 +29,9 @@ def rows(count: int, features: int, seed: int) -> tuple[Tensor, Tensor, Tensor, 
 
 
 @given(st.sampled_from([0.01, 1.0, 50.0]), st.sampled_from([1.0, 0.7]), st.integers(0, 99))
-def test_the_regression_is_scikit_learn_s_on_standardised_features(penalty: float, forgetting: float, seed: int) -> None:
+def test_the_regression_is_scikit_learn_s_on_standardised_features(
+    penalty: float, forgetting: float, seed: int
+) -> None:
     ours = RecursiveRidge(2, 4, forgetting=forgetting, penalties=[penalty])
     batches = [rows(count, 4, seed + i) for i, count in enumerate((30, 41, 24))]
     for batch in batches:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from step_cases import random_step
 from torch import Tensor
 
 from affect_rl.algorithms import ALGORITHMS, read_algorithm
 from affect_rl.algorithms.algorithm import Part, Targets, Terms
 from affect_rl.algorithms.losses import SUMS, Cispo, Clipped, Gspo, balance_loss, k3, token_weights, value_loss
 from affect_rl.algorithms.step import Step
-from step_cases import random_step
 
 CHAINS = [[2, 3], [3], [4], [1], [2, 2], [3]]
 LOSSES = (
