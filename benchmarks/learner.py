@@ -1,4 +1,4 @@
-"""How fast is the MAPPO update? Its tokens/s over those of a bare torch loop on the same batches and model.
+"""How fast is the update? Its tokens/s over those of a bare torch loop on the same batches and model.
 
 Prints one JSON line. Tokens are those of prompts and answers, without padding.
 
@@ -17,35 +17,33 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from affect_rl.algorithms.batching import collate, flatten, minibatches, schedule, turns_to_sequences
+from affect_rl.algorithms.batching import collate
 from affect_rl.config.load import Config, load_config
-from affect_rl.policy.model import AffectPolicy
-from affect_rl.trajectory import Trajectory
+from affect_rl.policy.model import AffectPolicy, asked
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device
 from learners.learner import LearnerWorker
+from learners.shares import Share, deal
 
 REPEATS = 5
 
 
-def bare_seconds(config: Config, policy: AffectPolicy, episodes: Sequence[Trajectory]) -> float:
-    """Seconds of one epoch in plain torch, over the same minibatches and micro-batches."""
+def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> float:
+    """Seconds of all epochs in plain torch, over the same minibatches and micro-batches."""
     settings = config.learner
     device = choose_device(settings.gpus_per_worker > 0, settings.threads, 1)
     policy = policy.to(device).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
-    sequences = turns_to_sequences(e.turns for e in episodes)
-    flat, lengths = flatten(sequences), list(map(len, sequences))
     begun = time.perf_counter()
-    for chosen in minibatches([s.group for s in sequences], settings.minibatches, (0, 0, 0)):
-        for rows in schedule(lengths, chosen, 1, settings.tokens_per_microbatch)[0]:
-            batch = collate(sequences, flat, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(device)
-            (-policy(batch.tokens).logprobs.mean()).backward()
+    for plan in share.actor.minibatches:
+        for rows in plan:
+            sequences, shape = share.actor.sequences, policy.fusion.shape
+            batch = collate(sequences, rows, shape, policy.tokenizer.pad_token_id).to(device)
+            (-asked(policy(batch.tokens).logprobs).mean()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -65,16 +63,18 @@ def main() -> None:
         vocabulary=tiny.vocabulary,
     )
     episodes = random_episodes(policy, config.train.samples_per_step, prompt=(80, 240), answer=(12, 40))
-    tokens = sum(len(s) for s in turns_to_sequences(e.turns for e in episodes))
+    separate = config.algorithm.separate_critic
+    step, (share,) = deal(episodes, config.team.trained, config.learner, (0, 0), separate_critic=separate)
+    tokens = share.tokens * config.learner.epochs
     with tempfile.TemporaryDirectory() as folder:
         worker = LearnerWorker(config, policy.save(Path(folder) / "policy"), rank=0, seed=0)
         worker.start(*worker.place())
         updates, wholes, bares = [], [], []
         for _ in range(REPEATS):
-            metrics = worker.update(episodes)
+            metrics = worker.update(step, share)
             updates.append(metrics["learner/optimise_s"])
             wholes.append(metrics["learner/optimise_s"] + metrics["learner/prepare_s"])
-            bares.append(bare_seconds(config, policy, episodes))
+            bares.append(bare_seconds(config, policy, share))
     update, whole, bare = (tokens / statistics.median(times) for times in (updates, wholes, bares))
     print(json.dumps({
         "tokens": tokens, "update_tokens_per_s": round(update), "whole_tokens_per_s": round(whole),

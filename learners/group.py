@@ -59,11 +59,9 @@ class LearnerGroup:
         A rank is sent the episodes that it trains on, and of the others the numbers alone.
         """
         self._version = version
-        critic = self._config.algorithm.critic_settings
-        step, shares = deal(
-            episodes, self._config.team.trained, self._config.learner, (self._seed, self._updates),
-            separate_critic=critic is not None and critic.kind == "separate",
-        )  # fmt: skip
+        config, seed = self._config, (self._seed, self._updates)
+        separate = config.algorithm.separate_critic
+        step, shares = deal(episodes, config.team.trained, config.learner, seed, separate_critic=separate)
         self._updates += 1
         known = ray.put(step)
         return self._each("update", [(known, share) for share in shares])[0]

@@ -71,9 +71,9 @@ def prepare_metrics(step: Step, targets: Targets, entropies: Tensor) -> dict[str
         "logprob_gap/max": float(gap.abs().max()),
         "logprob_gap/mean": float(gap.abs().mean()),
         "ratio/first": float(gap.exp()[(gap.exp() - 1).abs().argmax()]),
-        "kl/mean": float(kl.sum() / count.sum()),
     }
     entropy, played = step.over_agents(entropies), [n for n, tokens in enumerate(count.tolist()) if tokens]
+    metrics["kl/mean"] = sum(float(kl[n] / count[n]) for n in played) / len(played)
     for n in played:
         agent = step.agents[n]
         metrics |= {f"kl/{agent}": float(kl[n] / count[n]), f"{agent}/entropy": float(entropy[n] / count[n])}

@@ -44,6 +44,11 @@ class AlgorithmSettings(Section):
         """The critic's settings; None: the algorithm has none."""
         return getattr(self, "critic", None)
 
+    @property
+    def separate_critic(self) -> bool:
+        """Whether there is a critic with a model of its own."""
+        return self.critic_settings is not None and self.critic_settings.kind == "separate"
+
 
 class Targets(NamedTuple):
     """What the policy and the critic are to learn.

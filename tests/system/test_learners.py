@@ -10,9 +10,13 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from affect_rl.algorithms.advantages import normalise, returns_to_go, token_rewards
+from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings, Targets
+from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.group import LearnerGroup
@@ -119,17 +123,34 @@ def test_lr_zero_is_a_self_test(start: Start, episodes: list[Trajectory], policy
     assert all(torch.equal(tensor, original[name]) for name, tensor in weights.items())
 
 
-def test_rewarded_tokens_become_likelier(start: Start) -> None:
-    policy = tiny_policy()
-    episodes = random_episodes(policy, 6, seed=2)
-    for episode in episodes[:3]:
+class PlainSettings(AlgorithmSettings):
+    """Settings of `Plain`."""
+
+    scale: PositiveFloat = 1.0
+    """What advantages are multiplied by."""
+
+
+class Plain(Algorithm):
+    """REINFORCE with the step's mean as its baseline: an algorithm that somebody wrote in a file of their own."""
+
+    Settings = PlainSettings
+
+    def targets(self, step: Step) -> Targets:
+        returns = returns_to_go(token_rewards(step, 0.0), step.chain_lengths)
+        return Targets(self.settings.scale * normalise(returns, step.agent))
+
+
+def test_an_algorithm_of_one_s_own_makes_rewarded_tokens_likelier(start: Start) -> None:
+    episodes = random_episodes(tiny_policy(), 8, seed=2)
+    for episode in episodes[:4]:
         for turn in episode.turns:
             object.__setattr__(turn, "reward", 5.0)
-    group = start("learner.lr=3e-3", "algorithm.kl_weight=0", "algorithm.loss.clip=1", "learner.epochs=4")
+    group = start(f"algorithm.name={__name__}:Plain", "algorithm.loss.clip=1", "learner.lr=3e-3", "learner.epochs=4")
     group.update(episodes, 0)
     metrics = group.update(episodes, 1)
     assert metrics["logprob_gap/max"] > 0.01
     assert metrics["loss/policy"] < -0.1
+    assert not any("value" in name or "explained" in name for name in metrics)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from affect_rl.algorithms.batching import TokenSequence, collate, flatten, turns_to_sequences
+from affect_rl.algorithms.batching import TokenSequence, collate, turns_to_sequences
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy, Lora, Reference
 from benchmarks.workload import random_episodes, tiny_policy
@@ -29,7 +30,7 @@ def sequences() -> list[TokenSequence]:
 def logprobs(policy: AffectPolicy | Reference, sequences: list[TokenSequence], temperature: float = 1.0) -> Tensor:
     model = policy if isinstance(policy, AffectPolicy) else None
     shape = (model or tiny_policy()).fusion.shape
-    batch = collate(sequences, flatten(sequences), range(len(sequences)), shape, pad_id=0).tokens
+    batch = collate(sequences, range(len(sequences)), shape, pad_id=0).tokens
     with torch.no_grad():
         return policy(batch, temperature).logprobs if model else policy.logprobs(batch, temperature)
 
@@ -84,15 +85,15 @@ def test_save_replaces_what_a_killed_run_left(policy: AffectPolicy, tmp_path: Pa
 
 
 def test_rows_do_not_depend_on_their_batch(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
-    together = logprobs(policy, sequences).split([len(s.response) for s in sequences])
+    together = logprobs(policy, sequences).split([s.answer_tokens for s in sequences])
     for sequence, expected in zip(sequences, together, strict=True):
         torch.testing.assert_close(logprobs(policy, [sequence]), expected, atol=2e-6, rtol=0)
 
 
 def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
     one = sequences[0]
-    other = TokenSequence(0, one.role, one.prompt, (*one.response[:-1], one.response[-1] ^ 1))
-    batches = [collate([s], flatten([s]), [0], policy.fusion.shape, 0).tokens for s in (one, other)]
+    other = replace(one, token_ids=(*one.token_ids[:-1], one.token_ids[-1] ^ 1))
+    batches = [collate([s], [0], policy.fusion.shape, 0).tokens for s in (one, other)]
     with torch.no_grad():
         first, second = (policy(batch, values=True) for batch in batches)
     # A value that saw its own token would tell the critic what the policy is about to do.
@@ -103,18 +104,18 @@ def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, seque
 
 def test_forward_against_plain_log_softmax(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
     one = sequences[0]
-    batch = collate([one], flatten([one]), [0], policy.fusion.shape, 0).tokens
+    batch = collate([one], [0], policy.fusion.shape, 0).tokens
     with torch.no_grad():
         output = policy(batch, temperature=0.7, entropies=True, greedy=True)
         embeddings = policy.language_model.get_input_embeddings()(batch.input_ids)
         embeddings[batch.input_ids == policy.config.percept_token_id] = policy.fusion(batch.percepts).tokens[0]
         logits = policy.language_model(inputs_embeds=embeddings).logits[0] / 0.7
-    start = len(one.prompt.token_ids)
-    distribution = logits[start - 1 : start - 1 + len(one.response)].log_softmax(-1)
-    picked = distribution[range(len(one.response)), list(one.response)]
+    start, answer = len(one.prompt), list(one.token_ids[len(one.prompt) :])
+    distribution = logits[start - 1 : start - 1 + len(answer)].log_softmax(-1)
+    picked = distribution[range(len(answer)), answer]
     torch.testing.assert_close(output.logprobs, picked, atol=1e-6, rtol=0)
     torch.testing.assert_close(output.entropies, torch.distributions.Categorical(logits=distribution).entropy())
-    assert output.greedy.tolist() == (distribution.argmax(-1) == torch.tensor(one.response)).tolist()
+    assert output.greedy.tolist() == (distribution.argmax(-1) == torch.tensor(answer)).tolist()
 
 
 def test_export_merges_adapters(policy: AffectPolicy, sequences: list[TokenSequence], tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Dealing a step out: every episode to one rank, every token once, the same work whatever the number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from affect_rl.config.sections import LearnerConfig
+from affect_rl.errors import AffectError
+from affect_rl.trajectory import Trajectory
+from benchmarks.workload import AGENTS, random_episodes, tiny_policy
+from learners.shares import Reading, Share, deal
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Trajectory]:
+    return random_episodes(tiny_policy(), 12, copies=2, rounds=2, knowledge=2)
+
+
+def dealt(episodes: list[Trajectory], ranks: int, *, critic: bool = False, updates: int = 0) -> list[Share]:
+    settings = LearnerConfig(workers=ranks, epochs=2, minibatches=3, tokens_per_microbatch=128)
+    return deal(episodes, AGENTS, settings, (7, updates), separate_critic=critic)[1]
+
+
+def read(reading: Reading, plan: list[list[int]]) -> list[tuple[int, int]]:
+    """Places on the flat axis of what a plan reads."""
+    rows = [reading.sequences[row] for row in itertools.chain(*plan)]
+    return sorted((s.start, s.start + s.answer_tokens) for s in rows)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("critic", [False, True])
+def test_a_rank_has_its_own_episodes_and_all_ranks_together_have_each_once(
+    episodes: list[Trajectory], ranks: int, critic: bool
+) -> None:
+    step, _ = deal(episodes, AGENTS, LearnerConfig(epochs=1), (0,), separate_critic=False)
+    shares, alone = dealt(episodes, ranks, critic=critic), dealt(episodes, 1, critic=critic)[0]
+    owners = [{s.episode for s in share.actor.sequences} for share in shares]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == len(episodes)
+    for n, part in enumerate(alone.minibatches):
+        assert {tuple(share.minibatches[n].episodes) for share in shares} == {tuple(part.episodes)}
+        assert {share.minibatches[n].percepts for share in shares} == {part.percepts}
+    for name in ("actor", "critic") if critic else ("actor",):
+        readings, whole = [getattr(share, name) for share in shares], getattr(alone, name)
+        spans = sorted(itertools.chain(*(read(r, r.whole) for r in readings)))
+        assert spans == read(whole, whole.whole)
+        assert [a for a, _ in spans[1:]] == [b for _, b in spans[:-1]] and spans[-1][1] == len(step.agent)
+        assert len({len(r.whole) for r in readings}) == 1
+        for n in range(6):
+            parts = [r.minibatches[n] for r in readings]
+            assert sorted(itertools.chain(*(read(r, p) for r, p in zip(readings, parts, strict=True)))) == read(
+                whole, whole.minibatches[n]
+            )
+            assert len(set(map(len, parts))) == 1
+
+
+def test_minibatches_keep_copies_together_and_change_with_epoch_and_update(episodes: list[Trajectory]) -> None:
+    (share,), (later,) = dealt(episodes, 1), dealt(episodes, 1, updates=1)
+    for epoch in (share.minibatches[:3], share.minibatches[3:]):
+        assert sorted(itertools.chain(*(part.episodes for part in epoch))) == list(range(12))
+        assert all(e ^ 1 in part.episodes for part in epoch for e in part.episodes)
+    assert share.minibatches[:3] != share.minibatches[3:]
+    assert share.minibatches != later.minibatches
+    assert share.minibatches == dealt(episodes, 1)[0].minibatches
+
+
+def test_turns_that_are_not_trained_stay_behind(episodes: list[Trajectory]) -> None:
+    quiet = [replace(e, turns=tuple(replace(t, trained=t.agent == "filter") for t in e.turns)) for e in episodes]
+    (share,) = dealt(quiet, 1)
+    assert {s.agent for s in share.actor.sequences} == {"filter"}
+    silent = [replace(e, turns=tuple(replace(t, trained=False) for t in e.turns)) for e in episodes]
+    with pytest.raises(AffectError, match="no turn of these episodes is trained"):
+        dealt(silent, 1)
+
+
+def test_a_rank_without_episodes_has_something_to_run_over(episodes: list[Trajectory]) -> None:
+    settings = LearnerConfig(workers=4, epochs=1, minibatches=1)
+    _, shares = deal(episodes[:2], AGENTS, settings, (0,), separate_critic=False)
+    assert all(share.actor.sequences for share in shares)
+    assert [sum(map(len, share.actor.whole)) for share in shares].count(0) == 2
