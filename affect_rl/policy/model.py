@@ -372,7 +372,7 @@ class AffectPolicy(nn.Module):
         self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool
     ) -> TokenScores:
         """`_scores` with all logits ``[R, vocab]`` at once."""
-        logits = self.language_model.get_output_embeddings()(states).float()  # type: ignore[operator]
+        logits = self.language_model.get_output_embeddings().forward(states).float()  # type: ignore[operator]
         if isinstance(temperature, Tensor):
             logits = logits / temperature[:, None]
         elif temperature != 1:
