@@ -49,7 +49,7 @@ def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, tim
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by hardware; without it, matrix products take a hundred times longer than float32."""
+    """Whether hardware computes bfloat16; without it, matrix products take a hundred times longer than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
