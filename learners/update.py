@@ -39,7 +39,7 @@ class Models:
         actor: the policy.
         reference: the frozen policy that the run started from.
         critic: puts values together; None: the algorithm has none.
-        critic_model: the model of a separate critic; None: the critic's head is on the policy's trunk, or there is none.
+        critic_model: model of a separate critic; None: the head is on the policy's trunk, or there is no critic.
     """
 
     actor: Engine
