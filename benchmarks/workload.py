@@ -12,6 +12,7 @@ from affect_rl.algorithms.batching import collate, micro_batches, turns_to_seque
 from affect_rl.algorithms.step import flatten
 from affect_rl.policy.model import AffectPolicy, asked
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
+from affect_rl.team.knowledge import NAMES
 from affect_rl.trajectory import Generation, Output, Percept, Prompt, Trajectory, Turn
 
 AGENTS = ("planner", "filter", "generator")
@@ -53,7 +54,7 @@ def random_episodes(
     agents: Sequence[str] = AGENTS,
     copies: int = 1,
     rounds: int = 1,
-    knowledge: int = 0,
+    knowledge: int = len(NAMES),
 ) -> list[Trajectory]:
     """Episodes of random tokens, with the policy's own log-probs as behaviour log-probs.
 

@@ -446,12 +446,6 @@ class Reference:
             policy.fusion = trained
 
 
-def asked(x: Tensor | None) -> Tensor:
-    """A field of `PolicyOutput` that was asked for."""
-    assert x is not None
-    return x
-
-
 def check_manifest(directory: Path) -> None:
     """Raise `AffectError` unless `directory` holds a policy whose files match its manifest."""
     if not (directory / MANIFEST).is_file():

@@ -16,7 +16,7 @@ from learners.shares import Reading, Share, deal
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
-    return random_episodes(tiny_policy(), 12, copies=2, rounds=2, knowledge=2)
+    return random_episodes(tiny_policy(), 12, copies=2, rounds=2)
 
 
 def dealt(episodes: list[Trajectory], ranks: int, *, critic: bool = False, updates: int = 0) -> list[Share]:
