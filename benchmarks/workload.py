@@ -10,7 +10,7 @@ import torch
 
 from affect_rl.algorithms.batching import collate, micro_batches, turns_to_sequences
 from affect_rl.algorithms.step import flatten
-from affect_rl.policy.model import AffectPolicy, asked
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from affect_rl.team.knowledge import NAMES
 from affect_rl.trajectory import Generation, Output, Percept, Prompt, Trajectory, Turn
@@ -142,7 +142,7 @@ def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list
     logprobs = torch.zeros(len(step.agent))
     for rows in micro_batches(list(map(len, sequences)), range(len(sequences)), 8192):
         batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
-        logprobs[batch.places] = asked(policy(batch.tokens, step.temperature[batch.places]).logprobs)
+        logprobs[batch.places] = policy(batch.tokens, step.temperature[batch.places]).logprobs
     each = iter(logprobs.split(step.turn_lengths.tolist()))
 
     def scored(turn: Turn) -> Turn:

@@ -20,7 +20,7 @@ from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import Engine, choose_device, join_group
+from learners.engine import Engine, choose_device, has_bfloat16_units, join_group
 from learners.sft import sft_steps
 
 SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_layout_is_an_error(device: torch.device, tmp_pa
 def test_autocast_stays_near_float32(device: torch.device, batches: list[MicroBatch]) -> None:
     exact, rough = train(make(device, 1), batches, 1), train(make(device, 1, autocast=True), batches, 1)
     assert rough == pytest.approx(exact, rel=0.05)
-    assert rough != exact
+    assert (rough != exact) == has_bfloat16_units(device), "where nothing computes bfloat16, float32 is faster"
 
 
 def test_sft_learns_its_demonstrations_and_repeats_itself(device: torch.device) -> None:
