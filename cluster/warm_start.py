@@ -86,8 +86,12 @@ def warm_start(
     retrieve: Retrieve | None,
     directory: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    *,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Make a policy (or take ``config.policy``), train it on demonstrations and write it to `directory`.
+
+    `resume` goes on where a warm start of `directory` was cut off, see `run_sft`.
 
     Returns:
         Metrics of the last step.
@@ -100,7 +104,7 @@ def warm_start(
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
-    metrics = run_sft(config, demonstrations, base, directory, on_step)
+    metrics = run_sft(config, demonstrations, base, directory, on_step, resume=resume)
     if not config.policy:
         shutil.rmtree(base)
     return metrics

@@ -129,8 +129,9 @@ class LearnerWorker:
     def _engine(self, policy: AffectPolicy) -> Engine:
         s = self._settings
         return Engine(
-            policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm
-        )
+            policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm,
+            checkpoint_activations=self._config.model.recomputes(s.checkpoint_activations),
+        )  # fmt: skip
 
     # -- the update --------------------------------------------------------------------------------
 

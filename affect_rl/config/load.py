@@ -35,6 +35,7 @@ OPERATIONAL = (
     "retrieval.shard_timeout_s",
     "retrieval.deadline_s",
     "sft.deadline_s",
+    "sft.checkpoint_every",
     "learner.deadline_s",
     "rollout.deadline_s",
     "rollout.max_restarts",

@@ -69,8 +69,8 @@ def make_job(config: Config, dataset: Dataset, services: Services) -> Job:
     return Job(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 
-def run_warm_start(job: Job) -> Path:
-    """SFT; returns the policy directory.
+def run_warm_start(job: Job, *, resume: bool = False) -> Path:
+    """SFT, or the rest of one that was cut off; returns the policy directory.
 
     Raises:
         AffectError: the run has an SFT policy already.
@@ -86,7 +86,7 @@ def run_warm_start(job: Job) -> Path:
             if step % max(1, job.config.sft.steps // 10) == 0:
                 logger.info("sft: step %d/%d  %s", step, job.config.sft.steps, note)
 
-        warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step)
+        warm_start(job.config, job.dataset, job.retrieval, job.run.sft, on_step, resume=resume)
     return job.run.sft
 
 
