@@ -35,7 +35,7 @@ from affect_rl.team.team import TeamConfig
 
 
 def _read_task(tree: Any) -> TaskSettings:
-    name = tree.get("name") if isinstance(tree, dict) else tree.name
+    name = tree.get("name") if isinstance(tree, dict) else getattr(tree, "name", "")
     return read_section(task_class(str(name or "")).Settings, tree, "task")
 
 
