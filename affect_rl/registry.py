@@ -27,7 +27,7 @@ def resolve(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -
     module, colon, attribute = name.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}."
         raise ValueError(f"there is no {what} `{name}`; {hint} One of your own is written as module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -33,14 +33,18 @@ class Affects:
         self.stages, self.on_resume = frozenset(stages), on_resume or not stages
 
 
+EVERYTHING = Affects(POLICY, SFT, TRAINING, EVALUATION)
+
+
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors; values are final once read.
 
-    ``class Name(Section, affects=(SFT, TRAINING))`` says what its fields change; see `Affects` for exceptions.
+    ``class Name(Section, affects=(SFT, TRAINING))`` says what its fields change; see `Affects` for exceptions. A section
+    that does not say changes what the field changes that holds it, and the whole configuration everything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-    affects: ClassVar[Affects] = Affects(POLICY, SFT, TRAINING, EVALUATION)
+    affects: ClassVar[Affects | None] = None
 
     def __init_subclass__(cls, affects: tuple[str, ...] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,31 +52,36 @@ class Section(BaseModel):
             cls.affects = Affects(*affects)
 
     @classmethod
-    def affected_by(cls, field: str) -> Affects:
-        """What a field changes."""
+    def affected_by(cls, field: str, holder: Affects = EVERYTHING) -> Affects:
+        """What a field changes; `holder` is what the field changes that holds this section."""
         info = cls.model_fields.get(field)
-        return next((m for m in info.metadata if isinstance(m, Affects)), cls.affects) if info else cls.affects
+        marks = [mark for mark in info.metadata if isinstance(mark, Affects)] if info else []
+        return marks[0] if marks else cls.affects or holder
 
 
-def settings_of(section: Section, stage: str) -> dict[str, Any]:
+def settings_of(section: Section, stage: str, holder: Affects = EVERYTHING) -> dict[str, Any]:
     """The full values of all settings that can change a stage, as plain data; empty sections are left out."""
     found: dict[str, Any] = {}
     for name, value in section:
+        affects = section.affected_by(name, holder)
         if isinstance(value, Section):
-            if inner := settings_of(value, stage):
+            if inner := settings_of(value, stage, affects):
                 found[name] = inner
-        elif stage in section.affected_by(name).stages:
+        elif stage in affects.stages:
             found[name] = _plain(value)
     return found
 
 
-def flat_settings(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Affects]]:
+def flat_settings(
+    section: Section, prefix: str = "", holder: Affects = EVERYTHING
+) -> Iterator[tuple[str, Any, Affects]]:
     """Every setting under its dotted key, with its value as plain data and what it changes."""
     for name, value in section:
+        affects = section.affected_by(name, holder)
         if isinstance(value, Section):
-            yield from flat_settings(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.", affects)
         else:
-            yield f"{prefix}{name}", _plain(value), section.affected_by(name)
+            yield f"{prefix}{name}", _plain(value), affects
 
 
 def _plain(value: Any) -> Any:

@@ -28,14 +28,14 @@ from affect_rl.config.sections import (
     TrainConfig,
 )
 from affect_rl.errors import AffectError
-from affect_rl.section import Natural, Section, explain, read_section
+from affect_rl.section import TRAINING, Affects, Natural, Section, explain, read_section
 from affect_rl.tasks import TaskSettings, task_class
 from affect_rl.team.agent import EpisodeSettings
 from affect_rl.team.team import TeamConfig
 
 
 def _read_task(tree: Any) -> TaskSettings:
-    name = tree.get("name") if isinstance(tree, dict) else tree.name
+    name = tree.get("name") if isinstance(tree, dict) else getattr(tree, "name", "")
     return read_section(task_class(str(name or "")).Settings, tree, "task")
 
 
@@ -64,7 +64,9 @@ class Config(Section):
     """What answers are worth."""
     sft: SftConfig = SftConfig()
     """Warm start."""
-    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm)] = read_algorithm({})
+    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm), Affects(TRAINING)] = (
+        read_algorithm({})
+    )
     """How rewards become a loss."""
     learner: LearnerConfig = LearnerConfig()
     """How the update runs."""

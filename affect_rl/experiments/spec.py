@@ -193,8 +193,12 @@ def warm_start_key(config: Config) -> str:
 
 
 def bridge_key(config: Config, start: Path, steps: int) -> str:
-    """Name of the second SFT stage of a bridge, which begins with the policy `start`."""
-    return f"bridge-{_digest([str(start), steps, _settings(config, SFT), _settings(config, EVALUATION)])}"
+    """Name of the second SFT stage of a bridge, which begins with the policy `start`.
+
+    Its selections are searched for by the score of the task.
+    """
+    scored = config.task.model_dump(mode="json")
+    return f"bridge-{_digest([str(start), steps, scored, _settings(config, SFT), _settings(config, EVALUATION)])}"
 
 
 def training_config(config: Config, label_kind: LabelKind) -> Config:

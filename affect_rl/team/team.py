@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -52,6 +53,8 @@ class TeamConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
             return tree
         own = {name: value for name, value in tree.items() if name in cls.model_fields}
         agents = own.get("agents", cls.model_fields["agents"].default)
+        if not isinstance(agents, list | tuple):
+            raise ValueError(f"team.agents: expected a list of names (given: {agents!r})")
         names = [name for name in tree if name not in own]
         names += [name for name in (*AGENTS, *agents) if name not in names and name in (*agents, *_COMMON)]
         return own | {name: _agent_settings(name, tree.get(name, {})) for name in names}
@@ -104,6 +107,9 @@ def _agent_settings(name: str, given: Any) -> AgentSettings:
     if isinstance(given, AgentSettings):
         return given
     kind = given.get("kind") if isinstance(given, dict) else None
+    near = difflib.get_close_matches(name, TeamConfig.model_fields, n=1)
+    if near and not isinstance(given, dict):
+        raise ValueError(f"unknown key `team.{name}`; did you mean `{near[0]}`?")
     found = resolve(str(kind or name), AGENTS, Agent, "agent")  # type: ignore[type-abstract]
     return read_section(found.Settings, given, f"team.{name}")
 
