@@ -35,7 +35,7 @@ from affect_rl.algorithms.step import flatten
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch, asked
+from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
@@ -86,19 +86,19 @@ def sft_steps(
         percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].percepts))
         sums = torch.zeros(len(agents) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
         shares = split_ranks(lengths, chosen, world)
-        for rows in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
+        for rows, _ in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
             batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
             output = engine(batch.tokens._replace(response_mask=learned), greedy=True)
-            is_answer, all_logprobs = answers[learned], asked(output.logprobs)
+            is_answer, all_logprobs = answers[learned], output.logprobs
             logprobs, agent = all_logprobs[is_answer], author[batch.places]
             balance = load_balance(output.router, output.weights) * output.router.shape[0] / percepts
             loss = balance_weight * balance - (share[agent] * logprobs).sum()
             if settings.prompt_weight:
                 loss = loss - settings.prompt_weight * all_logprobs[~is_answer].sum() / prompts
             engine.backward(batch.weight * loss)
-            greedy = asked(output.greedy)[is_answer].float()
+            greedy = output.greedy[is_answer].float()
             seen = torch.stack([torch.ones_like(logprobs), -logprobs, greedy], dim=-1)
             sums.index_add_(0, agent, batch.weight * seen.detach())
             sums[-1, 1] += batch.weight * balance.detach()

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from affect_rl.algorithms import make_algorithm
 from affect_rl.algorithms.algorithm import Part, Targets
-from affect_rl.algorithms.batching import MicroBatch, TokenSequence, collate
+from affect_rl.algorithms.batching import MicroBatch, Pass, TokenSequence, collate
 from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
-from affect_rl.policy.model import Reference, asked
+from affect_rl.policy.model import Reference
 from learners.engine import Engine
 from learners.report import Report, prepare_metrics
 from learners.shares import Share
@@ -127,8 +127,8 @@ class Updater:
             at = batch.places
             output = models.actor(batch.tokens, step.temperature[at], entropies=True, values=models.shared)
             reference = models.reference.logprobs(batch.tokens, step.temperature[at])
-            head = asked(output.values) if models.shared else torch.zeros_like(reference)
-            found = torch.stack([asked(output.logprobs), reference, asked(output.entropies), head])
+            head = output.values if models.shared else torch.zeros_like(reference)
+            found = torch.stack([output.logprobs, reference, output.entropies, head])
             seen[:, at] += batch.weight * found
             load += batch.weight * (output.weights > 0).sum(dim=0)
         if models.critic_model and share.critic:
@@ -154,14 +154,14 @@ class Updater:
         for batch in self._passes(share.actor.sequences, share.actor.minibatches[number]):
             at = batch.places
             output = models.actor(batch.tokens, step.temperature[at], entropies=explores, values=models.shared)
-            terms = self._algorithm.loss(step, known.targets, Part(at, asked(output.logprobs), weights[at]))
+            terms = self._algorithm.loss(step, known.targets, Part(at, output.logprobs, weights[at]))
             balance = balance_loss(output.router, known.load, share.minibatches[number].percepts)
             loss, parts = terms.loss + self._config.model.fusion.load_balance * balance, {"balance": balance}
             if explores:  # else its way back through the vocabulary would cost time for nothing
-                parts["entropy"] = (equal[at] * self._entropy[step.agent[at]] * asked(output.entropies)).sum()
+                parts["entropy"] = (equal[at] * self._entropy[step.agent[at]] * output.entropies).sum()
                 loss = loss - parts["entropy"]
             if models.shared and critic:
-                parts["value"] = critic.loss(asked(output.values), known.head[at], known.head_targets[at], tokens)
+                parts["value"] = critic.loss(output.values, known.head[at], known.head_targets[at], tokens)
                 loss = loss + critic.settings.weight * parts["value"]
             models.actor.backward(batch.weight * loss)
             report.add({**terms.parts, **parts}, batch.weight, terms.statistics)
@@ -180,10 +180,10 @@ class Updater:
             report.add({"value": value}, batch.weight)
         return model.step(self._rate(critic.settings.lr))
 
-    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
+    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Pass]) -> Iterator[MicroBatch]:
         """This rank's forward passes."""
         policy = self._models.actor.policy
-        for rows in plan:
+        for rows, _ in plan:
             yield collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
 
     def _rate(self, peak: float, step: int | None = None) -> float:
@@ -194,4 +194,4 @@ class Updater:
 
 def _read(critic: Engine, batch: MicroBatch) -> Tensor:
     """What a separate critic's head says of a batch ``[R_b]``."""
-    return asked(critic(batch.tokens, logprobs=False, values=True).values)
+    return critic(batch.tokens, logprobs=False, values=True).values

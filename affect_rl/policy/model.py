@@ -101,8 +101,10 @@ class TokenBatch(NamedTuple):
 class PolicyOutput(NamedTuple):
     """What the policy says of the R answer tokens of a batch, row after row.
 
+    A field that was not asked for is None, although it is typed as a tensor: who reads it has asked for it.
+
     Attributes:
-        logprobs: ``[R]`` log-prob of each token at the given temperature. It and what follows: None if not asked for.
+        logprobs: ``[R]`` log-prob of each token at the given temperature.
         values: ``[R]`` critic's value of the state that *predicts* the token.
         entropies: ``[R]`` entropy of the distribution the token was drawn from.
         router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
@@ -110,12 +112,12 @@ class PolicyOutput(NamedTuple):
         greedy: ``[R]`` (bool) whether the token is the most likely one.
     """
 
-    logprobs: Tensor | None
-    values: Tensor | None
-    entropies: Tensor | None
     router: Tensor
     weights: Tensor
-    greedy: Tensor | None
+    logprobs: Tensor = None  # type: ignore[assignment]
+    entropies: Tensor = None  # type: ignore[assignment]
+    greedy: Tensor = None  # type: ignore[assignment]
+    values: Tensor = None  # type: ignore[assignment]
 
 
 class AffectPolicy(nn.Module):
@@ -314,7 +316,8 @@ class AffectPolicy(nn.Module):
             spread = -(scores.exp() * scores).sum(dim=-1) if entropies else None
             best = chosen.detach() >= scores.detach().amax(dim=-1) if greedy else None
         value = self.value_head(states).float()[:, 0] if values else None
-        return PolicyOutput(chosen if logprobs else None, value, spread, fused.router, fused.weights, best)
+        scores = (chosen if logprobs else None, spread, best, value)
+        return PolicyOutput(fused.router, fused.weights, *scores)  # type: ignore[arg-type]
 
     def _hidden(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
         """Final hidden states ``[B, L, lm_dim]`` with soft tokens in the placeholders' place."""
@@ -347,21 +350,15 @@ class Reference:
     def logprobs(self, batch: TokenBatch, temperature: float | Tensor = 1.0) -> Tensor:
         """``[R]`` log-probs of the answer tokens under the reference."""
         if self._policy is not None:
-            return asked(self._policy(batch, temperature).logprobs)
+            return self._policy(batch, temperature).logprobs
         policy = self._shared
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
         try:
             with policy.language_model.disable_adapter():  # type: ignore[operator]
-                return asked(policy(batch, temperature).logprobs)
+                return policy(batch, temperature).logprobs
         finally:
             policy.fusion = trained
-
-
-def asked(x: Tensor | None) -> Tensor:
-    """A field of `PolicyOutput` that was asked for."""
-    assert x is not None
-    return x
 
 
 def check_manifest(directory: Path) -> None:
