@@ -40,7 +40,7 @@ def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> float:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
     begun = time.perf_counter()
     for plan in share.actor.minibatches:
-        for rows in plan:
+        for rows, _ in plan:
             sequences, shape = share.actor.sequences, policy.fusion.shape
             batch = collate(sequences, rows, shape, policy.tokenizer.pad_token_id).to(device)
             (-policy(batch.tokens).logprobs.mean()).backward()

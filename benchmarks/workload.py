@@ -55,6 +55,7 @@ def random_episodes(
     copies: int = 1,
     rounds: int = 1,
     knowledge: int = len(NAMES),
+    critic_prompts: bool = False,
 ) -> list[Trajectory]:
     """Episodes of random tokens, with the policy's own log-probs as behaviour log-probs.
 
@@ -69,6 +70,7 @@ def random_episodes(
         copies: episodes of each sample; the first agent's first prompt is the same in all of them.
         rounds: turns of the first agent; each but the first goes on where the one before ended.
         knowledge: numbers that a critic may know of a turn; the first one is close to the reward.
+        critic_prompts: give a separate critic three tokens more than the agent.
     """
     rng = np.random.default_rng(seed)
     episodes = []
@@ -83,6 +85,9 @@ def random_episodes(
         ]
         turns = [replace(t, knowledge=_random_knowledge(t.reward, knowledge, rng)) for t in turns]
         turns = [replace(t, temperature=temperature) for t in turns]
+        if critic_prompts:
+            told = [Prompt(t.prompt.token_ids + _words(policy, rng, 3), t.prompt.percepts) for t in turns]
+            turns = [replace(t, critic_prompt=prompt) for t, prompt in zip(turns, told, strict=True)]
         episodes.append(Trajectory(f"sample-{sample}", ("joy",), tuple(turns), Output("joy", ("joy",))))
     return _with_logprobs(policy, episodes)
 

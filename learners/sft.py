@@ -98,7 +98,7 @@ def sft_steps(
         percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].percepts))
         sums = torch.zeros(len(agents) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
         shares = split_ranks(lengths, chosen, world)
-        for rows in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
+        for rows, _ in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
             batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers

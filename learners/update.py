@@ -20,7 +20,7 @@ from torch import Tensor
 
 from affect_rl.algorithms import make_algorithm
 from affect_rl.algorithms.algorithm import Part, Targets
-from affect_rl.algorithms.batching import MicroBatch, TokenSequence, collate
+from affect_rl.algorithms.batching import MicroBatch, Pass, TokenSequence, collate
 from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
@@ -184,10 +184,10 @@ class Updater:
             report.add({"value": value}, batch.weight)
         return model.step(self._rate(critic.settings.lr))
 
-    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
+    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Pass]) -> Iterator[MicroBatch]:
         """This rank's forward passes."""
         policy = self._models.actor.policy
-        for rows in plan:
+        for rows, _ in plan:
             yield collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
 
     def _rate(self, peak: float, step: int | None = None) -> float:
