@@ -39,8 +39,8 @@ EVERYTHING = Affects(POLICY, SFT, TRAINING, EVALUATION)
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors; values are final once read.
 
-    ``class Name(Section, affects=(SFT, TRAINING))`` says what its fields change; see `Affects` for exceptions. A section
-    that does not say changes what the field changes that holds it, and the whole configuration everything.
+    ``class Name(Section, affects=(SFT, TRAINING))`` says what its fields change; see `Affects` for exceptions.
+    A section that does not say changes what the field changes that holds it, and the whole configuration everything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())

@@ -18,7 +18,7 @@ from affect_rl.config.load import load_config
 from affect_rl.data.crema_d import import_crema_d
 from affect_rl.experiments.baselines import logistic_regression
 from affect_rl.scoring.metrics import evaluate
-from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
+from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
 
 
 def _percent(estimate: object) -> dict[str, float]:
@@ -40,16 +40,16 @@ def main() -> None:
         settings = [*args.overrides, f"data.dir={data}", f"runs_dir={args.runs}", f"name=seed-{seed}", f"seed={seed}"]
         config = load_config("configs/crema_d.yaml", settings)
         report = config.run_dir / "evaluation" / "evaluation.json"
-        with open_job(config) as job:
-            if not job.run.sft.exists():
-                run_warm_start(job)
-            if not job.run.policy.exists():
-                run_training(job, resume=(job.run.path / "checkpoints").exists())
+        with open_run(config) as run:
+            if not run.directory.sft.exists():
+                run_warm_start(run)
+            if not run.directory.policy.exists():
+                run_training(run, resume=(run.directory.path / "checkpoints").exists())
             if not report.exists():
-                run_evaluation(job, {"SFT": job.run.sft, "MAPPO": job.run.policy}, report.parent)
-            test = job.dataset.samples("test")
-            guesses = logistic_regression(job.dataset, test)
-            scores = evaluate(guesses, [s.labels for s in test], job.dataset.candidates)
+                run_evaluation(run, {"SFT": run.directory.sft, "MAPPO": run.directory.policy}, report.parent)
+            test = run.dataset.samples("test")
+            guesses = logistic_regression(run.dataset, test)
+            scores = evaluate(guesses, [s.labels for s in test], run.dataset.candidates)
             baseline = _percent(scores.weighted_f1)
         policies = json.loads(report.read_text())["policies"]
         f1 = {name: policies[name]["scores"]["weighted_f1"] for name in ("SFT", "MAPPO")}

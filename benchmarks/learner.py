@@ -23,7 +23,7 @@ import torch
 
 from affect_rl.algorithms.batching import collate
 from affect_rl.config.load import Config, load_config
-from affect_rl.policy.model import AffectPolicy, asked
+from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device
 from learners.learner import LearnerWorker
@@ -40,10 +40,10 @@ def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> float:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
     begun = time.perf_counter()
     for plan in share.actor.minibatches:
-        for rows in plan:
+        for rows, _ in plan:
             sequences, shape = share.actor.sequences, policy.fusion.shape
             batch = collate(sequences, rows, shape, policy.tokenizer.pad_token_id).to(device)
-            (-asked(policy(batch.tokens).logprobs).mean()).backward()
+            (-policy(batch.tokens).logprobs.mean()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from affect_rl.config.load import load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
-from affect_rl.scoring.scoring import Scoring, scoring_of
-from cluster.runtime.jobs import open_job, run_evaluation, run_training, run_warm_start
+from affect_rl.scoring.scoring import Scoring
+from cluster.evaluate import scoring_for
+from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
 
-SYSTEMS = {"full": (), "no_retrieval": ("episode.retrieval=false",)}
+SYSTEMS = {"full": (), "no_retrieval": ("team.retrieval=false",)}
 
 Predictions = list[tuple[str, ...]]
 
@@ -34,12 +35,12 @@ def play(config_file: str, runs: Path, system: str, seed: int, overrides: Sequen
     config = load_config(config_file, settings)
     predictions = config.run_dir / "evaluation" / "predictions.parquet"
     if not predictions.exists():
-        with open_job(config) as job:
-            if not job.run.sft.exists():
-                run_warm_start(job)
-            if not job.run.policy.exists():
-                run_training(job, resume=(job.run.path / "checkpoints").exists())
-            run_evaluation(job, {"SFT": job.run.sft, "MAPPO": job.run.policy}, job.run.evaluation)
+        with open_run(config) as run:
+            if not run.directory.sft.exists():
+                run_warm_start(run)
+            if not run.directory.policy.exists():
+                run_training(run, resume=(run.directory.path / "checkpoints").exists())
+            run_evaluation(run, {"SFT": run.directory.sft, "MAPPO": run.directory.policy}, run.directory.evaluation)
     table = pq.read_table(predictions).to_pydict()
     return {name: [tuple(labels) for labels in table[name]] for name in ("SFT", "MAPPO")}
 
@@ -63,7 +64,7 @@ def main() -> None:
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
     dataset = Dataset.load(config.data.dir)
     test = dataset.samples("test", config.data.max_test)
-    scoring = scoring_of(test)
+    scoring = scoring_for(config, test)
     played = {
         system: [play(args.config, args.runs, system, seed, args.overrides) for seed in range(args.seeds)]
         for system in SYSTEMS

@@ -5,7 +5,7 @@ Prints one JSON line. Episodes are played on the synthetic world, with the real 
 at once, each for an answer of the same length. Caches start empty. Rates are the best of a
 few runs, which is the fairest figure on a machine that others use as well.
 
-- ``tokens_per_s``: generated tokens of whole episodes, planner to counterfactuals, per second.
+- ``tokens_per_s``: generated tokens of whole episodes, planner to the lines without an agent, per second.
 - ``bare_tokens_per_s``: the same tokens when nothing has to wait for anything.
 - ``ratio``: the first over the second; the target is 0.8.
 - ``cached``: share of prompt tokens that came from the prefix cache.
@@ -38,7 +38,7 @@ from cluster.warm_start import create_policy
 from retrieval_service.index import build_index
 from retrieval_service.service import launch_retrieval
 from rollout_workers.vllm.engine import RolloutEngine
-from rollout_workers.worker import EpisodeJob, RolloutWorker
+from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
 REPEATS = 3
 
@@ -65,7 +65,7 @@ class Recording:
         )
 
 
-async def measure(worker: RolloutWorker, jobs: Sequence[EpisodeJob]) -> dict[str, float]:
+async def measure(worker: RolloutWorker, specs: Sequence[EpisodeSpec]) -> dict[str, float]:
     engine = worker.engine
     recording = Recording(engine)
     engine.generate = recording  # type: ignore[method-assign, assignment]
@@ -74,7 +74,7 @@ async def measure(worker: RolloutWorker, jobs: Sequence[EpisodeJob]) -> dict[str
         recording.calls.clear()
         engine.forget()
         before, begun = engine.stats(), time.perf_counter()
-        await worker.play(jobs)
+        await worker.play(specs)
         seconds = time.perf_counter() - begun
         after = engine.stats()
         tokens = sum(len(answer.token_ids) for _, _, answer in recording.calls)
@@ -110,20 +110,22 @@ def main() -> None:
         library = [s for s in samples if s.split in config.retrieval.library_splits]
         client = launch_retrieval(build_index(library, work / "index", config.retrieval), config.retrieval)
         chosen = dataset.samples("train", config.train.samples_per_step)
-        jobs = [EpisodeJob.of(config, i, sample, i, config.episode.temperature) for i, sample in enumerate(chosen)]
+        specs = [EpisodeSpec.to_train(config, i, sample, i) for i, sample in enumerate(chosen)]
 
         def run(**settings: bool) -> dict[str, float]:
             changed: Config = config.model_copy(update={"rollout": config.rollout.model_copy(update=settings)})
             worker = RolloutWorker(changed, policy, client)
             try:
-                return asyncio.run(measure(worker, jobs))
+                return asyncio.run(measure(worker, specs))
             finally:
                 worker.engine.close()
 
         results = {"default": run(), "free": run(deterministic=False), "no_prefix_cache": run(prefix_caching=False)}
         client.close()
     gain = results["no_prefix_cache"]["seconds"] / results["default"]["seconds"]
-    print(json.dumps({"benchmark": "rollout", "episodes": len(jobs), **results, "prefix_caching_gain": round(gain, 2)}))
+    print(
+        json.dumps({"benchmark": "rollout", "episodes": len(specs), **results, "prefix_caching_gain": round(gain, 2)})
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 
 from affect_rl.config.load import load_config
-from cluster.runtime.jobs import open_job, run_training
+from cluster.runtime.run import open_run, run_training
 from cluster.runtime.rundir import RunDirectory
 
 
@@ -28,8 +28,8 @@ def main() -> None:
         policy = config.policy or str(RunDirectory(config.run_dir).sft)
         overrides += [f"policy={policy}", f"runs_dir={runs}", "train.eval_every=0", "train.checkpoint_every=0"]
         config = load_config(file, overrides)
-        with open_job(config) as job:
-            run_training(job)
+        with open_run(config) as run:
+            run_training(run)
         lines = [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
     steps = list(pairwise(lines[:-1]))  # the last step also evaluates and saves
     seconds = {k: mean(now[f"time/{k}_s"] for _, now in steps) for k in ("rollout", "retrieval", "learning", "sync")}

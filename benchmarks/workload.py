@@ -10,8 +10,9 @@ import torch
 
 from affect_rl.algorithms.batching import collate, micro_batches, turns_to_sequences
 from affect_rl.algorithms.step import flatten
-from affect_rl.policy.model import AffectPolicy, asked
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
+from affect_rl.team.knowledge import NAMES
 from affect_rl.trajectory import Generation, Output, Percept, Prompt, Trajectory, Turn
 
 AGENTS = ("planner", "filter", "generator")
@@ -53,7 +54,8 @@ def random_episodes(
     agents: Sequence[str] = AGENTS,
     copies: int = 1,
     rounds: int = 1,
-    knowledge: int = 0,
+    knowledge: int = len(NAMES),
+    critic_prompts: bool = False,
 ) -> list[Trajectory]:
     """Episodes of random tokens, with the policy's own log-probs as behaviour log-probs.
 
@@ -68,6 +70,7 @@ def random_episodes(
         copies: episodes of each sample; the first agent's first prompt is the same in all of them.
         rounds: turns of the first agent; each but the first goes on where the one before ended.
         knowledge: numbers that a critic may know of a turn; the first one is close to the reward.
+        critic_prompts: give a separate critic three tokens more than the agent.
     """
     rng = np.random.default_rng(seed)
     episodes = []
@@ -82,6 +85,9 @@ def random_episodes(
         ]
         turns = [replace(t, knowledge=_random_knowledge(t.reward, knowledge, rng)) for t in turns]
         turns = [replace(t, temperature=temperature) for t in turns]
+        if critic_prompts:
+            told = [Prompt(t.prompt.token_ids + _words(policy, rng, 3), t.prompt.percepts) for t in turns]
+            turns = [replace(t, critic_prompt=prompt) for t, prompt in zip(turns, told, strict=True)]
         episodes.append(Trajectory(f"sample-{sample}", ("joy",), tuple(turns), Output("joy", ("joy",))))
     return _with_logprobs(policy, episodes)
 
@@ -141,7 +147,7 @@ def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list
     logprobs = torch.zeros(len(step.agent))
     for rows in micro_batches(list(map(len, sequences)), range(len(sequences)), 8192):
         batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
-        logprobs[batch.places] = asked(policy(batch.tokens, step.temperature[batch.places]).logprobs)
+        logprobs[batch.places] = policy(batch.tokens, step.temperature[batch.places]).logprobs
     each = iter(logprobs.split(step.turn_lengths.tolist()))
 
     def scored(turn: Turn) -> Turn:

@@ -100,7 +100,7 @@ def train(
                 write_trajectories(episodes, directory.trajectories / f"step-{state.step:05d}.parquet")
             if last or stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
                 _checkpoint(learner, directory, state, settings.keep_checkpoints)
-            _announce(state, config, metrics, show)
+            _announce(state, settings.steps, metrics, show)
             if stop:
                 logger.warning("stop requested: stopped after step %d; go on with --resume", state.step)
                 break
@@ -162,13 +162,11 @@ def _select(
     return state, {f"{samples[0].split}/{scoring.main}": score}
 
 
-def _announce(state: Progress, config: Config, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
-    divergences = [metrics[f"kl/{agent}"] for agent in config.team.trained if f"kl/{agent}" in metrics]
-    kl = sum(divergences) / max(1, len(divergences))
-    note = f"score {metrics['episode/score']:.3f}  KL {kl:.4f}{_note(metrics)}"
+def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:
+    note = f"score {metrics['episode/score']:.3f}  KL {metrics['kl/mean']:.4f}{_note(metrics)}"
     show(state.step, note)
     times = "  ".join(f"{name} {metrics[f'time/{name}_s']:.1f}s" for name in ("rollout", "learning", "sync"))
-    logger.info("step %d/%d  %s  %s", state.step, config.train.steps, note, times)
+    logger.info("step %d/%d  %s  %s", state.step, steps, note, times)
 
 
 def _note(metrics: Mapping[str, float]) -> str:

@@ -88,8 +88,12 @@ def warm_start(
     retrieve: Retrieve | None,
     directory: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    *,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Make a policy (or take ``config.policy``), train it on demonstrations and write it to `directory`.
+
+    `resume` goes on where a warm start of `directory` was cut off, see `run_sft`.
 
     Returns:
         Metrics of the last step.
@@ -102,7 +106,7 @@ def warm_start(
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
-    metrics = run_sft(config, demonstrations, base, directory, on_step)
+    metrics = run_sft(config, demonstrations, base, directory, on_step, resume=resume)
     if not config.policy:
         shutil.rmtree(base)
     return metrics
@@ -118,15 +122,33 @@ def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]
 async def _demonstrate_all(
     samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
 ) -> list[Sequence[Turn]]:
+    """Demonstrations of the samples that can be played.
+
+    Raises:
+        AffectError: more than ``data.max_dropped`` cannot.
+    """
     team = team_of(config, samples[0].label_kind)
     gate = asyncio.Semaphore(_IN_FLIGHT)
+    problems: list[str] = []
 
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
             seed = derived_seed(config.seed, "demonstration", sample.id)
-            return await demonstrate(sample.with_dropout(config.episode.dropout, seed), team, retrieve, prompts, seed)
+            seen = sample.with_dropout(config.episode.dropout, seed)
+            try:
+                return await demonstrate(seen, team, retrieve, prompts, seed)
+            except AffectError as error:
+                logger.warning("dropped: %s", error)
+                problems.append(str(error))
+                return ()
 
-    return await asyncio.gather(*map(one, samples))
+    played = [turns for turns in await asyncio.gather(*map(one, samples)) if turns]
+    if len(problems) > config.data.max_dropped or not played:
+        raise AffectError(
+            f"{len(problems)} of {len(samples)} samples cannot be demonstrated, data.max_dropped="
+            f"{config.data.max_dropped}; the last: {problems[-1]}"
+        )
+    return played
 
 
 def team_of(config: Config, label_kind: LabelKind) -> Team:

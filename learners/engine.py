@@ -49,7 +49,7 @@ def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, tim
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by hardware; without it, matrix products take a hundred times longer than float32."""
+    """Whether hardware computes bfloat16; without it, matrix products take a hundred times longer than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
@@ -107,7 +107,7 @@ class Engine:
         deepspeed = _deepspeed()
         self.policy, self.device = policy.to(device).eval(), device
         dtype = next(policy.parameters()).dtype
-        # DeepSpeed keeps no float32 weights behind bfloat16 ones at stage 0. Stage 1 does, and shards nothing else.
+        # DeepSpeed keeps no float32 weights behind bfloat16 ones at stage 0. Stage 1 does, and shards only them.
         self._stage = max(zero_stage, 1) if dtype == torch.bfloat16 else zero_stage
         if checkpoint_activations:
             policy.checkpoint_activations()
@@ -140,6 +140,11 @@ class Engine:
             ),
             dist_init_required=False,
         )[0]
+        if self._stage == 3:
+            # DeepSpeed wants equally many module calls on all ranks, but their heads have unequal numbers of chunks.
+            # So the head belongs to the whole policy: gathered once for a pass, and called without its own hooks.
+            for parameter in policy.head.parameters():
+                deepspeed.zero.register_external_parameter(policy, parameter)
 
     def __call__(self, batch: TokenBatch, temperature: float | Tensor = 1.0, **asked: bool) -> PolicyOutput:
         """A forward pass; `asked` are the switches of `AffectPolicy.forward`."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
+import shutil
 import tempfile
 import threading
 import time
@@ -34,13 +36,16 @@ from affect_rl.algorithms.batching import (
 from affect_rl.algorithms.step import flatten
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
+from affect_rl.errors import AffectError
+from affect_rl.files import replace_directory, sha256
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
+from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, TokenBatch
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
 OnStep = Callable[[dict[str, float]], None]
 POLL_S = 0.2
+STATE = "state.json"
 
 
 def learning_rate(settings: SftConfig, step: int) -> float:
@@ -52,7 +57,13 @@ def learning_rate(settings: SftConfig, step: int) -> float:
 
 
 def sft_steps(
-    engine: Engine, sequences: Sequence[TokenSequence], settings: SftConfig, *, balance_weight: float, seed: int
+    engine: Engine,
+    sequences: Sequence[TokenSequence],
+    settings: SftConfig,
+    *,
+    balance_weight: float,
+    seed: int,
+    done: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Train on demonstrations, one optimiser step an iteration; run on all ranks at once.
 
@@ -67,6 +78,7 @@ def sft_steps(
         settings: steps, batch, learning rate.
         balance_weight: weight of the load-balance loss.
         seed: of the order of samples.
+        done: steps that were made before, and are not made again.
 
     Yields:
         ``loss``, ``balance``, ``lr``, ``grad_norm`` and, per agent, ``<agent>/loss`` and ``<agent>/accuracy``
@@ -77,7 +89,7 @@ def sft_steps(
     policy, rank, world = engine.policy, dist.get_rank(), dist.get_world_size()
     percept_id = policy.config.percept_token_id
     batches = group_batches([s.episode for s in sequences], settings.batch_samples, seed)
-    for step, chosen in enumerate(itertools.islice(batches, settings.steps)):
+    for step, chosen in enumerate(itertools.islice(batches, done, settings.steps), done):
         counts = torch.zeros(len(agents), device=engine.device)
         for i in chosen:
             counts[agents.index(sequences[i].agent)] += sequences[i].answer_tokens
@@ -86,7 +98,7 @@ def sft_steps(
         percepts = max(1, sum(p.fused for i in chosen for p in sequences[i].percepts))
         sums = torch.zeros(len(agents) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
         shares = split_ranks(lengths, chosen, world)
-        for rows in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
+        for rows, _ in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
             batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
@@ -138,8 +150,12 @@ def run_sft(
     policy_in: Path,
     policy_out: Path,
     on_step: OnStep | None = None,
+    *,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Train the policy directory `policy_in` on demonstrations and write `policy_out`.
+
+    Meanwhile `checkpoint_of` `policy_out` holds the last checkpoint, and every worker must be able to write there.
 
     Args:
         config: sections `sft` and `model`, and the seed.
@@ -147,15 +163,22 @@ def run_sft(
         policy_in: policy directory; all workers must be able to read it.
         policy_out: policy directory to write; must not exist yet.
         on_step: called in this process with the metrics of each step, as they arrive.
+        resume: go on from the last checkpoint, if there is one, to the same numbers; otherwise from the beginning.
 
     Returns:
         Metrics of the last step, see `sft_steps`.
 
     Raises:
+        AffectError: the checkpoint to resume belongs to another policy, seed or layout of workers.
         TimeoutError: the job took longer than `sft.deadline_s`.
         ray.train.TrainingFailedError: a worker failed.
     """
-    settings = config.sft
+    settings, checkpoint = config.sft, checkpoint_of(policy_out)
+    state = _state(config, policy_in)
+    if resume:
+        _check(checkpoint, state)
+    else:
+        shutil.rmtree(checkpoint, ignore_errors=True)
     episodes = demonstrations if isinstance(demonstrations, ray.ObjectRef) else ray.put(demonstrations)
     steps = Queue(actor_options={"num_cpus": 0})
     gpu = settings.gpus_per_worker > 0
@@ -164,7 +187,7 @@ def run_sft(
             _worker,
             train_loop_config={
                 "config": config, "episodes": [episodes], "policy_in": policy_in.resolve(),
-                "policy_out": policy_out.resolve(), "steps": steps,
+                "policy_out": policy_out.resolve(), "state": state, "steps": steps,
             },
             torch_config=TorchConfig("nccl" if gpu else "gloo", timeout_s=int(settings.deadline_s)),
             scaling_config=train.ScalingConfig(
@@ -175,9 +198,55 @@ def run_sft(
             run_config=train.RunConfig(name="sft", storage_path=storage),
         )  # fmt: skip
         try:
-            return _follow(trainer, steps, on_step or (lambda _: None), settings.deadline_s)
+            metrics = _follow(trainer, steps, on_step or (lambda _: None), settings.deadline_s)
         finally:
             steps.shutdown(force=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return metrics
+
+
+def checkpoint_of(policy_out: Path) -> Path:
+    """Where a warm start that is to become `policy_out` keeps its checkpoint."""
+    return policy_out.with_name(f"{policy_out.name}-checkpoint")
+
+
+def _state(config: Config, policy_in: Path) -> dict[str, Any]:
+    """What must be the same when a warm start is resumed, that its numbers may be."""
+    settings = config.sft.model_dump(mode="json", exclude={"deadline_s", "checkpoint_every", "threads"})
+    return {
+        "seed": config.seed,
+        "policy": sha256(policy_in / MANIFEST),
+        "lora": config.model.lora.model_dump(mode="json"),
+        **settings,
+    }
+
+
+def _check(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Raise `AffectError` if there is a checkpoint that does not fit."""
+    if not checkpoint.exists():
+        return
+    found = json.loads((checkpoint / STATE).read_text())
+    for name, value in state.items():
+        if found.get(name) != value:
+            raise AffectError(
+                f"{checkpoint}: written with {name}={found.get(name)}, now it is {value}; resume with the "
+                "configuration that the warm start was begun with, or begin again without --resume"
+            )
+
+
+def _write_checkpoint(engine: Engine, directory: Path, state: dict[str, Any]) -> None:
+    """Write all ranks' parts in the place of the checkpoint before; call on all ranks."""
+    partial = directory.with_name(f"{directory.name}.partial")
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    engine.save(partial)
+    dist.barrier()
+    if first:
+        (partial / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        replace_directory(partial, directory)
 
 
 def _follow(trainer: TorchTrainer, steps: Queue, on_step: OnStep, deadline_s: float) -> dict[str, float]:
@@ -217,14 +286,22 @@ def _worker(given: dict[str, Any]) -> None:
     engine = Engine(
         policy, device, zero_stage=settings.zero_stage, weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, autocast=settings.autocast,
+        checkpoint_activations=config.model.recomputes(settings.checkpoint_activations),
     )  # fmt: skip
+    checkpoint, done = checkpoint_of(given["policy_out"]), 0
+    if checkpoint.exists():
+        engine.load(checkpoint)
+        done = int(json.loads((checkpoint / STATE).read_text())["step"])
     sequences = turns_to_sequences(ray.get(given["episodes"][0], timeout=settings.deadline_s))
     first = dist.get_rank() == 0
     for metrics in sft_steps(
-        engine, sequences, settings, balance_weight=config.model.fusion.load_balance, seed=config.seed
+        engine, sequences, settings, balance_weight=config.model.fusion.load_balance, seed=config.seed, done=done
     ):
         if first:
             given["steps"].put(metrics)
+        step = int(metrics["step"])
+        if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < settings.steps:
+            _write_checkpoint(engine, checkpoint, given["state"] | {"step": step})
     with engine.gathered():
         if first:
             policy.save(given["policy_out"])

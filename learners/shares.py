@@ -5,10 +5,17 @@ Pure functions of lengths and a seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from affect_rl.algorithms.batching import TokenSequence, minibatches, schedule, share_episodes, turns_to_sequences
+from affect_rl.algorithms.batching import (
+    Pass,
+    TokenSequence,
+    minibatches,
+    schedule,
+    share_episodes,
+    turns_to_sequences,
+)
 from affect_rl.algorithms.step import Step, flatten
 from affect_rl.config.sections import LearnerConfig
 from affect_rl.errors import AffectError
@@ -25,8 +32,8 @@ class Reading(NamedTuple):
     """
 
     sequences: list[TokenSequence]
-    whole: list[list[int]]
-    minibatches: list[list[list[int]]]
+    whole: list[Pass]
+    minibatches: list[list[Pass]]
 
 
 class Minibatch(NamedTuple):
@@ -58,7 +65,8 @@ def deal(
     settings: LearnerConfig,
     seed: Sequence[int],
     *,
-    separate_critic: bool,
+    separate_critic: bool = False,
+    adapters: Mapping[str, str] | None = None,
 ) -> tuple[Step, list[Share]]:
     """What all ranks know of a step, and the share of each.
 
@@ -68,6 +76,7 @@ def deal(
         settings: ranks, epochs, minibatches, and tokens in a pass.
         seed: entropy of the minibatches.
         separate_critic: a separate critic reads too.
+        adapters: the adapter of each agent; passes of the policy are of one adapter each. None: there is one.
 
     Raises:
         AffectError: there is nothing to learn from, or too little for the settings.
@@ -92,7 +101,8 @@ def deal(
         for part in parts
     ]
     rank_of = _ranks(sequences, plan, settings.workers)
-    actor = _readings(sequences, plan, rank_of, settings)
+    kinds = [adapters[s.agent] for s in sequences] if adapters else None
+    actor = _readings(sequences, plan, rank_of, settings, kinds)
     critic: list[Reading] | list[None] = [None] * settings.workers
     if separate_critic:
         critic = _readings(turns_to_sequences(turns, critic=True), plan, rank_of, settings)
@@ -110,7 +120,11 @@ def _ranks(sequences: Sequence[TokenSequence], plan: Sequence[Minibatch], ranks:
 
 
 def _readings(
-    sequences: Sequence[TokenSequence], plan: Sequence[Minibatch], rank_of: dict[int, int], settings: LearnerConfig
+    sequences: Sequence[TokenSequence],
+    plan: Sequence[Minibatch],
+    rank_of: dict[int, int],
+    settings: LearnerConfig,
+    kinds: Sequence[str] | None = None,
 ) -> list[Reading]:
     """What each rank reads of these sequences."""
     shares: list[list[int]] = [[] for _ in range(settings.workers)]
@@ -120,11 +134,14 @@ def _readings(
     shortest = min(range(len(sequences)), key=lengths.__getitem__)
     kept = [share or [shortest] for share in shares]  # passes of weight 0 need something to run over
 
-    def passes(episodes: Sequence[int]) -> list[list[list[int]]]:
+    def passes(episodes: Sequence[int]) -> list[list[Pass]]:
         chosen = set(episodes)
         mine = [[i for i in share if sequences[i].episode in chosen] for share in shares]
-        plans = schedule(lengths, mine, settings.tokens_per_microbatch)
-        return [[[own.index(i) for i in rows] for rows in plan] for plan, own in zip(plans, kept, strict=True)]
+        plans = schedule(lengths, mine, settings.tokens_per_microbatch, kinds)
+        return [
+            [Pass([own.index(i) for i in rows], kind) for rows, kind in plan]
+            for plan, own in zip(plans, kept, strict=True)
+        ]
 
     whole = passes(list(rank_of))
     parts = [passes(part.episodes) for part in plan]

@@ -48,6 +48,7 @@ class EpisodeSpec:
         start: directory of the policy that training began with, for agents that play with it.
         temperature: of its generations, 0: greedily; None: each agent's own.
         bypasses: whether it is also played without each agent, which scores the agents.
+        critic_sees: what the prompts of a separate critic hold beside the agents' own.
     """
 
     key: object
@@ -59,13 +60,16 @@ class EpisodeSpec:
     start: Path
     temperature: float | None = None
     bypasses: bool = True
+    critic_sees: str = "own"
 
     @classmethod
     def to_train(cls, config: Config, key: object, sample: AffectSample, seed: int, place: int = 0) -> Self:
         """An episode to learn from; `place` is its sample's, see `Config.in_turn`."""
         seen = sample.with_dropout(config.episode.dropout, seed)
         team, start = config.in_turn(place), config.initial_policy.resolve()
-        return cls(key, seen, seed, team, config.episode, config.task, start)
+        critic = config.algorithm.critic_settings
+        sees = critic.sees if critic and critic.kind == "separate" else "own"
+        return cls(key, seen, seed, team, config.episode, config.task, start, critic_sees=sees)
 
     @classmethod
     def to_measure(
@@ -165,6 +169,7 @@ class RolloutWorker:
                     spec.seed,
                     bypasses=spec.bypasses,
                     temperature=spec.temperature,
+                    critic_sees=spec.critic_sees,
                 )
             except AffectError as error:
                 return Trajectory(spec.sample.id, spec.sample.labels, (), Output("", problem=str(error)))

@@ -103,6 +103,14 @@ class Algorithm(ABC):
     min_copies: ClassVar[int] = 1
     Settings: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.needs_critic != ("critic" in cls.Settings.model_fields):
+            raise TypeError(
+                f"{cls.__name__}.needs_critic is {cls.needs_critic}; that of an algorithm whose Settings have a field "
+                "`critic: CriticSettings` is True, that of others False"
+            )
+
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 

@@ -70,6 +70,18 @@ class TokenSequence:
         return self.token_ids[: self.mask.index(True)]
 
 
+class Pass(NamedTuple):
+    """A planned forward pass.
+
+    Attributes:
+        rows: which sequences; none: a pass that only keeps this rank in step with the others.
+        kind: what its sequences have in common, such as the name of their adapter.
+    """
+
+    rows: list[int]
+    kind: str = ""
+
+
 class MicroBatch(NamedTuple):
     """One forward pass.
 
@@ -270,20 +282,28 @@ def share_episodes(tokens: Sequence[int], parts: Sequence[Sequence[int]], ranks:
     return rank_of
 
 
-def schedule(lengths: Sequence[int], shares: Sequence[Sequence[int]], budget: int) -> list[list[list[int]]]:
+def schedule(
+    lengths: Sequence[int], shares: Sequence[Sequence[int]], budget: int, kinds: Sequence[str] | None = None
+) -> list[list[Pass]]:
     """The forward passes of each rank over its share.
 
-    Sharded training communicates inside forward and backward, so all ranks must run equally many
-    passes: ranks with fewer get empty ones at the end.
+    Sharded training communicates inside forward and backward, so all ranks must run equally many passes, and the n-th
+    with the same adapter: ranks with fewer get empty ones.
 
     Args:
         lengths: tokens of every sequence of the step.
         shares: indices of each rank's sequences.
         budget: see `micro_batches`.
+        kinds: kind of every sequence; different ones never share a pass. None: all are alike.
     """
-    plans = [micro_batches(lengths, share, budget) for share in shares]
-    passes = max(len(plan) for plan in plans)
-    return [plan + [[]] * (passes - len(plan)) for plan in plans]
+    kinds = [""] * len(lengths) if kinds is None else kinds
+    schedules: list[list[Pass]] = [[] for _ in shares]
+    for kind in sorted({kinds[i] for share in shares for i in share}):
+        plans = [micro_batches(lengths, [i for i in share if kinds[i] == kind], budget) for share in shares]
+        passes = max(len(plan) for plan in plans)
+        for whole, plan in zip(schedules, plans, strict=True):
+            whole += [Pass(rows, kind) for rows in plan + [[]] * (passes - len(plan))]
+    return schedules
 
 
 def collate(sequences: Sequence[TokenSequence], rows: Sequence[int], shape: FusionShape, pad_id: int) -> MicroBatch:

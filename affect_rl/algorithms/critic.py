@@ -34,7 +34,7 @@ class CriticSettings(Section):
     """epsilon of the clipped value loss, equations 11 and 12, in deviations of the targets."""
     normalise: bool = True
     """Give the head targets of mean 0 and deviation 1 (value normalisation)."""
-    forgetting: Fraction = 0.9
+    forgetting: Fraction = 0.95
     """Weight of a step in the regression when the next one comes."""
 
 

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from affect_rl.algorithms.step import sum_by
-
 PENALTIES = (1e9, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 """Strengths of shrinkage, in turns, the strongest first: it is the one without experience, and says the mean."""
 
@@ -27,8 +25,8 @@ PENALTIES = (1e9, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 class RecursiveRidge:
     """For each of A agents ``y = w_0 + w x``, from weighted sums of past steps. Deterministic; on the CPU in float64.
 
-    ``w = argmin sum_n c_n (y_n - w_0 - w x_n)^2 + penalty |w / s|^2`` with s the inverse deviations of x: features
-    count alike whatever their scale, and the constant is not shrunk.
+    ``w = argmin sum_n c_n (y_n - w_0 - w x_n)^2 + penalty sum_f (w_f d_f)^2`` with the deviations d of the features:
+    they count alike whatever their scale, and the constant is not shrunk.
     """
 
     def __init__(
@@ -62,27 +60,21 @@ class RecursiveRidge:
             row_weights: ``[n]`` how much each row counts.
         """
         x, y, c = (t.detach().double().cpu() for t in (features, targets, row_weights))
-        agent, agents = agent.cpu(), len(self._errors)
-        rows = torch.cat([torch.ones_like(y)[:, None], x, y[:, None]], dim=1)
-        played = sum_by(c, agent, agents) > 0
-        keep = torch.where(played, self._forgetting, 1.0).double()
-        known = self._sums[:, 0, 0] > 0
-        self._errors = keep[:, None] * self._errors + known[:, None] * self._foresight(rows, c, agent)
-        for one in played.nonzero()[:, 0].tolist():
-            mine = agent == one
-            self._sums[one] = keep[one] * self._sums[one] + (rows[mine] * c[mine, None]).T @ rows[mine]
+        rows, agent = torch.cat([torch.ones_like(y)[:, None], x, y[:, None]], dim=1), agent.cpu()
+        for one in agent.unique().tolist():
+            mine, counts = rows[agent == one], c[agent == one, None]
+            if self._sums[one, 0, 0] > 0:
+                self._errors[one] = self._forgetting * self._errors[one] + self._left_over(one, mine, counts)
+            self._sums[one] = self._forgetting * self._sums[one] + (mine * counts).T @ mine
             self._weights[one] = torch.stack([_ridge(self._sums[one], penalty) for penalty in self._penalties])
 
-    def _foresight(self, rows: Tensor, c: Tensor, agent: Tensor) -> Tensor:
-        """``[A, penalties]`` weighted spread of what each penalty's weights leave of the step's returns.
+    def _left_over(self, one: int, rows: Tensor, counts: Tensor) -> Tensor:
+        """``[penalties]`` spread of what the weights of each penalty leave of an agent's returns.
 
         Not their mean: a constant that all of an agent's advantages have in common is taken out of them later.
         """
-        agents = len(self._errors)
-        left = rows[:, -1:] - torch.einsum("nf,npf->np", rows[:, :-1], self._weights[agent])
-        count = sum_by(c, agent, agents).clamp(min=1e-12)
-        means = sum_by(c[:, None] * left, agent, agents) / count[:, None]
-        return sum_by(c[:, None] * (left - means[agent]) ** 2, agent, agents)
+        left = rows[:, -1:] - rows[:, :-1] @ self._weights[one].T
+        return (counts * (left - (counts * left).sum(0) / counts.sum()) ** 2).sum(0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self._sums, "errors": self._errors, "weights": self._weights}

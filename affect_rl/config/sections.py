@@ -135,6 +135,10 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     """Fusion modules."""
 
+    def recomputes(self, asked: bool | None) -> bool:
+        """Whether to recompute activations, where a setting `asked` for it or left it open (None)."""
+        return self.base != "tiny" if asked is None else asked
+
     @model_validator(mode="after")
     def _has_slots_once(self) -> Self:
         if self.backbone and self.fusion.slots:
@@ -210,6 +214,11 @@ class SftConfig(Section, affects=(SFT,)):
     """DeepSpeed ZeRO stage."""
     tokens_per_microbatch: Positive = 8192
     """Padded tokens in one forward pass of one worker."""
+    checkpoint_activations: bool | None = None
+    """Keep only the states between the model's blocks for the way back and compute the rest again: a third more time,
+    several times less memory, the same numbers. None: with every base but ``tiny``."""
+    checkpoint_every: Annotated[Natural, NOTHING] = 20
+    """Steps between checkpoints that ``affect-rl sft --resume`` goes on from; 0: none."""
     autocast: bool = False
     """Compute in bfloat16 with float32 weights, where the processor has units for it; elsewhere in float32."""
     threads: Natural = 0
@@ -241,6 +250,8 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     """Optimiser steps per pass; must not exceed the samples per step."""
     tokens_per_microbatch: Positive = 8192
     """Padded tokens in one forward pass of one rank."""
+    checkpoint_activations: bool | None = None
+    """Recompute the activations of the model's blocks, see `SftConfig`; None: with every base but ``tiny``."""
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores divided by the ranks."""
     deadline_s: Seconds = 600.0

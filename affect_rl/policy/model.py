@@ -372,7 +372,7 @@ class AffectPolicy(nn.Module):
         self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool
     ) -> TokenScores:
         """`_scores` with all logits ``[R, vocab]`` at once."""
-        logits = self.language_model.get_output_embeddings().forward(states).float()  # type: ignore[operator]
+        logits = self.head.forward(states).float()  # without the hooks of ZeRO 3, see `learners.engine`
         if isinstance(temperature, Tensor):
             logits = logits / temperature[:, None]
         elif temperature != 1:
@@ -397,6 +397,11 @@ class AffectPolicy(nn.Module):
         predicts = batch.response_mask.roll(-1, dims=1)
         predicts[:, -1] = False
         return hidden[predicts]
+
+    @property
+    def head(self) -> nn.Module:
+        """The language model's map from states to logits."""
+        return self.language_model.get_output_embeddings()  # type: ignore[operator, no-any-return]
 
     @property
     def _trunk(self) -> PreTrainedModel:
@@ -444,12 +449,6 @@ class Reference:
                 return policy(batch, temperature).logprobs
         finally:
             policy.fusion = trained
-
-
-def asked(x: Tensor | None) -> Tensor:
-    """A field of `PolicyOutput` that was asked for."""
-    assert x is not None
-    return x
 
 
 def check_manifest(directory: Path) -> None:

@@ -37,9 +37,7 @@ class ThinkingSettings(RecognitionSettings):
 class Thinking(Task):
     """Labels of a closed set, a sentiment or any words, after a thought in words of the model's own."""
 
-    instruction = (
-        "Task: write your thoughts between <think> and </think>, then the emotion in <answer> and </answer>.\n"
-    )
+    instruction = "Task: write <think> your thoughts </think>, then <answer> the emotion </answer>.\n"
     Settings = ThinkingSettings
 
     def read(self, text: str, sample: AffectSample) -> Output:

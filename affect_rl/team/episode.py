@@ -20,7 +20,7 @@ from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
 from affect_rl.team.agent import Agent, Request, Writes
 from affect_rl.team.board import NOTHING, Board, Found, first
-from affect_rl.team.knowledge import knowledge
+from affect_rl.team.knowledge import knowledge, note
 from affect_rl.team.planner import whole_utterance
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.rewards import rewarded
@@ -47,6 +47,7 @@ class Episode:
         seed: of all generations.
         bypasses: whether agents are also played without.
         temperature: of all generations; None: each agent's own.
+        critic_sees: what a separate critic reads beside an agent's prompt, see `affect_rl.team.knowledge`.
     """
 
     sample: AffectSample
@@ -57,6 +58,7 @@ class Episode:
     seed: int
     bypasses: bool = True
     temperature: float | None = None
+    critic_sees: str = "own"
     degraded: bool = False
     _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     _done: dict[tuple[str, int], asyncio.Task[Writes]] = field(default_factory=dict)
@@ -175,7 +177,7 @@ class Episode:
         return Trajectory(
             sample_id=self.sample.id,
             labels=self.sample.labels,
-            turns=tuple(replace(turn, knowledge=self._knowledge(turn, scores)) for turn in turns),
+            turns=tuple(self._told(turn, scores) for turn in turns),
             output=outputs[FULL],
             queries=dict(known["queries"] or {}),
             candidates=dict(known["candidates"] or NOTHING),
@@ -193,11 +195,19 @@ class Episode:
         index = self.team.source(slot, len(self.team.steps) if before is None else before)
         return self._done[FULL, index].result()[slot] if (FULL, index) in self._done else None
 
-    def _knowledge(self, turn: Turn, scores: Mapping[str, float]) -> tuple[float, ...]:
-        before = {name: self._final(name, self._place(turn)) for name in ("support", "candidates", "kept")}
+    def _told(self, turn: Turn, scores: Mapping[str, float]) -> Turn:
+        """A turn with what a critic may know of it: the board as it stood before, and the score without the agent."""
+        slots = ("support", "queries", "candidates", "kept")
+        before = {name: self._final(name, self._place(turn)) for name in slots}
         board = Board(self.sample, {name: value for name, value in before.items() if value is not None})
-        copies = self.team.agents[turn.agent].bypass_copies  # the score without the agent then hangs on what it said
-        return knowledge(board, None if copies else scores.get(turn.agent))
+        copies = self.team.agents[turn.agent].bypass_copies  # then the score without it hangs on what it said
+        without = None if copies else scores.get(turn.agent)
+        turn = replace(turn, knowledge=knowledge(board, without))
+        if self.critic_sees == "own":
+            return turn
+        text = note(board, without, self.critic_sees)
+        tokens = self.team.config[turn.agent].tokens
+        return replace(turn, critic_prompt=self.prompts.annotated(turn.prompt, text, tokens))
 
     def _place(self, turn: Turn) -> int:
         """Number of the step that a turn is."""
@@ -215,6 +225,7 @@ async def play_episode(
     *,
     bypasses: bool = True,
     temperature: float | None = None,
+    critic_sees: str = "own",
 ) -> Trajectory:
     """Play one episode and reward its agents.
 
@@ -230,11 +241,12 @@ async def play_episode(
         seed: seed of all generations of this episode.
         bypasses: also play the lines without each agent, which score the agents (training).
         temperature: of all generations, 0: greedily; None: each agent's own.
+        critic_sees: what the prompts of a separate critic hold beside the agents' own.
     """
     settings = team.episode
     seen = sample.without(settings.absent, zeros=settings.zero_absent)
     labelled = bypasses and bool(sample.labels)
-    return await Episode(seen, team, generate, retrieve, prompts, seed, labelled, temperature).play()
+    return await Episode(seen, team, generate, retrieve, prompts, seed, labelled, temperature, critic_sees).play()
 
 
 def _joined(new: Found, old: Found) -> Found:

@@ -37,6 +37,24 @@ def knowledge(board: Board, score_without: float | None) -> tuple[float, ...]:
     return tuple(value for _, _, value in _numbers(board, score_without))
 
 
+def note(board: Board, score_without: float | None, sees: str) -> str:
+    """The same in words, for a separate critic's prompt; empty if it ``sees`` its ``own`` prompt alone."""
+    lines = []
+    if sees != "own":
+        lines += [f"{group} query: {query}" for group, query in board.queries.items()]
+        lines += [f"{group} found: {_labels(items)}" for group, items in board.candidates.items() if items]
+        lines += [f"{group} kept: {_labels(items)}" for group, items in board.kept.items() if items]
+    if sees == "privileged":
+        lines += [f"truth: {', '.join(board.sample.labels)}"]
+        lines += [f"neighbours: {'; '.join(', '.join(labels) for labels in board.support.labels)}"]
+        lines += [f"without: {score_without:.2f}"] if score_without is not None else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _labels(items: Sequence[Evidence]) -> str:
+    return "; ".join(", ".join(item.labels) for item in items)
+
+
 def _numbers(board: Board, score_without: float | None) -> Iterator[tuple[str, str, float]]:
     """Level, name and value of each number."""
     sample, support = board.sample, board.support

@@ -98,6 +98,11 @@ class Prompts:
         percepts = (Percept(sample.audio, sample.video), *([percept] if percept else []))
         return Prompt((*prefix, *shown, *tail), percepts)
 
+    def annotated(self, prompt: Prompt, note: str, answer_tokens: int) -> Prompt:
+        """A prompt with a note behind it, cut to what the context leaves beside the answer."""
+        room = max(0, self.context - answer_tokens - len(prompt.token_ids))
+        return Prompt((*prompt.token_ids, *self._encode_cached(note)[:room]), prompt.percepts)
+
     def prefix(self, sample: AffectSample) -> tuple[int, ...]:
         """What all prompts of an episode start with."""
         labels = f"\nLabels: {', '.join(sample.candidates)}\n" if sample.candidates else "\n"

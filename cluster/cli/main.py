@@ -37,12 +37,16 @@ Policies = Annotated[
 
 
 @app.command()
-def sft(config_file: ConfigFile, overrides: Overrides = None) -> None:
+def sft(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
     """Warm start: train a policy on demonstrations, as a Ray Train job."""
     from cluster.runtime.run import open_run, run_warm_start
 
     with open_run(_config(config_file, overrides)) as run:
-        typer.echo(run_warm_start(run))
+        typer.echo(run_warm_start(run, resume=resume))
 
 
 @app.command()

@@ -74,8 +74,8 @@ def make_run(config: Config, dataset: Dataset, services: Services) -> Run:
     return Run(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 
-def run_warm_start(run: Run) -> Path:
-    """SFT; returns the policy directory.
+def run_warm_start(run: Run, *, resume: bool = False) -> Path:
+    """SFT, or the rest of one that was cut off; returns the policy directory.
 
     Raises:
         AffectError: the run has an SFT policy already.
@@ -92,7 +92,7 @@ def run_warm_start(run: Run) -> Path:
             if step % max(1, run.config.sft.steps // 10) == 0:
                 logger.info("sft: step %d/%d  %s", step, run.config.sft.steps, note)
 
-        warm_start(run.config, run.dataset, run.retrieval, run.directory.sft, on_step)
+        warm_start(run.config, run.dataset, run.retrieval, run.directory.sft, on_step, resume=resume)
     return run.directory.sft
 
 

@@ -4,6 +4,7 @@
 
     runs/<name>/config.yaml            the resolved configuration
                 sft                    the policy after the warm start, and the KL reference
+                sft-checkpoint         where a warm start that was cut off goes on
                 policies/step-00010    the best policy so far, by the score that selects, and that of each checkpoint
                 policy                 what the run ended with
                 checkpoints/step-00010 learner state and `progress.json`

@@ -6,6 +6,7 @@ ended before the tests of other files.
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import Engine, choose_device, join_group
+from learners.engine import Engine, choose_device, deepspeed_config, has_bfloat16_units, join_group
 from learners.sft import sft_steps
 
 SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)
@@ -119,10 +120,61 @@ def test_a_checkpoint_of_another_layout_is_an_error(device: torch.device, tmp_pa
         make(device, 0).load(tmp_path)
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_recomputed_activations_change_no_number(device: torch.device, batches: list[MicroBatch], stage: int) -> None:
+    kept, recomputed = make(device, stage), make(device, stage, checkpoint_activations=True)
+    assert train(recomputed, batches, 2) == train(kept, batches, 2)
+    assert all(torch.equal(tensor, weights(kept)[name]) for name, tensor in weights(recomputed).items())
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@STAGES
+def test_deepspeed_accepts_the_configuration(kind: str, dtype: torch.dtype, stage: int) -> None:
+    config = deepspeed_config(torch.device(kind), dtype, zero_stage=stage, max_grad_norm=0.5)
+    assert config["zero_optimization"] == {"stage": stage, "overlap_comm": kind == "cuda" and stage >= 2}
+    assert config["gradient_clipping"] == (0.5 if stage else 0)  # stage 0 is clipped by the engine
+    assert config["bf16"]["enabled"] == (dtype == torch.bfloat16)
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_values_of_bfloat16_weights_are_float32(device: torch.device, batches: list[MicroBatch]) -> None:
+    engine = make(device, 1, torch.bfloat16)
+    values = engine(batches[0].tokens, logprobs=False, values=True).values
+    assert values.dtype == torch.float32
+    assert not torch.equal(values, values.bfloat16().float())
+
+
+def unequal_chunks(rank: int, port: int, results: Path) -> None:
+    """One of two ranks whose passes have unequally many chunks, with a head that ZeRO 3 really shards."""
+    device = choose_device(gpu=False, threads=1, workers=2)
+    join_group(rank, 2, "127.0.0.1", port, gpu=False, timeout_s=60)
+    policy = tiny_policy(vocabulary=4000)
+    sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 3))
+    rows = ([0, 1, 2, 3, 4, 5], [6])
+    batch = [collate(sequences, r, policy.fusion.shape, 0) for r in rows]
+    policy.chunk_logits = 4000 * 8
+    engine = Engine(policy, device, zero_stage=3, weight_decay=0.01, max_grad_norm=0.5, checkpoint_activations=True)
+    norms = train(engine, [batch[rank]], 2)
+    if rank == 0:
+        whole = tiny_policy(vocabulary=4000)
+        assert norms == pytest.approx(bare(whole, batch, 2), rel=1e-4)
+        assert policy.head.weight.numel() == 0  # the other rank holds a part of it
+        results.touch()
+
+
+def test_ranks_may_have_unequally_many_chunks(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(unequal_chunks, (port, tmp_path / "done"), nprocs=2)
+    assert (tmp_path / "done").exists()
+
+
 def test_autocast_stays_near_float32(device: torch.device, batches: list[MicroBatch]) -> None:
     exact, rough = train(make(device, 1), batches, 1), train(make(device, 1, autocast=True), batches, 1)
     assert rough == pytest.approx(exact, rel=0.05)
-    assert rough != exact
+    assert (rough != exact) == has_bfloat16_units(device), "where nothing computes bfloat16, float32 is faster"
 
 
 def test_sft_learns_its_demonstrations_and_repeats_itself(device: torch.device) -> None:
@@ -135,6 +187,23 @@ def test_sft_learns_its_demonstrations_and_repeats_itself(device: torch.device) 
         last
     )
     assert last["generator/accuracy"] > 0.6
+
+
+def test_sft_goes_on_where_a_checkpoint_was_written(device: torch.device, tmp_path: Path) -> None:
+    sequences = turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 9))
+    settings = SETTINGS.model_copy(update={"steps": 8})
+
+    def steps(engine: Engine, done: int = 0) -> Iterator[dict[str, float]]:
+        return sft_steps(engine, sequences, settings, balance_weight=0.01, seed=3, done=done)
+
+    whole = make(device, 1)
+    expected = list(steps(whole))
+    killed, resumed = make(device, 1), make(device, 1)
+    assert list(itertools.islice(steps(killed), 3)) == expected[:3]
+    killed.save(tmp_path)
+    resumed.load(tmp_path)
+    assert list(steps(resumed, done=3)) == expected[3:]
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
 
 
 def test_first_loss_is_the_mean_cross_entropy(device: torch.device) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from affect_rl.algorithms.batching import Pass
 from affect_rl.config.sections import LearnerConfig
 from affect_rl.errors import AffectError
 from affect_rl.trajectory import Trajectory
@@ -16,7 +17,7 @@ from learners.shares import Reading, Share, deal
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
-    return random_episodes(tiny_policy(), 12, copies=2, rounds=2, knowledge=2)
+    return random_episodes(tiny_policy(), 12, copies=2, rounds=2)
 
 
 def dealt(episodes: list[Trajectory], ranks: int, *, critic: bool = False, updates: int = 0) -> list[Share]:
@@ -24,9 +25,9 @@ def dealt(episodes: list[Trajectory], ranks: int, *, critic: bool = False, updat
     return deal(episodes, AGENTS, settings, (7, updates), separate_critic=critic)[1]
 
 
-def read(reading: Reading, plan: list[list[int]]) -> list[tuple[int, int]]:
+def read(reading: Reading, plan: list[Pass]) -> list[tuple[int, int]]:
     """Places on the flat axis of what a plan reads."""
-    rows = [reading.sequences[row] for row in itertools.chain(*plan)]
+    rows = [reading.sequences[row] for rows, _ in plan for row in rows]
     return sorted((s.start, s.start + s.answer_tokens) for s in rows)
 
 
@@ -79,4 +80,14 @@ def test_a_rank_without_episodes_has_something_to_run_over(episodes: list[Trajec
     settings = LearnerConfig(workers=4, epochs=1, minibatches=1)
     _, shares = deal(episodes[:2], AGENTS, settings, (0,), separate_critic=False)
     assert all(share.actor.sequences for share in shares)
-    assert [sum(map(len, share.actor.whole)) for share in shares].count(0) == 2
+    assert [sum(len(rows) for rows, _ in share.actor.whole) for share in shares].count(0) == 2
+
+
+def test_passes_of_the_policy_are_of_one_adapter_each(episodes: list[Trajectory]) -> None:
+    adapters = {"planner": "search", "filter": "search", "generator": "answer"}
+    _, shares = deal(episodes, AGENTS, LearnerConfig(workers=2), (0,), separate_critic=True, adapters=adapters)
+    for share in shares:
+        for rows, adapter in itertools.chain(share.actor.whole, *share.actor.minibatches):
+            assert {adapters[share.actor.sequences[row].agent] for row in rows} <= {adapter}
+        assert share.critic is not None and {kind for _, kind in share.critic.whole} == {""}
+    assert [p.kind for p in shares[0].actor.whole] == [p.kind for p in shares[1].actor.whole]

@@ -38,7 +38,7 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
     """Two copies each of four samples; the planner speaks twice, and critics may know three numbers."""
-    return random_episodes(tiny_policy(), 8, copies=2, rounds=2, knowledge=3)
+    return random_episodes(tiny_policy(), 8, copies=2, rounds=2, critic_prompts=True)
 
 
 @pytest.fixture

@@ -82,6 +82,13 @@ def test_errors_name_the_key_and_the_nearest_known_one(tree: Any, message: str) 
         read_algorithm(tree)
 
 
+def test_a_critic_needs_settings() -> None:
+    with pytest.raises(TypeError, match=r"Critical\.needs_critic is True; .* field `critic: CriticSettings`"):
+
+        class Critical(Baseline):
+            needs_critic = True
+
+
 def targets(step: Step, **tree: Any) -> Targets:
     return make_algorithm(read_algorithm(tree)).targets(step)
 

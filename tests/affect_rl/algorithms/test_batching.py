@@ -73,7 +73,18 @@ def test_ranks_share_all_sequences_about_evenly(lengths: list[int], ranks: int) 
 def test_all_ranks_run_equally_many_passes(lengths: list[int], ranks: int, budget: int) -> None:
     plans = schedule(lengths, split_ranks(lengths, range(len(lengths)), ranks), budget)
     assert len({len(plan) for plan in plans}) == 1
-    assert sorted(i for plan in plans for rows in plan for i in rows) == list(range(len(lengths)))
+    assert sorted(i for plan in plans for rows, _ in plan for i in rows) == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(1, 3), st.integers(0, 9))
+def test_passes_are_of_one_kind_and_the_n_th_of_the_same_on_all_ranks(
+    lengths: list[int], ranks: int, seed: int
+) -> None:
+    kinds = ["ab"[k] for k in np.random.default_rng(seed).integers(2, size=len(lengths))]
+    plans = schedule(lengths, split_ranks(lengths, range(len(lengths)), ranks), 100, kinds)
+    assert len({tuple(kind for _, kind in plan) for plan in plans}) == 1
+    assert all(kinds[i] == kind for plan in plans for rows, kind in plan for i in rows)
+    assert sorted(i for plan in plans for rows, _ in plan for i in rows) == list(range(len(lengths)))
 
 
 @given(st.lists(st.integers(50, 100), min_size=8, max_size=40), st.integers(1, 4), st.integers(1, 2), st.integers(0, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from affect_rl.algorithms.batching import TokenSequence, collate, turns_to_sequences
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectPolicy, Lora, Reference
+from affect_rl.policy.model import AffectPolicy, Lora, PolicyOutput, Reference, TokenBatch
 from benchmarks.workload import random_episodes, tiny_policy
 
 
@@ -116,6 +117,87 @@ def test_forward_against_plain_log_softmax(policy: AffectPolicy, sequences: list
     torch.testing.assert_close(output.logprobs, picked, atol=1e-6, rtol=0)
     torch.testing.assert_close(output.entropies, torch.distributions.Categorical(logits=distribution).entropy())
     assert output.greedy.tolist() == (distribution.argmax(-1) == torch.tensor(answer)).tolist()
+
+
+ALL = {"logprobs": True, "entropies": True, "values": True, "greedy": True}
+
+
+def untie(policy: AffectPolicy) -> None:
+    model = policy.language_model
+    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    policy.head.weight = torch.nn.Parameter(policy.head.weight.detach() + 0.01)
+
+
+def gradients(policy: AffectPolicy, batch: TokenBatch, temperature: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
+    policy.zero_grad()
+    output = policy(batch, temperature, **ALL)
+    weights = torch.linspace(-1, 1, len(output.logprobs))
+    (weights @ output.logprobs + weights.flip(0) @ output.entropies + output.values.square().sum()).backward()
+    return output, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("change", [None, untie, lambda policy: policy.add_adapters(Lora(rank=2))])
+def test_chunks_and_recomputation_change_no_number(
+    policy: AffectPolicy,
+    sequences: list[TokenSequence],
+    change: Callable[[AffectPolicy], None] | None,
+    rows: int,
+) -> None:
+    if change:
+        change(policy)
+    shake(policy)
+    batch = collate(sequences, range(len(sequences)), policy.fusion.shape, 0).tokens
+    temperature = torch.rand(int(batch.response_mask.sum())) + 0.5
+    whole, expected = gradients(policy, batch, temperature)
+    policy.chunk_logits = rows * policy.config.text_config.vocab_size
+    policy.checkpoint_activations()
+    chunked, got = gradients(policy, batch, temperature)
+    for one, other in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_several_answers_of_a_row_have_each_their_temperature(
+    policy: AffectPolicy, sequences: list[TokenSequence]
+) -> None:
+    """Against float64 log-softmax of the language model's own logits."""
+    batch = collate(sequences[:2], [0, 1], policy.fusion.shape, 0).tokens
+    mask = torch.zeros_like(batch.response_mask)
+    mask[0, 6:8], mask[0, 10:12], mask[1, 7] = True, True, True
+    batch = batch._replace(response_mask=mask)
+    temperature = torch.tensor([0.5, 0.5, 1.0, 1.5, 2.0])
+    with torch.no_grad():
+        output = policy(batch, temperature, **ALL)
+        embeddings = policy.language_model.get_input_embeddings()(batch.input_ids)
+        places = (batch.input_ids == policy.config.percept_token_id) & ~mask
+        embeddings = embeddings.masked_scatter(places[..., None], policy.fusion(batch.percepts).tokens)
+        logits = policy.language_model(inputs_embeds=embeddings).logits.double()
+    rows, columns = mask.nonzero(as_tuple=True)
+    expected = (logits[rows, columns - 1] / temperature[:, None]).log_softmax(-1)
+    tokens = batch.input_ids[mask]
+    torch.testing.assert_close(output.logprobs.double(), expected[range(5), tokens], atol=2e-6, rtol=0)
+    torch.testing.assert_close(output.entropies.double(), -(expected.exp() * expected).sum(-1), atol=1e-5, rtol=0)
+
+
+def test_only_what_is_asked_for_is_computed(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
+    batch = collate(sequences, [0, 1], policy.fusion.shape, 0).tokens
+    untie(policy)
+    output = policy(batch, logprobs=False, values=True)
+    assert (output.logprobs, output.entropies, output.greedy) == (None, None, None)
+    output.values.sum().backward()
+    assert policy.head.weight.grad is None
+    plain = policy(batch)
+    assert (plain.values, plain.entropies, plain.greedy) == (None, None, None)
+
+
+def test_recomputation_leaves_dropout_off(policy: AffectPolicy) -> None:
+    policy.checkpoint_activations()
+    inside = [m for m in policy.modules() if m.training]
+    assert len(inside) == policy.config.text_config.num_hidden_layers
+    assert not any(child.training for block in inside for child in block.children())
 
 
 def test_export_merges_adapters(policy: AffectPolicy, sequences: list[TokenSequence], tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def play(
     *,
     bypasses: bool = True,
     temperature: float | None = None,
+    critic_sees: str = "own",
 ) -> Trajectory:
-    return asyncio.run(
-        play_episode(sample, team, generate, retrieve, prompts, 1, bypasses=bypasses, temperature=temperature)
-    )
+    options = {"bypasses": bypasses, "temperature": temperature, "critic_sees": critic_sees}
+    return asyncio.run(play_episode(sample, team, generate, retrieve, prompts, 1, **options))  # type: ignore[arg-type]
 
 
 def turn_of(trajectory: Trajectory, agent: str, number: int = 0) -> Turn:

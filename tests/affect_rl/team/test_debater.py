@@ -48,7 +48,9 @@ def test_an_argument_that_cannot_be_read_is_silence(
     trajectory = play(world[0], make_team(*DEBATE), recorder, retriever, prompts)
     turn = turn_of(trajectory, "debater")
     assert turn.problem and turn.reward == trajectory.scores["full"] - 0.5
-    assert trajectory.scores["debater"] == trajectory.scores["full"] and recorder.asked("debater") == []
+    assert trajectory.scores["debater"] == trajectory.scores["full"]
+    asked = [p.token_ids for line in ("full", "debater") for p in recorder.prompts_of("generator", line)]
+    assert asked == [turn_of(trajectory, "generator").prompt.token_ids], "one prompt in both lines"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from affect_rl.seeds import derived_seed
 from affect_rl.team.agent import Request
 from affect_rl.team.board import Board
 from affect_rl.team.demonstrations import Annotator
-from affect_rl.team.knowledge import LABELS, NAMES, columns, knowledge
+from affect_rl.team.knowledge import LABELS, NAMES, columns, knowledge, note
 from affect_rl.team.prompts import Prompts
-from affect_rl.trajectory import Generation, Prompt, Trajectory
+from affect_rl.trajectory import Generation, Prompt, Trajectory, Turn
 from retrieval_service.retriever import LocalRetriever
 
 TEAMS = {
@@ -55,7 +55,7 @@ def test_nothing_depends_on_the_agents_own_tokens(
         return answer
 
     def played(place: int, spoken: dict[str | tuple[str, int], str]) -> Trajectory:
-        return play(world[place], team, Recorder(fickle, spoken), retriever, prompts)
+        return play(world[place], team, Recorder(fickle, spoken), retriever, prompts, critic_sees="privileged")
 
     @cache
     def undisturbed(place: int) -> Trajectory:
@@ -64,7 +64,7 @@ def test_nothing_depends_on_the_agents_own_tokens(
     turns = [(turn.agent, turn.number) for turn in undisturbed(0).turns]
     moved = set()
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, 3), st.sampled_from(turns), TEXTS)
     def check(place: int, changed: tuple[str, int], text: str) -> None:
         agent, number = changed
@@ -73,11 +73,17 @@ def test_nothing_depends_on_the_agents_own_tokens(
             assert (one.agent, one.number) == (other.agent, other.number)
             if one.agent == agent and one.number <= number:
                 assert one.knowledge == other.knowledge
+                assert _critic_reads(one) == _critic_reads(other)
             elif one.knowledge != other.knowledge:
                 moved.add(changed)
 
     check()
     assert moved, "what others know must follow from what is said"
+
+
+def _critic_reads(turn: Turn) -> tuple[int, ...]:
+    assert turn.critic_prompt is not None
+    return turn.critic_prompt.token_ids
 
 
 @settings(max_examples=60)
@@ -90,8 +96,10 @@ def test_the_team_knows_nothing_of_the_truth(labels: list[str], score: float | N
     found = dict.fromkeys(GROUPS, items)
     kept = {group: items[:1] for group in GROUPS}
     slots = {"support": Support(("a", "b"), (("joy",), ("anger",))), "candidates": found, "kept": kept}
-    true = knowledge(Board(sample, slots), 0.5)
-    other = knowledge(Board(replace(sample, labels=tuple(labels)), slots), score)
+    told, lied = Board(sample, slots), Board(replace(sample, labels=tuple(labels)), slots)
+    assert note(told, 0.5, "team") == note(lied, score, "team") != ""
+    assert note(told, 0.5, "own") == note(lied, score, "own") == ""
+    true, other = knowledge(told, 0.5), knowledge(lied, score)
     assert [true[i] for i in columns("team")] == [other[i] for i in columns("team")]
     assert len(true) == len(other) == len(NAMES) and all(0 <= value <= 1 for value in (*true, *other))
 
