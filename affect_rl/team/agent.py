@@ -144,7 +144,9 @@ class Agent(ABC):
     Attributes:
         reads: slots that its prompt and its reader need; they decide what it waits for.
         writes: slots that `read` and `bypass` fill.
-        bypass_reads: slots that `bypass` needs; they may be the agent's own, of the episode as it was played.
+        bypass_reads: slots that `bypass` needs, as the line without the agent has them.
+        bypass_copies: slots of its own that `bypass` needs, as the agent filled them. Its reward then hangs on what it
+            says there, and it may earn more by spoiling it; published code does so.
         needs_retrieval: it plays only in teams with retrieval.
         every_round: it speaks once in each of the team's rounds, others in the last one alone.
         Settings: class of its settings.
@@ -153,6 +155,7 @@ class Agent(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]]
     bypass_reads: ClassVar[tuple[str, ...]] = ()
+    bypass_copies: ClassVar[tuple[str, ...]] = ()
     needs_retrieval: ClassVar[bool] = True
     every_round: ClassVar[bool] = False
     Settings: ClassVar[type[AgentSettings]] = AgentSettings
@@ -173,9 +176,7 @@ class Agent(ABC):
         """What an annotator who knows the truth would answer, carefully or by habit (for the warm start)."""
 
     def bypass(self, board: Board) -> Writes | None:
-        """What its slots would hold without it, from a board of `bypass_reads`.
-
-        It must not depend on the agent's answer, or the agent could raise its reward by spoiling it. The default, None,
+        """What its slots would hold without it, from a board of `bypass_reads` and `bypass_copies`. The default, None,
         says that the agent has no bypass: it is paid for the team's score alone.
         """
         return None

@@ -102,8 +102,9 @@ class Episode:
     async def _act(self, line: str, index: int) -> Writes:
         step = self.team.steps[index]
         if isinstance(step.act, Agent) and step.act.name == line:
-            known = await self._slots(step.act.bypass_reads, FULL, index + 1)
-            return step.act.bypass(Board(self.sample, known)) or {}
+            known = await self._slots(step.act.bypass_reads, line, index)
+            copied = await self._slots(step.act.bypass_copies, FULL, index + 1)
+            return step.act.bypass(Board(self.sample, {**known, **copied})) or {}
         board = Board(self.sample, await self._slots(step.reads, line, index))
         if isinstance(step.act, Agent):
             return (await step.act.act(board, self, step.number, line)).writes
@@ -190,16 +191,17 @@ class Episode:
         )
 
     def _final(self, slot: str, before: int | None = None) -> Any:
-        """What the full line left in a slot (before a step), or None."""
+        """What the full line left in a slot (before a step), or None; a step whose slots nobody read was not taken."""
         index = self.team.source(slot, len(self.team.steps) if before is None else before)
-        return None if index is None else self._done[FULL, index].result()[slot]
+        return self._done[FULL, index].result()[slot] if (FULL, index) in self._done else None
 
     def _told(self, turn: Turn, scores: Mapping[str, float]) -> Turn:
         """A turn with what a critic may know of it: the board as it stood before, and the score without the agent."""
         slots = ("support", "queries", "candidates", "kept")
         before = {name: self._final(name, self._place(turn)) for name in slots}
         board = Board(self.sample, {name: value for name, value in before.items() if value is not None})
-        without = scores.get(turn.agent)
+        copies = self.team.agents[turn.agent].bypass_copies  # then the score without it hangs on what it said
+        without = None if copies else scores.get(turn.agent)
         turn = replace(turn, knowledge=knowledge(board, without))
         if self.critic_sees == "own":
             return turn

@@ -59,7 +59,7 @@ class LabellingPlanner(Planner):
     """
 
     writes = ("queries", LABEL)
-    bypass_reads = ("support", LABEL)
+    bypass_copies = (LABEL,)
     task_text = "Task: write one search query per group, then name the emotion.\n"
 
     def read(self, text: str, board: Board) -> Reading:

@@ -19,7 +19,6 @@ from affect_rl.experiments.results import CURVES_FILE, EPISODES_FILE, PREDICTION
 from affect_rl.experiments.spec import load_experiment
 from affect_rl.scoring.metrics import METRICS, evaluate
 from affect_rl.scoring.wheels import LEVELS, RUNS, WHEELS
-from affect_rl.trajectory import ROLES
 from cluster.experiments.run import run_experiment
 from cluster.experiments.stages import EPISODES
 from cluster.runtime.services import Services
@@ -27,11 +26,13 @@ from cluster.runtime.services import Services
 ARMS = {
     "untrained": {"policy": "none"},  # no answer of its can be read
     "sft": {"policy": "sft"},
-    "no filter": {"policy": "sft", "evaluate": {"episode.agents": ["planner", "generator"]}},
-    "no audio": {"policy": "sft", "evaluate": {"episode.absent": ["audio"], "episode.support": "direct"}},
-    "bridge": {"bridge_steps": 2, "train": {"episode.frozen": ["planner", "generator"]}},
-    "preferences": {"train": {"learner.algorithm": "dpo", "train.copies": 2, "train.in_turn": True}},
+    "no filter": {"policy": "sft", "evaluate": {"team.agents": ["planner", "generator"]}},
+    "no audio": {"policy": "sft", "evaluate": {"episode.absent": ["audio"], "team.generator.support": "direct"}},
+    "bridge": {"bridge_steps": 2, "train": {f"team.{agent}.{key}": value for agent in ("planner", "generator")
+                                           for key, value in (("policy", "start"), ("trains", False))}},
+    "preferences": {"train": {"algorithm.name": "dpo", "train.copies": 2, "train.in_turn": True}},
 }
+AGENTS = ("planner", "filter", "generator")
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def test_tables_say_what_the_predictions_say(folder: Path) -> None:
 
 def test_who_plays_and_who_learns(folder: Path) -> None:
     assert len(_turns(folder, "sft")) == EPISODES
-    assert {tuple(t["role"] for t in turns) for turns in _turns(folder, "sft")} == {ROLES}
-    assert {tuple(t["role"] for t in turns) for turns in _turns(folder, "no filter")} == {("planner", "generator")}
+    assert {tuple(t["agent"] for t in turns) for turns in _turns(folder, "sft")} == {AGENTS}
+    assert {tuple(t["agent"] for t in turns) for turns in _turns(folder, "no filter")} == {("planner", "generator")}
     for turns in _turns(folder, "bridge"):
         assert set(turns[0]["weight_versions"]) == set(turns[2]["weight_versions"]) == {0}, "frozen"
         assert set(turns[1]["weight_versions"]) != {0}
@@ -102,7 +103,7 @@ def test_who_plays_and_who_learns(folder: Path) -> None:
         arm: {c["metric"] for c in curves if c["arm"] == arm and c["value"]} for arm in ("bridge", "preferences")
     }
     assert "filter/entropy" in learned["bridge"] and "generator/entropy" not in learned["bridge"]
-    assert {f"{role}/entropy" for role in ROLES} <= learned["preferences"], "each in its turn"
+    assert {f"{agent}/entropy" for agent in AGENTS} <= learned["preferences"], "each in its turn"
 
 
 def test_a_second_run_computes_nothing_and_starts_no_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,12 @@ from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.team.store import read_trajectories
-from affect_rl.trajectory import ROLES
-from cluster.runtime.jobs import Job, make_job, open_job, run_evaluation, run_training, run_warm_start
+from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
-from rollout_workers.worker import EpisodeJob
+from rollout_workers.worker import EpisodeSpec
 
+AGENTS = ("planner", "filter", "generator")
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 TIMES = re.compile(r"time|.*_s$")
 
@@ -66,19 +66,19 @@ def services(cluster: None) -> Iterator[Services]:
 def sft(services: Services, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy after a short warm start."""
     config = load_config(None, [*settings, f"runs_dir={tmp_path_factory.mktemp('sft')}"])
-    return run_warm_start(_job(config, services))
+    return run_warm_start(_run(config, services))
 
 
 def _config(settings: list[str], sft: Path, runs: Path, name: str, *more: str) -> Config:
     return load_config(None, [*settings, f"policy={sft}", f"runs_dir={runs}", f"name={name}", *more])
 
 
-def _job(config: Config, services: Services) -> Job:
-    return make_job(config, Dataset.load(config.data.dir), services)
+def _run(config: Config, services: Services) -> Run:
+    return make_run(config, Dataset.load(config.data.dir), services)
 
 
 def _train(config: Config, services: Services, *, resume: bool = False) -> list[dict[str, Any]]:
-    run_training(_job(config, services), resume=resume)
+    run_training(_run(config, services), resume=resume)
     return _metrics(config.run_dir)
 
 
@@ -110,12 +110,12 @@ def test_engine_and_learner_agree_before_and_after_every_sync(reference: Config)
     assert all(line["logprob_gap/max"] < 1e-4 for line in metrics)
     assert all(abs(line["ratio/first"] - 1) < 1e-4 for line in metrics)
     assert metrics[0]["kl/planner"] == pytest.approx(0, abs=1e-6)
-    assert any(abs(metrics[2][f"kl/{role}"]) > 1e-6 for role in ROLES)
+    assert any(abs(metrics[2][f"kl/{agent}"]) > 1e-6 for agent in AGENTS)
 
 
 def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(reference: Config) -> None:
     explained = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), flags=re.MULTILINE))
-    explained = {name.replace("<role>", role) for name in explained for role in ROLES}
+    explained = {name.replace("<agent>", agent) for name in explained for agent in AGENTS}
     logged = {name for line in _metrics(reference.run_dir) for name in line} - {"step", "time"}
     assert logged == explained
 
@@ -129,8 +129,8 @@ def test_the_run_directory_holds_what_a_user_needs(reference: Config, sft: Path)
     for step in range(3):
         rows = read_trajectories(run / "trajectories" / f"step-{step + 1:05d}.parquet")
         assert [row["sample_id"] for row in rows] == [s.id for s in sampler.batch(step)]
-        assert all([turn["role"] for turn in row["turns"]] == list(ROLES) for row in rows)
-        assert all({"full", "label", "rank"} == set(row["scores"]) for row in rows)
+        assert all([turn["agent"] for turn in row["turns"]] == list(AGENTS) for row in rows)
+        assert all({"full", "planner", "filter"} == set(row["scores"]) for row in rows)
 
 
 def test_the_same_seed_gives_the_same_numbers(
@@ -148,7 +148,7 @@ def test_a_learning_rate_of_zero_moves_nothing(
     metrics = _train(_config(settings, sft, tmp_path, "still", "learner.lr=0", "train.steps=2"), services)
     for line in metrics:
         assert abs(line["ratio/first"] - 1) < 1e-4
-        assert all(line[f"kl/{role}"] == pytest.approx(0, abs=1e-6) for role in ROLES)
+        assert all(line[f"kl/{agent}"] == pytest.approx(0, abs=1e-6) for agent in AGENTS)
 
 
 def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
@@ -178,8 +178,8 @@ def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
 def test_evaluation_writes_tables_and_compares_paired(
     reference: Config, sft: Path, services: Services, tmp_path: Path
 ) -> None:
-    job = _job(reference, services)
-    result = run_evaluation(job, {"SFT": sft, "again": sft, "MAPPO": job.run.policy}, tmp_path)
+    run = _run(reference, services)
+    result = run_evaluation(run, {"SFT": sft, "again": sft, "MAPPO": run.directory.policy}, tmp_path)
     assert result.results[0].predicted == result.results[1].predicted
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["samples"] == 16 and set(report["policies"]) == {"SFT", "again", "MAPPO"}
@@ -190,16 +190,16 @@ def test_evaluation_writes_tables_and_compares_paired(
 def test_mistakes_are_named_before_anything_starts(
     sft: Path, settings: list[str], reference: Config, services: Services, tmp_path: Path
 ) -> None:
-    trained = _job(reference, services)
+    trained = _run(reference, services)
     with pytest.raises(AffectError, match="has been trained already; pass --resume"):
         run_training(trained)
     with pytest.raises(AffectError, match=r"no manifest\.json, so this is no policy directory"):
         run_evaluation(trained, {"nothing": tmp_path}, tmp_path / "out")
-    missing = _job(_config(settings, tmp_path / "absent", tmp_path, "lost"), services)
+    missing = _run(_config(settings, tmp_path / "absent", tmp_path, "lost"), services)
     with pytest.raises(AffectError, match="no policy to start from; run `affect-rl sft` first"):
         run_training(missing)
     for wrong in ("data.dir=absent", "evaluate.wheels=absent"):
-        with pytest.raises(AffectError, match="absent"), open_job(_config(settings, sft, tmp_path, "x", wrong)):
+        with pytest.raises(AffectError, match="absent"), open_run(_config(settings, sft, tmp_path, "x", wrong)):
             pass
 
 
@@ -219,29 +219,30 @@ def test_killed_actors_cost_no_sample_and_come_back(
 ) -> None:
     more = ["train.steps=4", "rollout.workers=2", "train.samples_per_step=32"]
     config = _config(settings, sft, tmp_path, "wounded", *more)
-    job = _job(config, services)
-    assert job.retrieval is not None
-    pool = job.pool(sft)  # the one that the training will play on
-    victims = [_process(actor) for actor in (pool._actors[1], job.retrieval.shards[0])]
+    run = _run(config, services)
+    assert run.retrieval is not None
+    pool = run.pool(sft)  # the one that the training will play on
+    victims = [_process(actor) for actor in (pool._actors[1], run.retrieval.shards[0])]
     submit = pool.submit
 
-    def disturbed_submit(jobs: Sequence[EpisodeJob]) -> None:
-        step = jobs[0].key[0]
+    def disturbed_submit(specs: Sequence[EpisodeSpec]) -> list[object]:
+        step = specs[0].key[0]  # type: ignore[index]
         if step == 3:
             give_up = time.monotonic() + 240
             while len(pool._manager.healthy_actor_ids()) < 2:
                 assert time.monotonic() < give_up, "the killed engine did not come back"
                 pool._poll()
-        submit(jobs)
+        keys = submit(specs)
         while step == 1 and victims:  # the episodes are with the actors, and no answer has been fetched
             os.kill(victims.pop(), signal.SIGKILL)
+        return keys
 
     monkeypatch.setattr(pool, "submit", disturbed_submit)
-    run_training(job)
+    run_training(run)
     assert victims == []
     counts = [(line["counts/episodes"], line["counts/replayed"]) for line in _metrics(config.run_dir)]
     assert counts == [(32, 0), (64, 16), (96, 16), (128, 16)]
-    sampler = StepSampler(job.dataset.samples("train"), 32, config.seed)
+    sampler = StepSampler(run.dataset.samples("train"), 32, config.seed)
     for step in range(4):
         rows = read_trajectories(config.run_dir / "trajectories" / f"step-{step + 1:05d}.parquet")
         assert Counter(row["sample_id"] for row in rows) == Counter(s.id for s in sampler.batch(step))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config(None, ["episode.retrieval=false", "rollout.kv_cache_gib=0.1", "rollout.max_num_seqs=32"])
+    return load_config(None, ["team.retrieval=false", "rollout.kv_cache_gib=0.1", "rollout.max_num_seqs=32"])
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,10 @@ from affect_rl.sample import AffectSample
 from affect_rl.scoring.metrics import METRICS, evaluate
 from affect_rl.scoring.scoring import Scoring, scoring_of
 from affect_rl.team.store import trajectory_table
-from affect_rl.trajectory import ROLES, Generation, Prompt, Trajectory, Turn
+from affect_rl.trajectory import Generation, Output, Prompt, Trajectory, Turn
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+AGENTS = ("planner", "filter", "generator")
 HOSTILE = '<script>alert("1")</script><img src="https://example.org/x.png"> & {{ 7 * 7 }}'
 
 
@@ -121,7 +122,7 @@ def _arm(answers: Sequence[Any], truth: Sequence[Any]) -> Arm:
     scoring = _scoring(truth)
     mean = scoring.evaluate(answers, resamples=200)
     return Arm(
-        train={"episode.agents": ["generator"]},
+        train={"team.agents": ["generator"]},
         metrics={metric: _interval(mean[metric]) for metric in METRICS},
         per_seed=scoring.per_run(answers),
         tokens_per_sample=93.4,
@@ -172,17 +173,22 @@ def _trajectory(rng: np.random.Generator, sample: str, true: Any, answer: Any, t
         sample_id=sample,
         labels=true,
         turns=tuple(
-            Turn(role, Prompt((1, 2), ()), generation, "no `emotion:` line" if role == "filter" else None, right - 0.2)
-            for role in ROLES
+            Turn(
+                agent,
+                Prompt((1, 2), ()),
+                generation,
+                "no `emotion:` line" if agent == "filter" else None,
+                reward=right - 0.2,
+            )
+            for agent in AGENTS
         ),
         queries={group: f"{text} as {group}" for group in GROUPS},
         candidates=candidates,
         kept={group: items[:1] for group, items in candidates.items()},
         support_ids=("library-00017",),
-        predicted=answer,
-        rationale=f"a soft voice says: {text}",
-        counterfactuals={"label": (LABELS[rng.integers(6)],), "rank": ()},
-        scores={"full": right, "label": 0.5, "rank": 0.0},
+        output=Output("", answer, f"a soft voice says: {text}"),
+        bypassed={"planner": Output("", (LABELS[rng.integers(6)],)), "filter": Output("?")},
+        scores={"full": right, "planner": 0.5, "filter": 0.0},
     )
 
 
@@ -193,9 +199,9 @@ def _curve_rows(rng: np.random.Generator, arm: str, seed: int, steps: int, top: 
         values = {"episode/score": 0.4 + (top - 0.4) * done, "episode/labels": 1 + done * (1.2 - top)}
         if step % 2 == 0:
             values["dev/weighted_f1"] = 0.35 + (top - 0.35) * done
-        for role in ROLES:
-            values |= {f"{role}/reward": top * done, f"kl/{role}": 0.02 * step, f"{role}/tokens": 24 + done}
-            values[f"{role}/invalid"] = 0.1 * (1 - done)
+        for agent in AGENTS:
+            values |= {f"{agent}/reward": top * done, f"kl/{agent}": 0.02 * step, f"{agent}/tokens": 24 + done}
+            values[f"{agent}/invalid"] = 0.1 * (1 - done)
         for metric, value in values.items():
             value = float(value + rng.normal(0, 0.02))
             rows.append({"arm": arm, "seed": seed, "step": step, "metric": metric, "value": value})
@@ -393,12 +399,12 @@ def test_episodes_can_be_read(tmp_path: Path) -> None:
     assert text.count("a soft voice says: on the beach") == 6
     assert "broken: no `emotion:` line" in text and "Perceptual neighbours: library-00017." in text
     answers = page.table("Answers; the truth is").column("score")
-    assert answers["with a label as query"] == "0.50" and answers["without the filter"] == "0.00"
+    assert answers["without the planner"] == "0.50" and answers["without the filter"] == "0.00"
     evidence = page.table("Candidates of the confusing group").rows[1:]
     assert [row[0] for row in evidence] == ["✓ kept", "dropped", "dropped"]
     assert [row[2] for row in evidence] == ["0.900", "0.800", "0.700"]
     rewards = page.table("Reward: score").column("reward")
-    assert set(rewards) == set(ROLES) and set(rewards.values()) <= {"+0.80", "−0.20"}
+    assert set(rewards) == set(AGENTS) and set(rewards.values()) <= {"+0.80", "−0.20"}
 
 
 def test_a_sample_is_read_under_one_arm_after_the_other(tmp_path: Path) -> None:
@@ -646,7 +652,7 @@ def _set(path: Path, column: str, values: pa.Array) -> None:
             r"episodes\.parquet: has no column 'kept'",
         ),
         (
-            lambda d: _set(d / EPISODES_FILE, "turns", pa.array([[{"role": "planner"}]] * 4)),
+            lambda d: _set(d / EPISODES_FILE, "turns", pa.array([[{"agent": "planner"}]] * 4)),
             r"episodes\.parquet: column 'turns' is list",
         ),
     ],

@@ -1,322 +1,379 @@
-"""Episodes on a real index, played by rule: what is asked of whom, and what a malformed answer costs."""
+"""Episodes on a real index, played by rule: what is asked of whom and when, and what a malformed answer costs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from team_cases import CAREFUL, NONE, Recorder, make_team, play, turn_of
 
-from affect_rl.config.sections import EpisodeConfig, RetrievalConfig, RewardConfig
-from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
-from affect_rl.evidence import GROUPS, Support, render_evidence
-from affect_rl.policy.tokens import PERCEPT_TOKEN, train_tokenizer
+from affect_rl.evidence import GROUPS, CognitiveResult, Exclusion, Group, Support
+from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
-from affect_rl.team.demonstrations import Annotator, agrees, demonstrate
-from affect_rl.team.episode import Episode, play_episode, simple_label
-from affect_rl.team.parsers import parse_selection
-from affect_rl.team.prompts import Prompts, template_texts
-from affect_rl.team.silver import SilverEpisode
-from affect_rl.trajectory import Generate, Generation, Prompt, Request, Role, Trajectory
-from retrieval_service.index import build_index
+from affect_rl.team.agent import Request
+from affect_rl.team.demonstrations import Annotator, demonstrate
+from affect_rl.team.episode import play_episode
+from affect_rl.team.prompts import Prompts
+from affect_rl.trajectory import Generation, Prompt, Trajectory
 from retrieval_service.retriever import LocalRetriever
 
-WORLD = synthesise(SynthSettings(train=12, dev=1, test=1, expressions=40, absent=0))
-RETRIEVAL = RetrievalConfig(library_splits=("library",))
-EPISODE = EpisodeConfig(k=2)
-REWARDS = RewardConfig()
+Answers = Mapping[str | tuple[str, int], str]
+DEADLINE_S = 60
 
 
-@pytest.fixture(scope="module")
-def samples() -> list[AffectSample]:
-    return [s for s in WORLD if s.split == "train"]
-
-
-@pytest.fixture(scope="module")
-def retriever(tmp_path_factory: pytest.TempPathFactory) -> LocalRetriever:
-    library = [s for s in WORLD if s.split == "library"]
-    return LocalRetriever(build_index(library, tmp_path_factory.mktemp("library") / "index", RETRIEVAL), RETRIEVAL)
-
-
-@pytest.fixture(scope="module")
-def prompts() -> Prompts:
-    texts = [text for s in WORLD for text in (s.text, render_evidence(s))]
-    return Prompts(train_tokenizer([*texts, *template_texts()], 800), soft_tokens=4, context=512, evidence_tokens=32)
-
-
-@dataclass
-class Recorder:
-    """Passes requests on and remembers them; `spoken` replaces what a role says."""
-
-    generate: Generate
-    spoken: dict[Role, str] = field(default_factory=dict)
-    calls: list[tuple[Prompt, Request]] = field(default_factory=list)
-
-    async def __call__(self, prompt: Prompt, request: Request) -> Generation:
-        self.calls.append((prompt, request))
-        answer = await self.generate(prompt, request)
-        if request.role in self.spoken and request.purpose == "full":
-            return replace(answer, text=self.spoken[request.role])
-        return answer
-
-
-def _play(
-    sample: AffectSample,
-    generate: Generate,
-    retriever: LocalRetriever | None,
-    prompts: Prompts,
-    kind: type[Episode] = Episode,
-    **changes: object,
-) -> Trajectory:
-    config = EPISODE.model_copy(update=changes)
-    return asyncio.run(play_episode(sample, generate, retriever, prompts, config, REWARDS, 1, kind))
+# -- what is asked -------------------------------------------------------------------------------
 
 
 def test_six_generations_share_one_prefix(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
-    trajectory = _play(samples[0], recorder, retriever, prompts)
-    roles = Counter((request.role, request.purpose) for _, request in recorder.calls)
-    assert roles == Counter(
+    def calls(sample: AffectSample) -> tuple[Recorder, Trajectory]:
+        recorder = Recorder.of(prompts)
+        return recorder, play(sample, make_team(), recorder, retriever, prompts)
+
+    recorder, trajectory, sample = next((*c, s) for s in world if len((c := calls(s))[0].calls) == 6)
+    assert Counter((request.agent.name, request.line) for _, request in recorder.calls) == Counter(
         [
             ("planner", "full"), ("filter", "full"), ("generator", "full"),
-            ("filter", "label"), ("generator", "label"), ("generator", "rank"),
+            ("filter", "planner"), ("generator", "planner"), ("generator", "filter"),
         ]
     )  # fmt: skip
-    prefix = prompts.prefix(samples[0])
+    prefix = prompts.prefix(sample)
     assert all(prompt.token_ids[: len(prefix)] == prefix for prompt, _ in recorder.calls)
-    assert [turn.role for turn in trajectory.turns] == ["planner", "filter", "generator"]
+    assert [turn.agent for turn in trajectory.turns] == ["planner", "filter", "generator"]
+    assert set(trajectory.scores) == {"full", "planner", "filter"} and set(trajectory.bypassed) == {"planner", "filter"}
     assert trajectory.generated_tokens > sum(len(t.generation.token_ids) for t in trajectory.turns)
+    assert trajectory.prompt_tokens == sum(len(prompt.token_ids) for prompt, _ in recorder.calls)
+
+
+def test_a_prompt_that_was_played_is_not_generated_again(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    """A filter that keeps retrieval order is its own bypass: the line without it ends in the team's own answer."""
+    team = make_team("team.filter.careful=0")
+    fewer = 0
+    for sample in world:
+        recorder = Recorder.of(prompts)
+        trajectory = play(sample, team, recorder, retriever, prompts)
+        asked = [(r.agent.name, r.number, p.token_ids) for p, r in recorder.calls]
+        assert len(asked) == len(set(asked)) <= 5
+        assert trajectory.scores["filter"] == trajectory.scores["full"]
+        assert trajectory.bypassed["filter"] == trajectory.output
+        assert turn_of(trajectory, "filter").reward == trajectory.scores["full"]
+        fewer += len(asked) == 5
+    assert fewer
 
 
 def test_each_percept_has_its_run_of_placeholders(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts)
+    trajectory = play(world[0], make_team(), Annotator(prompts), retriever, prompts)
     placeholder = prompts.tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)
     for turn in trajectory.turns:
         assert turn.prompt.token_ids.count(placeholder) == 4 * len(turn.prompt.percepts)
-    raw, fused = trajectory.turns[2].prompt.percepts
+    raw, fused = turn_of(trajectory, "generator").prompt.percepts
     assert not raw.fused and raw.audio_support is None
     assert fused.fused and fused.audio_support is not None and len(fused.audio_support) > 1
 
 
-def test_the_label_counterfactual_owes_nothing_to_the_planner(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+def test_lines_draw_the_random_numbers_of_what_they_are_compared_with(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    plans = ["supportive: joy\nconfusing: joy\ncountering: joy", "supportive: x\nconfusing: y\ncountering: z", "?"]
-    seen = []
-    for plan in plans:
-        recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0), {"planner": plan})
-        _play(samples[0], recorder, retriever, prompts)
-        seen.append([prompt.token_ids for prompt, request in recorder.calls if request.purpose == "label"])
-    assert seen[0] == seen[1] == seen[2]
-
-
-def test_the_published_label_counterfactual_searches_with_what_the_planner_names(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
-) -> None:
-    def searched(label: str) -> list[tuple[int, ...]]:
-        plan = f"supportive: a\nconfusing: b\ncountering: c\nlabel: {label}"
-        recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0, names_label=True), {"planner": plan})
-        trajectory = _play(samples[0], recorder, retriever, prompts, planner_label=True)
-        assert trajectory.turns[0].problem is None and trajectory.queries["supportive"] == "a"
-        return [prompt.token_ids for prompt, request in recorder.calls if request.purpose == "label"]
-
-    assert searched("joy, in earnest") != searched("grandmother cooked"), "its evidence follows the named label"
-
-
-def test_a_planner_that_was_asked_for_a_label_must_name_it(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
-) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0), {"planner": "supportive: a\nconfusing: b\ncountering: c"})
-    assert _play(samples[0], recorder, retriever, prompts, planner_label=True).turns[0].problem == "`label:` is missing"
-    turns = asyncio.run(
-        demonstrate(samples[0], retriever, Annotator(prompts, 1, 1.0, 1.0, names_label=True), EPISODE.model_copy(
-            update={"planner_label": True}), 1)
-    )  # fmt: skip
-    assert turns[0].problem is None and turns[0].generation.text.endswith(f"label: {samples[0].labels[0]}")
-
-
-def test_the_rank_counterfactual_keeps_retrieval_order(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
-) -> None:
-    recorder = Recorder(
-        Annotator(prompts, 1, 1.0, 1.0), {"filter": "supportive: none\nconfusing: none\ncountering: none"}
-    )
-    trajectory = _play(samples[0], recorder, retriever, prompts)
-    (request,) = [request for _, request in recorder.calls if request.purpose == "rank"]
-    assert request.candidates == {g: trajectory.candidates[g][:1] for g in GROUPS}
-    assert all(not kept for kept in trajectory.kept.values())
-
-
-def test_counterfactuals_draw_the_random_numbers_of_what_they_are_compared_with(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
-) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
-    _play(samples[0], recorder, retriever, prompts)
-    seeds = {role: {r.seed for _, r in recorder.calls if r.role == role} for role in ("planner", "filter", "generator")}
-    assert all(len(found) == 1 for found in seeds.values())
+    recorder = Recorder.of(prompts, {"filter": NONE})
+    play(world[0], make_team(), recorder, retriever, prompts)
+    seeds = defaultdict(set)
+    for _, request in recorder.calls:
+        seeds[request.agent.name].add(request.seed)
+    assert set(seeds) == {"planner", "filter", "generator"} and all(len(found) == 1 for found in seeds.values())
     assert len(set.union(*seeds.values())) == 3
 
 
-ROLES_AND_WORDS = st.dictionaries(st.sampled_from(["planner", "filter", "generator"]), st.text(max_size=60), min_size=1)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(spoken=ROLES_AND_WORDS)
-def test_a_malformed_answer_never_ends_an_episode_and_pays(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts, spoken: dict[Role, str]
+@pytest.mark.parametrize(("asked", "expected"), [(None, {"planner": 0.5, "filter": 1, "generator": 1}), (0.0, None)])
+def test_each_agent_has_its_temperature_unless_one_is_asked_for(
+    world: list[AffectSample],
+    retriever: LocalRetriever,
+    prompts: Prompts,
+    asked: float | None,
+    expected: dict[str, float] | None,
 ) -> None:
-    trajectory = _play(samples[0], Recorder(Annotator(prompts, 1, 1.0, 1.0), spoken), retriever, prompts)
-    full, label, rank = (trajectory.scores[name] for name in ("full", "label", "rank"))
-    expected = {"planner": full + 0.5 * (full - label), "filter": full + 0.5 * (full - rank), "generator": full}
+    recorder = Recorder.of(prompts)
+    team = make_team("team.planner.temperature=0.5")
+    trajectory = play(world[0], team, recorder, retriever, prompts, temperature=asked)
+    wanted = expected or dict.fromkeys(team.agents, asked)
+    assert {request.agent.name: request.temperature for _, request in recorder.calls} == wanted
+    assert {turn.agent: turn.temperature for turn in trajectory.turns} == wanted
+
+
+ANSWERS = st.dictionaries(st.sampled_from(["planner", "filter", "generator"]), st.text(max_size=60), min_size=1)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spoken=ANSWERS)
+def test_a_malformed_answer_never_ends_an_episode_and_pays(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts, spoken: Answers
+) -> None:
+    trajectory = play(world[0], make_team(), Recorder.of(prompts, spoken), retriever, prompts)
+    full, planner, filtered = (trajectory.scores[name] for name in ("full", "planner", "filter"))
+    expected = {"planner": full + 0.5 * (full - planner), "filter": full + 0.5 * (full - filtered), "generator": full}
     for turn in trajectory.turns:
-        penalty = REWARDS.format_penalty if turn.problem else 0
-        assert turn.reward == pytest.approx(expected[turn.role] - penalty)
-        assert (turn.problem is not None) == (turn.role in spoken)
+        assert turn.reward == pytest.approx(expected[turn.agent] - 0.5 * (turn.problem is not None))
+        assert (turn.problem is not None) == (turn.agent in spoken)
 
 
-def test_without_retrieval_the_generator_answers_alone(samples: list[AffectSample], prompts: Prompts) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
-    trajectory = _play(samples[0], recorder, None, prompts, retrieval=False)
-    assert [request.role for _, request in recorder.calls] == ["generator"]
+def test_an_answer_that_was_cut_off_is_malformed(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    async def generate(prompt: Prompt, request: Request) -> Generation:
+        answer = await Annotator(prompts)(prompt, request)
+        return replace(answer, finished=request.agent.name != "filter")
+
+    trajectory = play(world[0], make_team(), generate, retriever, prompts)
+    problems = {turn.agent: turn.problem for turn in trajectory.turns}
+    assert problems == {
+        "planner": None, "filter": "the answer did not end within its token limit", "generator": None,
+    }  # fmt: skip
+
+
+# -- who plays -----------------------------------------------------------------------------------
+
+
+def test_without_retrieval_the_generator_answers_alone(world: list[AffectSample], prompts: Prompts) -> None:
+    recorder = Recorder.of(prompts)
+    trajectory = play(world[0], make_team("team.retrieval=false"), recorder, None, prompts)
+    assert [request.agent.name for _, request in recorder.calls] == ["generator"]
     assert trajectory.scores == {"full": 1.0} and len(trajectory.turns) == 1
 
 
 def test_agents_that_do_not_play_are_replaced_by_the_simple_way(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    recorder = Recorder(Annotator(prompts, 1, 1.0, 1.0))
-    alone = _play(samples[0], recorder, retriever, prompts, agents=("generator",))
-    assert [(r.role, r.purpose) for _, r in recorder.calls] == [("generator", "full")]
-    assert set(alone.queries.values()) == {samples[0].text} and alone.counterfactuals == {}
+    recorder = Recorder.of(prompts)
+    alone = play(world[0], make_team("team.agents=[generator]"), recorder, retriever, prompts)
+    assert [(r.agent.name, r.line) for _, r in recorder.calls] == [("generator", "full")]
+    assert set(alone.queries.values()) == {world[0].text} and alone.bypassed == {}
     assert alone.kept == {g: alone.candidates[g][:1] for g in GROUPS}
     assert alone.turns[0].reward == alone.scores["full"]
 
-    filtered = _play(samples[0], recorder, retriever, prompts, agents=("filter", "generator"))
-    assert [t.role for t in filtered.turns] == ["filter", "generator"] and set(filtered.counterfactuals) == {"rank"}
-    planned = _play(samples[0], recorder, retriever, prompts, agents=("planner", "generator"))
-    assert [t.role for t in planned.turns] == ["planner", "generator"] and set(planned.counterfactuals) == {"label"}
+    filtered = play(world[0], make_team("team.agents=[filter, generator]"), recorder, retriever, prompts)
+    assert [t.agent for t in filtered.turns] == ["filter", "generator"] and set(filtered.bypassed) == {"filter"}
+    planned = play(world[0], make_team("team.agents=[planner, generator]"), recorder, retriever, prompts)
+    assert [t.agent for t in planned.turns] == ["planner", "generator"] and set(planned.bypassed) == {"planner"}
 
 
 def test_groups_out_of_play_are_neither_searched_nor_shown(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts, groups=("supportive",))
+    team = make_team("episode.groups=[supportive]")
+    trajectory = play(world[0], team, Annotator(prompts), retriever, prompts)
     assert set(trajectory.candidates) == {"supportive"}
     assert not trajectory.kept["confusing"] and not trajectory.kept["countering"]
     assert all(turn.problem is None for turn in trajectory.turns)
 
 
 @pytest.mark.parametrize(
-    ("changes", "learning"),
-    [({}, ("planner", "filter", "generator")), ({"frozen": ("generator",)}, ("planner", "filter")),
-     ({"sampled": ("filter",)}, ("filter",)), ({"agents": ("planner", "generator")}, ("planner", "generator"))],
-)  # fmt: skip
-def test_only_agents_that_explore_and_are_not_frozen_learn(
-    samples: list[AffectSample],
+    ("changes", "learning", "lines"),
+    [
+        ([], ("planner", "filter", "generator"), {"planner", "filter"}),
+        (["team.generator.trains=false"], ("planner", "filter"), {"planner", "filter"}),
+        (["team.planner.trains=false", "team.generator.trains=false"], ("filter",), {"filter"}),
+        (["team.agents=[planner, generator]"], ("planner", "generator"), {"planner"}),
+        (["team.planner.weight=0"], ("planner", "filter", "generator"), {"filter"}),
+    ],
+)
+def test_only_agents_that_train_learn_and_only_what_pays_them_is_played(
+    world: list[AffectSample],
     retriever: LocalRetriever,
     prompts: Prompts,
-    changes: dict[str, object],
-    learning: tuple[Role, ...],
+    changes: list[str],
+    learning: tuple[str, ...],
+    lines: set[str],
 ) -> None:
-    trajectory = _play(samples[0], Annotator(prompts, 1, 1.0, 1.0), retriever, prompts, **changes)
-    assert tuple(turn.role for turn in trajectory.turns if turn.trained) == learning
+    trajectory = play(world[0], make_team(*changes), Annotator(prompts), retriever, prompts)
+    assert tuple(turn.agent for turn in trajectory.turns if turn.trained) == learning
+    assert set(trajectory.scores) == lines | {"full"}
+    measured = play(world[0], make_team(*changes), Annotator(prompts), retriever, prompts, bypasses=False)
+    assert set(measured.scores) == {"full"} and measured.bypassed == {}
+
+
+def test_a_sample_without_labels_is_played_and_not_scored(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    label = world[0].candidates[1]
+    recorder = Recorder.of(prompts, {"generator": f"reason: a bright voice\nlabel: {label}", "filter": "?"})
+    trajectory = play(replace(world[0], labels=()), make_team(), recorder, retriever, prompts)
+    assert (trajectory.output.labels, trajectory.scores, trajectory.bypassed) == ((label,), {}, {})
+    assert [request.line for _, request in recorder.calls] == ["full"] * 3
+    assert {turn.agent: turn.reward for turn in trajectory.turns} == {"planner": 0, "filter": -0.5, "generator": 0}
+    assert {len(turn.knowledge) for turn in trajectory.turns} == {
+        len(turn.knowledge) for turn in play(world[0], make_team(), recorder, retriever, prompts).turns
+    }
 
 
 def test_a_withheld_modality_reaches_nobody(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    annotator, whole = Annotator(prompts, 1, 1.0, 1.0), samples[0]
+    whole = world[0]
     assert whole.audio is not None and whole.video is not None
-    fused = _play(whole, annotator, retriever, prompts, absent=("audio",)).turns[2].prompt.percepts[1]
+
+    def shown(*changes: str) -> Trajectory:
+        return play(whole, make_team(*changes), Annotator(prompts), retriever, prompts)
+
+    deaf = "episode.absent=[audio]"
+    fused = turn_of(shown(deaf), "generator").prompt.percepts[1]
     assert fused.audio is None and fused.audio_support is not None and fused.video is whole.video
 
-    direct = _play(whole, annotator, retriever, prompts, absent=("audio",), support="direct").turns[2].prompt.percepts
+    direct = turn_of(shown(deaf, "team.generator.support=direct"), "generator").prompt.percepts
     assert direct[0].audio is None and direct[1].audio_support is None
     np.testing.assert_array_equal(direct[1].audio, fused.audio_support)
     assert direct[1].video is not None and len(direct[1].video) > len(whole.video)
 
     for use, audio in (("direct", direct[1].audio), ("none", None)):
-        stood_in = _play(whole, annotator, retriever, prompts, absent=("audio",), stand_in=use).turns[2].prompt.percepts
+        stood_in = turn_of(shown(deaf, f"team.generator.stand_in={use}"), "generator").prompt.percepts
         np.testing.assert_array_equal(stood_in[1].audio, audio)
         assert stood_in[1].audio_support is None and stood_in[1].video_support is not None, "the face keeps its own"
 
-    for turn in _play(whole, annotator, retriever, prompts, absent=("video",), zero_absent=True, stand_in="none").turns:
+    for turn in shown("episode.absent=[video]", "episode.zero_absent=true", "team.generator.stand_in=none").turns:
         for percept in turn.prompt.percepts:
             assert percept.video is not None and percept.video.shape == whole.video.shape and not percept.video.any()
             assert percept.video_support is None and percept.audio is whole.audio
-        assert turn.role != "generator" or turn.prompt.percepts[1].audio_support is not None
+        assert turn.agent != "generator" or turn.prompt.percepts[1].audio_support is not None
 
-    mute = _play(whole, annotator, retriever, prompts, absent=("text",)).turns[2]
+    mute = turn_of(shown("episode.absent=[text]"), "generator")
     assert whole.text not in prompts.tokenizer.decode(mute.prompt.token_ids)
 
 
-def test_silver_selections_are_what_helps_the_reader(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+# -- when ----------------------------------------------------------------------------------------
+
+
+def _play_within_deadline(sample: AffectSample, generate: object, retrieve: object, prompts: Prompts) -> Trajectory:
+    """An episode in which one waits for another that waits for it never ends."""
+
+    async def run() -> Trajectory:
+        async with asyncio.timeout(DEADLINE_S):
+            return await play_episode(sample, make_team(), generate, retrieve, prompts, 1)  # type: ignore[arg-type]
+
+    return asyncio.run(run())
+
+
+class Held:
+    """Plays by rule, but a request is answered only once another has been made."""
+
+    def __init__(self, prompts: Prompts, retriever: LocalRetriever, until: dict[str, str]) -> None:
+        self.annotator, self.retriever, self.until = Annotator(prompts), retriever, until
+        self.made: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def _pass(self, name: str) -> None:
+        self.made[name].set()
+        if name in self.until:
+            await self.made[self.until[name]].wait()
+
+    async def __call__(self, prompt: Prompt, request: Request) -> Generation:
+        await self._pass(f"{request.agent.name} of {request.line}")
+        return await self.annotator(prompt, request)
+
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
+        await self._pass(f"search for {queries['supportive']}")
+        return await self.retriever.cognitive(queries, k, exclusion)
+
+    async def perceptual(
+        self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion
+    ) -> Support:
+        await self._pass("perception")
+        return await self.retriever.perceptual(audio, video, exclusion)
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        {"perception": "planner of full"},
+        {"planner of full": "perception"},
+        {"planner of full": "filter of planner"},
+        {"planner of full": "generator of planner"},
+        {"filter of full": "generator of filter"},
+        {"perception": "filter of full"},
+    ],
+    ids=lambda until: " waits for ".join(*until.items()),
+)
+def test_what_does_not_depend_on_each_other_runs_at_once(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts, until: dict[str, str]
 ) -> None:
-    """The reader here answers right once it has seen a supportive candidate that shares the truth."""
-    annotator = Annotator(prompts, 1, 1.0, 1.0)
-
-    async def reader(prompt: Prompt, request: Request) -> Generation:
-        answer = await annotator(prompt, request)
-        shown = request.candidates.get("supportive", ())
-        if request.role == "generator" and not any(agrees(item, request.sample) for item in shown):
-            return replace(answer, text="reason: voice and face\nlabel: nothing")
-        return answer
-
-    found = 0
-    for sample in samples:
-        config = EPISODE.model_copy(update={"counterfactuals": False})
-        episode = asyncio.run(play_episode(sample, reader, retriever, prompts, config, REWARDS, 1, SilverEpisode))
-        helpful = [item for item in episode.candidates["supportive"] if agrees(item, sample)]
-        assert episode.scores["full"] == float(bool(helpful))
-        assert episode.kept["supportive"] == tuple(helpful[:1]) and not episode.kept["countering"]
-        assert parse_selection(episode.turns[1].generation.text, episode.candidates, 1).kept == episode.kept
-        found += bool(helpful)
-    assert found
+    """The one that is held back would hold up the other for ever, if that waited for it."""
+    ((held, freed),) = until.items()
+    for sample in world:
+        free = Held(prompts, retriever, {})
+        expected = _play_within_deadline(sample, free, free, prompts)
+        if free.made[freed].is_set():  # else its prompt is one that was played in another line
+            held_up = Held(prompts, retriever, until)
+            assert _play_within_deadline(sample, held_up, held_up, prompts).scores == expected.scores
+            assert held_up.made[held].is_set()
+            return
+    pytest.fail(f"nobody was asked as {freed}")
 
 
-def test_the_search_for_silver_sees_what_an_episode_sees(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+def test_one_that_fails_ends_the_episode_with_its_own_error(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    annotator = Annotator(prompts, 1, 1.0, 1.0)
-    deaf = _play(samples[0], annotator, retriever, prompts, kind=SilverEpisode, absent=("audio",))
-    assert all(turn.prompt.percepts[0].audio is None for turn in deaf.turns)
-    alone = _play(samples[0], annotator, retriever, prompts, kind=SilverEpisode, retrieval=False)
-    assert [turn.role for turn in alone.turns] == ["generator"]
+    cancelled = []
+
+    async def generate(prompt: Prompt, request: Request) -> Generation:
+        if request.line == "full":
+            raise AffectError("made up")
+        try:
+            await asyncio.sleep(DEADLINE_S)
+        except asyncio.CancelledError:
+            cancelled.append(request.agent.name)
+            raise
+        raise AssertionError
+
+    service = Held(prompts, retriever, {})
+
+    async def delayed(prompt: Prompt, request: Request) -> Generation:
+        if request.line == "full":
+            await service.made["in flight"].wait()
+        else:
+            service.made["in flight"].set()
+        return await generate(prompt, request)
+
+    with pytest.raises(AffectError, match="made up"):
+        _play_within_deadline(world[0], delayed, service, prompts)
+    assert cancelled == ["filter"], "nothing of the episode goes on"
+
+
+# -- demonstrations ------------------------------------------------------------------------------
 
 
 def test_a_careful_annotator_finds_what_an_expression_means(
-    samples: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    figurative = [s for s in samples if len(s.description.split()) == 2]
-    for careful, share in ((1.0, 0.6), (0.0, 0.0)):
-        annotator = Annotator(prompts, 1, careful, careful)
+    figurative = [s for s in world if len(s.description.split()) == 2]
+    habit = tuple(setting.replace("=1", "=0") for setting in CAREFUL)
+    for care, share in ((CAREFUL, 0.6), (habit, 0.0)):
         found = 0
         for s in figurative:
-            turns = asyncio.run(demonstrate(s, retriever, annotator, EPISODE, seed=0))
+            turns = asyncio.run(demonstrate(s, make_team(*care), retriever, prompts, seed=0))
             found += "as in the supportive evidence" in turns[2].generation.text
         assert found / len(figurative) >= share
 
 
-def test_evidence_is_dropped_before_the_sample_is_cut(samples: list[AffectSample], prompts: Prompts) -> None:
-    room = len(prompts.planner(samples[0], 8).token_ids)
-    tight = Prompts(prompts.tokenizer, soft_tokens=4, context=room + 8, evidence_tokens=32)
-    assert tight.planner(samples[0], 8).token_ids == prompts.planner(samples[0], 8).token_ids
-    with pytest.raises(AffectError, match=r"sample train-00000: its prompt takes .* raise model\.context"):
-        tight.planner(samples[0], 9)
+def test_a_share_of_demonstrations_is_careful(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    team = make_team("team.planner.careful=0.5")
+    plans = {
+        (s.id, seed): asyncio.run(demonstrate(s, team, retriever, prompts, seed=seed))[0].generation.text
+        for s in world[:6]
+        for seed in range(6)
+    }
+    by_habit = [text for (name, _), text in plans.items() if text.count(_text(world, name)) == 3]
+    assert 0 < len(by_habit) < len(plans)
 
 
-def test_the_simple_label_is_the_neighbours_plurality() -> None:
-    sample = WORLD[0]
-    assert simple_label(sample, Support(("a", "b", "c"), (("joy",), ("anger",), ("anger",)))) == "anger"
-    assert simple_label(sample, Support(("a", "b"), (("joy",), ("anger",)))) == "joy"
-    assert simple_label(sample, Support()) == sample.candidates[0]
+def _text(world: list[AffectSample], name: str) -> str:
+    return next(s.text for s in world if s.id == name)
