@@ -28,8 +28,14 @@ ARMS = {
     "sft": {"policy": "sft"},
     "no filter": {"policy": "sft", "evaluate": {"team.agents": ["planner", "generator"]}},
     "no audio": {"policy": "sft", "evaluate": {"episode.absent": ["audio"], "team.generator.support": "direct"}},
-    "bridge": {"bridge_steps": 2, "train": {f"team.{agent}.{key}": value for agent in ("planner", "generator")
-                                           for key, value in (("policy", "start"), ("trains", False))}},
+    "bridge": {
+        "bridge_steps": 2,
+        "train": {
+            f"team.{agent}.{key}": value
+            for agent in ("planner", "generator")
+            for key, value in (("policy", "start"), ("trains", False))
+        },
+    },
     "preferences": {"train": {"algorithm.name": "dpo", "train.copies": 2, "train.in_turn": True}},
 }
 AGENTS = ("planner", "filter", "generator")

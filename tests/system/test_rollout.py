@@ -136,9 +136,7 @@ def test_calls_in_asynchronous_training_share_the_engine(
 ) -> None:
     train = config.train.model_copy(update={"max_staleness": 1})
     worker = launch(config.model_copy(update={"train": train}))
-    greedy = [
-        EpisodeSpec.to_measure(config, "dev", sample) for sample in samples if sample.split == "train"
-    ]
+    greedy = [EpisodeSpec.to_measure(config, "dev", sample) for sample in samples if sample.split == "train"]
     halves = [worker.play.remote(greedy[:6]), worker.play.remote(greedy[6:])]
     episodes = [episode for half in get(halves) for episode in half]
     assert [episode.sample_id for episode in episodes] == [spec.sample.id for spec in greedy]

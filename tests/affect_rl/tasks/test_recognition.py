@@ -66,7 +66,9 @@ def test_a_rendered_answer_reads_back(reason: str, label: str) -> None:
     assert _read(text) == Output(text, (label,), reason)
 
 
-@given(st.one_of(st.text(max_size=200), st.lists(st.sampled_from(["reason:", "label:", "\n", ",", " joy"])).map("".join)))
+@given(
+    st.one_of(st.text(max_size=200), st.lists(st.sampled_from(["reason:", "label:", "\n", ",", " joy"])).map("".join))
+)
 def test_no_answer_raises(text: str) -> None:
     for sample in (SAMPLE, OPEN):
         answer = _read(text, sample)

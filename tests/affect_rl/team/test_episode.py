@@ -282,9 +282,7 @@ class Held:
         await self._pass(f"search for {queries['supportive']}")
         return await self.retriever.cognitive(queries, k, exclusion)
 
-    async def perceptual(
-        self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion
-    ) -> Support:
+    async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         await self._pass("perception")
         return await self.retriever.perceptual(audio, video, exclusion)
 

@@ -65,7 +65,9 @@ def test_a_rendered_selection_reads_back(supportive: tuple[int, ...], confusing:
     assert _kept(text)["confusing"] == [f"c{n}" for n in confusing]
 
 
-@given(st.one_of(st.text(max_size=200), st.lists(st.sampled_from([*GROUPS, ":", "\n", "1", ",", " none"])).map("".join)))
+@given(
+    st.one_of(st.text(max_size=200), st.lists(st.sampled_from([*GROUPS, ":", "\n", "1", ",", " none"])).map("".join))
+)
 def test_no_answer_raises(text: str) -> None:
     assert set(FILTER.read(text, BOARD).writes["kept"]) == set(GROUPS)
 

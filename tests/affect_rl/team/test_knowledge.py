@@ -94,7 +94,7 @@ def test_the_team_knows_nothing_of_the_truth(labels: list[str], score: float | N
     sample = AffectSample("u", "d", "train", "c", "s", "text", ("joy",), kind, candidates)  # type: ignore[arg-type]
     items = tuple(Evidence(f"e{n}", "text", (label,), 0.5) for n, label in enumerate(LABEL_SET))
     found = dict.fromkeys(GROUPS, items)
-    kept = {group: items[:1] for group in GROUPS}
+    kept = dict.fromkeys(GROUPS, items[:1])
     slots = {"support": Support(("a", "b"), (("joy",), ("anger",))), "candidates": found, "kept": kept}
     told, lied = Board(sample, slots), Board(replace(sample, labels=tuple(labels)), slots)
     assert note(told, 0.5, "team") == note(lied, score, "team") != ""

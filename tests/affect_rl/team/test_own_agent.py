@@ -129,9 +129,7 @@ def test_its_settings_are_read_checked_and_written(tmp_path: object) -> None:
         load_config(None, [*OWN, "team.interpreter.mosst=1"])
 
 
-def test_its_fallback_costs_the_penalty(
-    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
-) -> None:
+def test_its_fallback_costs_the_penalty(world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts) -> None:
     recorder = Recorder.of(prompts, {"interpreter": "far too many words"})
     trajectory = play(world[0], make_team(*OWN, "team.interpreter.weight=0"), recorder, retriever, prompts)
     turn = turn_of(trajectory, "interpreter")

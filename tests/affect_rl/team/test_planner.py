@@ -161,9 +161,7 @@ def test_the_bypass_stands_for_both_turns(
         recorder = Recorder.of(prompts, spoken)
         play(sample, make_team("team.rounds=2"), recorder, retriever, prompts)
         assert "planner" not in recorder.asked("planner")
-        ((prompt, request),) = [
-            (p, r) for p, r in recorder.calls if (r.agent.name, r.line) == ("filter", "planner")
-        ]
+        ((prompt, request),) = [(p, r) for p, r in recorder.calls if (r.agent.name, r.line) == ("filter", "planner")]
         seen.append(prompt.token_ids)
     assert seen[0] == seen[1] == seen[2]
     support = asyncio.run(retriever.perceptual(sample.audio, sample.video, Exclusion.of(sample)))

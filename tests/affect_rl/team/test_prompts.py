@@ -75,7 +75,9 @@ def test_special_tokens_in_an_answer_are_plain_characters_but_for_its_end() -> N
     turns = asyncio.run(demonstrate(sample, make_team("team.retrieval=false"), None, FRAMED, seed=0))
     (answer,) = (turn.generation for turn in turns)
     assert sample.description in answer.text
-    assert _special(FRAMED, answer.token_ids) == {END_TOKEN: 1} and answer.token_ids[-1] == FRAMED.tokenizer.eos_token_id
+    assert (
+        _special(FRAMED, answer.token_ids) == {END_TOKEN: 1} and answer.token_ids[-1] == FRAMED.tokenizer.eos_token_id
+    )
     assert FRAMED.tokenizer.decode(answer.token_ids[:-1]) == answer.text
 
 
