@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from affect_rl.evidence import Evidence
@@ -50,6 +52,14 @@ def test_who_keeps_retrieval_order_does_not_reorder(kept: tuple[Evidence, ...], 
     alone = _episode(_turn("generator"), scores={"full": 1.0})
     assert "episode/reordered" not in episode_metrics([alone], 3)
     assert episode_metrics([episode, alone], 3)["episode/reordered"] == departs, "of those in which there was a choice"
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a group out of play has nothing found")
+def test_groups_out_of_play_are_not_reordered() -> None:
+    """A filter that was asked about one group keeps nothing of the others."""
+    groups = {"candidates": {"supportive": (ONE,)}, "kept": {"supportive": (ONE,), "confusing": (), "countering": ()}}
+    episode = replace(_episode(_turn("generator"), scores={"full": 1.0}), **groups)  # type: ignore[arg-type]
+    assert episode_metrics([episode], 3)["episode/reordered"] == 0
 
 
 def test_engines_are_counted_from_before_the_rollout_and_a_restarted_one_from_nought() -> None:
