@@ -98,19 +98,24 @@ def explain(error: Any, root: type[Section], inside: str = "") -> str:
         root: the section that was read.
         inside: key of that section, if it is a part of another.
     """
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(filter(None, [inside, *location])) or "configuration"
+    section: Any = root
+    path = [inside] if inside else []
+    for part in map(str, error["loc"]):
+        if get_origin(section) in (tuple, list, dict):
+            section = get_args(section)[get_origin(section) is dict]
+            path.append(part)
+        elif get_args(section):  # a union: pydantic puts the name of the section that was chosen into the location
+            section = next((m for m in get_args(section) if m.model_fields["name"].default == part), None)
+        else:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field else section
+            path.append(part)
+    key = ".".join(path) or "configuration"
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
         given = error.get("input")
         return f"{key}: {message}" + (f" (given: {given!r})" if isinstance(given, str | int | float | bool) else "")
-    section: Any = root
-    for part in location[:-1]:
-        if get_origin(section) is tuple:
-            section = get_args(section)[0]
-        else:
-            section = get_args(section)[1] if get_origin(section) is dict else section.model_fields[part].annotation
-    near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}"
     return f"unknown key `{key}`; {hint}"
 

@@ -193,7 +193,9 @@ class Episode:
     def _final(self, slot: str, before: int | None = None) -> Any:
         """What the full line left in a slot (before a step), or None; a step whose slots nobody read was not taken."""
         index = self.team.source(slot, len(self.team.steps) if before is None else before)
-        return self._done[FULL, index].result()[slot] if (FULL, index) in self._done else None
+        if index is None or (FULL, index) not in self._done:
+            return None
+        return self._done[FULL, index].result()[slot]
 
     def _told(self, turn: Turn, scores: Mapping[str, float]) -> Turn:
         """A turn with what a critic may know of it: the board as it stood before, and the score without the agent."""

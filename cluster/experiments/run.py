@@ -32,7 +32,7 @@ from affect_rl.experiments.results import (
 from affect_rl.experiments.spec import ExperimentSpec
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate
-from affect_rl.scoring.scoring import Scoring
+from affect_rl.scoring.scoring import Scoring, wheels_of
 from cluster.evaluate import scoring_for
 from cluster.experiments.fusion_details import fusion_details
 from cluster.experiments.stages import Evaluated, run_arm
@@ -56,6 +56,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     """
     check_replaceable(out)
     base = spec.check(overrides)
+    wheels_of(base.evaluate.wheels, base.evaluate.mapping)  # read first: nothing is begun with wrong ones
     dataset = Dataset.load(base.data.dir)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
     scoring = scoring_for(base, samples)

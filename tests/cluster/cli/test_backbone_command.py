@@ -105,8 +105,8 @@ def test_a_policy_starts_from_an_imported_directory(tmp_path: Path, world: Datas
     assert policy.config.backbone == "affectgpt"
     assert policy.fusion.shape.dim == 16
     assert bool((policy.fusion.audio.std == 1).all()), "connectors know features as their encoders make them"
-    prompts = Prompts.for_policy(policy.save(tmp_path / "policy"), context=384, evidence_tokens=32)
-    prompt = prompts.build(world.samples("train")[0], 12, "Task: search.\n")
+    prompts = Prompts.for_policy(policy.save(tmp_path / "policy"), context=config.model.context, evidence_tokens=32)
+    prompt = prompts.planner(world.samples("train")[0], 12)
     assert prompt.token_ids.count(policy.config.percept_token_id) == policy.fusion.shape.tokens == 3
 
 

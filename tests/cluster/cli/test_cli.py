@@ -30,7 +30,7 @@ def test_config_prints_everything_and_the_arithmetic() -> None:
     result = _run("config", "configs/quickstart.yaml", "train.samples_per_step=32")
     assert result.returncode == 0
     assert "samples_per_step: 32" in result.stdout
-    assert "a step: 32 episodes, turns of 3 agent(s) of each to learn from" in result.stdout
+    assert "a step: 32 episodes, turns of 3 agent(s)" in result.stdout
 
 
 @pytest.mark.parametrize(
