@@ -134,6 +134,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_one_engine_for_the_frozen(self) -> Self:
+        policies = {name: self.team[name].policy for name in self.team.frozen}
+        if len(set(policies.values())) > 1:
+            named = ", ".join(f"team.{name}.policy={policy}" for name, policy in policies.items())
+            raise ValueError(f"{named}: agents that do not change share one engine; give them the same policy")
+        return self
+
+    @model_validator(mode="after")
     def _learns(self) -> Self:
         if not self.team.trained:
             playing = ", ".join(self.team.playing)

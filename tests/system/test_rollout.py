@@ -165,7 +165,7 @@ def test_frozen_agents_play_with_their_own_policy_and_keep_its_version(
     policy_dir: Path,
     tmp_path: Path,
 ) -> None:
-    team = config.team.with_agent("generator", policy=str(policy_dir), trains=False)
+    team = config.team.with_agent("generator", policy="start", trains=False)
     frozen = config.model_copy(update={"team": team.with_agent("filter", policy="start", trains=False)})
     start = frozen.model_copy(update={"policy": str(policy_dir)})
     worker = launch(start)

@@ -84,6 +84,10 @@ WRONG_TEAMS = [
         "of the agents that play (generator) none trains; set trains: true for one",
     ),
     (
+        "team.filter.policy=start; team.filter.trains=false; team.planner.policy=runs/a; team.planner.trains=false",
+        "team.planner.policy=runs/a, team.filter.policy=start: agents that do not change share one engine; give them",
+    ),
+    (
         "team.filter.policy=start; team.filter.trains=false; rollout.gpus_per_worker=1",
         "each takes rollout.gpu_memory=0.6 of the same GPU; set rollout.gpu_memory to 0.5 or less",
     ),

@@ -507,7 +507,7 @@ def test_labels_per_answer_are_no_share_and_plotted_for_rewards_alone(tmp_path: 
     assert "Reward hacking" not in _page(tmp_path)
     _edit(tmp_path, experiment="rewards")
     page = _page(tmp_path)
-    assert "Reward hacking" in page and "Labels per answer, Generator over training" in page
+    assert "Reward hacking" in page and "Labels per answer, The team over training" in page
     found = Page(page).table("Mean over seeds, shares").column("labels per answer")
     assert list(found.values()) == ["1.25 [1.12, 1.50]", "–"]
 
@@ -691,7 +691,7 @@ def test_the_command_line_draws_nothing_until_it_is_asked() -> None:
 def test_an_installed_package_has_the_templates() -> None:
     root = Path(__file__).parents[3]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
-    files = [f for f in (root / "affect_rl" / "report").iterdir() if f.suffix not in (".py", "")]
+    files = [f for f in (root / "affect_rl" / "experiments" / "report").iterdir() if f.suffix not in (".py", "")]
     assert len(files) == 3 and all(any(f.match(pattern) for pattern in patterns) for f in files)
 
 
