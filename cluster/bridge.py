@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import stored_weights
 from affect_rl.seeds import derived_seed
 from cluster.runtime.jobs import Job
@@ -25,7 +24,7 @@ def bridge_warm_start(job: Job, reader: Path, directory: Path, steps: int) -> No
         AffectError: the reader was never right.
     """
     config, pool = job.config, job.pool(reader)
-    pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
+    pool.sync(stored_weights(reader, pool.version + 1))
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
     samples = training_samples(config, job.dataset)
     seeds = {s.id: derived_seed(config.seed, "silver", s.id) for s in samples}

@@ -37,8 +37,10 @@ from affect_rl.algorithms.batching import (
 from affect_rl.algorithms.dpo import preference_advantages, preference_pairs
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, PolicyOutput, Reference
-from affect_rl.policy.weights import WeightsHandle, publish_weights
+from affect_rl.policy.adapters import Lora
+from affect_rl.policy.directory import MANIFEST
+from affect_rl.policy.model import AffectPolicy, PolicyOutput, Reference
+from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import ROLES, Trajectory
 from learners.engine import Engine, choose_device, join_group
 
@@ -276,11 +278,11 @@ class LearnerWorker:
         """Write the weights for the engines (rank 0; None elsewhere)."""
         with self._actor.gathered():
             if self._rank == 0:
-                return publish_weights(self._actor.policy.export(), version, directory)
+                return self._actor.policy.publish(version, directory)
         return None
 
     def save_policy(self, directory: Path) -> None:
-        """Write or replace a policy directory, adapters merged. A separate critic stays behind."""
+        """Write or replace a policy directory, adapters beside their base. A separate critic stays behind."""
         with self._actor.gathered():
             if self._rank == 0:
                 self._actor.policy.save(directory, replace=True)

@@ -27,7 +27,8 @@ from affect_rl.algorithms.batching import TokenSequence, collate, flatten, group
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, Lora, TokenBatch
+from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.model import AffectPolicy, TokenBatch
 from affect_rl.trajectory import ROLES, Turn
 from learners.engine import Engine, choose_device
 
@@ -214,4 +215,4 @@ def _worker(given: dict[str, Any]) -> None:
             given["steps"].put(metrics)
     with engine.gathered():
         if first:
-            policy.save(given["policy_out"])
+            policy.save(given["policy_out"], merge=TEAM)

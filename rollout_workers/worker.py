@@ -19,7 +19,6 @@ import numpy as np
 from affect_rl.config.load import Config
 from affect_rl.config.sections import EpisodeConfig, RewardConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
-from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.team.episode import Episode, play_episode
@@ -127,7 +126,7 @@ class RolloutWorker:
         if self._frozen_engine is None:
             self._frozen_engine = self._start_engine(policy)
         elif policy != self._frozen_policy:
-            await self._frozen_engine.update_weights(stored_weights(policy / WEIGHTS, self._frozen_engine.version + 1))
+            await self._frozen_engine.update_weights(stored_weights(policy, self._frozen_engine.version + 1))
         self._frozen_policy = policy
 
     async def _play(self, job: EpisodeJob) -> Trajectory:

@@ -20,7 +20,7 @@ from affect_rl.config.load import OPERATIONAL, Config, explain, load_config
 from affect_rl.config.sections import EvaluateConfig, Natural, Positive, Section
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST as POLICY
+from affect_rl.policy.directory import MANIFEST as POLICY
 from affect_rl.sample import LabelKind
 
 _PLACE = {"name", "runs_dir", "policy"}

@@ -27,7 +27,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectConfig, check_manifest
+from affect_rl.policy.directory import check_manifest
+from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.model import engine_input

@@ -2,12 +2,12 @@
 
 Features travel as multimodal data of the modality ``percept`` and become soft tokens inside the
 engine, so that one weight sync covers language model, projectors and fusion. A policy directory is
-served as it stands; its value head is skipped.
+served as it stands; its value head is skipped. Adapters stand on the language model only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.inputs import MultiModalInput, mm_input
-from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
-from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsLoRA, SupportsMultiModal
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import (
@@ -46,6 +51,7 @@ from affect_rl.policy.slot_fusion import make_fusion
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.policy.weights import VALUE_HEAD
 from affect_rl.trajectory import Percept, Prompt
+from rollout_workers.vllm.lora import wrapped_names
 
 MODALITY = "percept"
 SEQUENCES = ("audio", "video", "audio_support", "video_support")
@@ -167,8 +173,11 @@ class PerceptProcessor(BaseMultiModalProcessor[PerceptInfo]):
 
 
 @MULTIMODAL_REGISTRY.register_processor(PerceptProcessor, info=PerceptInfo, dummy_inputs=PerceptDummies)
-class AffectForCausalLM(nn.Module, SupportsMultiModal):
+class AffectForCausalLM(nn.Module, SupportsMultiModal, SupportsLoRA):
     """Fusion modules in front of a language model, under the names of `AffectPolicy.export`."""
+
+    # An adapter's names begin at the language model that it was made for.
+    hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.": "language_model.model."})
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -183,6 +192,7 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal):
             self.language_model: Any = init_vllm_registered_model(
                 vllm_config, hf_config=self.config.text_config, prefix=maybe_prefix(prefix, "language_model")
             )
+        self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **fields: Any) -> MultiModalEmbeddings:
@@ -208,4 +218,12 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load tensors under the names of a policy directory; the feature statistics are among them."""
-        return AutoWeightsLoader(self, ignore_unexpected_prefixes=[VALUE_HEAD]).load_weights(weights)
+        wrapped = wrapped_names(self)
+        named = ((_inside(name, wrapped), tensor) for name, tensor in weights)
+        return AutoWeightsLoader(self, ignore_unexpected_prefixes=[VALUE_HEAD]).load_weights(named)
+
+
+def _inside(name: str, wrapped: Container[str]) -> str:
+    """The name that a tensor has once vLLM has wrapped its layer for adapters."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.base_layer.{leaf}" if owner.rpartition(".")[2] in wrapped else name
