@@ -26,8 +26,8 @@ from ray.util.queue import Empty, Queue
 from affect_rl.algorithms.batching import TokenSequence, collate, flatten, group_batches, schedule, turns_to_sequences
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
-from affect_rl.policy.fusion import load_balance
 from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.fusion import load_balance
 from affect_rl.policy.model import AffectPolicy, TokenBatch
 from affect_rl.trajectory import ROLES, Turn
 from learners.engine import Engine, choose_device

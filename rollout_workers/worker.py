@@ -19,6 +19,7 @@ import numpy as np
 from affect_rl.config.load import Config
 from affect_rl.config.sections import EpisodeConfig, RewardConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
+from affect_rl.policy.adapters import Lora
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.team.episode import Episode, play_episode
@@ -94,7 +95,14 @@ class RolloutWorker:
         )
 
         rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
-        return RolloutEngine(policy_dir, rollout, context=self._config.model.context, seed=self._config.seed)
+        lora = self._config.model.lora
+        return RolloutEngine(
+            policy_dir,
+            rollout,
+            context=self._config.model.context,
+            seed=self._config.seed,
+            lora=Lora(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
+        )
 
     @property
     def _engines(self) -> list[RolloutEngine]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +134,7 @@ def add_adapter(model: nn.Module, name: str, lora: Lora) -> PeftModel:
         raise AffectError(f"model.lora.targets={lora.targets}: {error}") from error
     for layer in lora_layers(model).values():
         if not isinstance(layer.get_base_layer(), nn.Linear):
-            raise AffectError(
-                f"model.lora.targets={lora.targets}: only linear layers can have adapters"
-            )
+            raise AffectError(f"model.lora.targets={lora.targets}: only linear layers can have adapters")
         for part in (layer.lora_A, layer.lora_B):
             part.requires_grad_(True)  # PEFT freezes all but the active one
     assert isinstance(model, PeftModel)
@@ -182,9 +180,7 @@ def put_back(model: nn.Module, adapter: Adapter) -> PeftModel:
     shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (own, adapter.tensors))
     if (expected := next(shapes)) != (found := next(shapes)):
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise AffectError(
-            f"adapter {adapter.name}: {odd[0]} does not fit this language model; it was made for another"
-        )
+        raise AffectError(f"adapter {adapter.name}: {odd[0]} does not fit this language model; it was made for another")
     for name, parameter in own.items():
         parameter.data = adapter.tensors[name].clone()
     return wrapped

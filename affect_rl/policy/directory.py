@@ -50,16 +50,13 @@ class Base:
         parts = Path(named.path).parts[1:]
         tails = [Path(*parts[first:]) for first in range(len(parts))]
         together = (parent / tail for parent in directory.resolve().parents for tail in tails)
-        changed = False
         for place in (Path(named.path), *together):
-            if (place / MANIFEST).is_file():
-                if sha256(place / MANIFEST) == named.manifest:
-                    return cls(str(place), named.manifest)
-                changed = True
+            if (place / MANIFEST).is_file() and sha256(place / MANIFEST) == named.manifest:
+                return cls(str(place), named.manifest)
+        fault = "is another policy now" if (Path(named.path) / MANIFEST).is_file() else "is not there"
         raise AffectError(
-            f"{directory}: its adapters stand on the policy {named.path}, which "
-            f"{'is another policy now' if changed else 'is not there'}; bring that directory back, or copy it along "
-            "under a folder that holds both"
+            f"{directory}: its adapters stand on the policy {named.path}, which {fault}; bring that directory back, or "
+            "copy both under one folder"
         )
 
     def write(self, directory: Path) -> None:

@@ -284,13 +284,13 @@ class AffectPolicy(nn.Module):
         Raises:
             AffectError: an adapter that is there has another shape, or is not among `names`.
         """
-        for name in self.adapter_names:
-            config = self.language_model.peft_config[name]  # type: ignore[union-attr, index]
-            if name not in names or (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
+        for adapter in self.adapters():
+            shape = (adapter.rank, adapter.config["lora_alpha"])
+            if adapter.name not in names or shape != (lora.rank, lora.alpha):
                 raise AffectError(
-                    f"the policy has adapter {name!r} of rank {config.r} and alpha {config.lora_alpha}, the "
-                    f"configuration asks for {', '.join(names)} of rank {lora.rank} and alpha {lora.alpha}; train with the adapters "
-                    "that it was trained with, or merge them first"
+                    f"the policy has adapter {adapter.name!r} of rank {shape[0]} and alpha {shape[1]}, the "
+                    f"configuration asks for {', '.join(names)} of rank {lora.rank} and alpha {lora.alpha}; go on with what it was "
+                    "trained with, or merge it first"
                 )
         for name in names:
             if name not in self.adapter_names:

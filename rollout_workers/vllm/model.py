@@ -192,7 +192,6 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal, SupportsLoRA):
             self.language_model: Any = init_vllm_registered_model(
                 vllm_config, hf_config=self.config.text_config, prefix=maybe_prefix(prefix, "language_model")
             )
-        self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **fields: Any) -> MultiModalEmbeddings:
