@@ -288,8 +288,8 @@ class AffectPolicy(nn.Module):
             shape = (adapter.rank, adapter.config["lora_alpha"])
             if adapter.name not in names or shape != (lora.rank, lora.alpha):
                 raise AffectError(
-                    f"the policy has adapter {adapter.name!r} of rank {shape[0]} and alpha {shape[1]}, the "
-                    f"configuration asks for {', '.join(names)} of rank {lora.rank} and alpha {lora.alpha}; go on with what it was "
+                    f"the policy has adapter {adapter.name!r} of rank {shape[0]} and alpha {shape[1]}, model.lora asks "
+                    f"for {', '.join(names)} of rank {lora.rank} and alpha {lora.alpha}; go on with what it was "
                     "trained with, or merge it first"
                 )
         for name in names:
