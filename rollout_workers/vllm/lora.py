@@ -78,13 +78,3 @@ def lora_tensors(model: Any) -> Iterator[Tensor]:
         assert isinstance(layer, BaseLinearLayerWithLoRA)
         for stacked in (*layer.lora_a_stacked, *layer.lora_b_stacked):
             yield stacked[slots]
-
-
-def wrapped_names(model: Any) -> set[str]:
-    """Last names, in a policy directory, of the layers that vLLM has wrapped for adapters."""
-    manager = getattr(model, "lora_manager", None)
-    if manager is None:
-        return set()
-    packed = manager.packed_modules_mapping
-    own = {name.rpartition(".")[2] for name in manager.modules}
-    return {part for name in own for part in packed.get(name, [name])}

@@ -7,7 +7,7 @@ served as it stands; its value head is skipped. Adapters stand on the language m
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,6 @@ from affect_rl.policy.slot_fusion import make_fusion
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.policy.weights import VALUE_HEAD
 from affect_rl.trajectory import Percept, Prompt
-from rollout_workers.vllm.lora import wrapped_names
 
 MODALITY = "percept"
 SEQUENCES = ("audio", "video", "audio_support", "video_support")
@@ -217,12 +216,4 @@ class AffectForCausalLM(nn.Module, SupportsMultiModal, SupportsLoRA):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load tensors under the names of a policy directory; the feature statistics are among them."""
-        wrapped = wrapped_names(self)
-        named = ((_inside(name, wrapped), tensor) for name, tensor in weights)
-        return AutoWeightsLoader(self, ignore_unexpected_prefixes=[VALUE_HEAD]).load_weights(named)
-
-
-def _inside(name: str, wrapped: Container[str]) -> str:
-    """The name that a tensor has once vLLM has wrapped its layer for adapters."""
-    owner, _, leaf = name.rpartition(".")
-    return f"{owner}.base_layer.{leaf}" if owner.rpartition(".")[2] in wrapped else name
+        return AutoWeightsLoader(self, ignore_unexpected_prefixes=[VALUE_HEAD]).load_weights(weights)
