@@ -132,7 +132,7 @@ def test_an_engine_takes_any_policy(adapted: AffectPolicy, tmp_path: Path) -> No
             asyncio.run(engine.update_weights(stored_weights(directory, version)))
             truth = AffectPolicy.load(directory).eval()
             assert engine.checksum() == truth.publish(version, tmp_path).checksum
-            if truth.adapter_names == AGENTS:
+            if set(truth.adapter_names) == set(AGENTS):
                 assert gap(truth, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
                 continue
             answers = asyncio.run(answer_all(engine, prompts))
