@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import stored_weights
 from affect_rl.trajectory import FULL
 from cluster.runtime.run import Run
@@ -24,7 +23,7 @@ def bridge_warm_start(run: Run, reader: Path, directory: Path, steps: int) -> No
         AffectError: the reader was never right.
     """
     config, pool = run.config, run.pool(reader)
-    pool.sync(stored_weights(reader / WEIGHTS, pool.version + 1))
+    pool.sync(stored_weights(reader, pool.version + 1))
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})
     searching = config.model_copy(update={"team": config.team.with_agent("filter", kind="silver_filter")})
     samples = training_samples(config, run.dataset)

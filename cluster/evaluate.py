@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
-from affect_rl.policy.model import WEIGHTS
 from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate, mean_interval
@@ -140,7 +139,7 @@ def play_samples(
     config: Config, samples: Sequence[AffectSample], pool: RolloutPool, policy: Path, name: str = ""
 ) -> list[Trajectory]:
     """Play samples once each under a policy, without counterfactuals; `name` is for the progress bar."""
-    pool.sync(stored_weights(policy / WEIGHTS, pool.version + 1))
+    pool.sync(stored_weights(policy, pool.version + 1))
     temperature = config.evaluate.temperature
     specs = [EpisodeSpec.to_measure(config, "evaluate", s, temperature=temperature) for s in samples]
     with progress(f"evaluate {name}".strip(), len(specs)) as show:

@@ -18,7 +18,8 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Retrieve, render_evidence
-from affect_rl.policy.model import MANIFEST, AffectPolicy, check_manifest
+from affect_rl.policy.directory import MANIFEST, check_manifest
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
 from affect_rl.sample import AffectSample, LabelKind
 from affect_rl.seeds import derived_seed
@@ -72,6 +73,8 @@ def _adopt(config: Config, dataset: Dataset) -> AffectPolicy:
     """
     model = config.model
     trained = AffectPolicy.load(model.base, dtype=getattr(torch, model.dtype))
+    if trained.has_adapters:
+        trained.merge()
     if model.backbone and trained.fusion.shape.slots != LAYOUTS[model.backbone].slots:
         raise AffectError(
             f"model.base={model.base}: has not the connectors of model.backbone={model.backbone}; give a directory of "

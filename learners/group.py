@@ -61,7 +61,10 @@ class LearnerGroup:
         self._version = version
         config, seed = self._config, (self._seed, self._updates)
         separate = config.algorithm.separate_critic
-        step, shares = deal(episodes, config.team.trained, config.learner, seed, separate_critic=separate)
+        adapters = config.team.adapters if config.model.lora.rank else None
+        step, shares = deal(
+            episodes, config.team.trained, config.learner, seed, separate_critic=separate, adapters=adapters
+        )
         self._updates += 1
         known = ray.put(step)
         return self._each("update", [(known, share) for share in shares])[0]

@@ -16,14 +16,23 @@ from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, Reference
-from affect_rl.policy.weights import WeightsHandle, publish_weights
+from affect_rl.policy.adapters import Lora
+from affect_rl.policy.directory import MANIFEST
+from affect_rl.policy.model import AffectPolicy, Reference
+from affect_rl.policy.weights import WeightsHandle
 from learners.engine import Engine, choose_device, join_group
 from learners.shares import Share
 from learners.update import Models, Updater
 
 STATE = "state.json"
 CRITIC = "critic.safetensors"
+
+
+def parameter_group(name: str) -> str:
+    """The group of parameters with a learning rate of their own: ``critic``, ``adapter <name>`` or ``policy``."""
+    if name.startswith("value_head."):
+        return "critic"
+    return f"adapter {name.split('.')[-2]}" if ".lora_" in name else "policy"
 
 
 class LearnerWorker:
@@ -49,7 +58,8 @@ class LearnerWorker:
         join_group(self._rank, settings.workers, address, port, gpu=gpu, timeout_s=settings.deadline_s)
         policy = self._load_policy()
         if (lora := self._config.model.lora).rank:
-            policy.add_adapters(Lora(lora.rank, lora.alpha, lora.targets))
+            names = list(dict.fromkeys(self._config.team.adapters.values()))
+            policy.add_adapters(Lora(lora.rank, lora.alpha, lora.targets), names)
         policy.to(self._device)
         reference = Reference(policy)
         critic = self._config.algorithm.critic_settings
@@ -74,7 +84,7 @@ class LearnerWorker:
         s = self._settings
         return Engine(
             policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm,
-            group_of=lambda name: "critic" if name.startswith("value_head.") else "policy",
+            group_of=parameter_group,
             checkpoint_activations=self._config.model.recomputes(s.checkpoint_activations),
         )  # fmt: skip
 
@@ -88,11 +98,11 @@ class LearnerWorker:
         """Write the weights for the engines (rank 0; None elsewhere)."""
         with self._models.actor.gathered():
             if self._rank == 0:
-                return publish_weights(self._models.actor.policy.export(), version, directory)
+                return self._models.actor.policy.publish(version, directory)
         return None
 
     def save_policy(self, directory: Path) -> None:
-        """Write or replace a policy directory, adapters merged. A separate critic stays behind."""
+        """Write or replace a policy directory, adapters beside their base. A separate critic stays behind."""
         with self._models.actor.gathered():
             if self._rank == 0:
                 self._models.actor.policy.save(directory, replace=True)

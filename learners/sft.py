@@ -38,8 +38,10 @@ from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import replace_directory, sha256
+from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import MANIFEST, AffectPolicy, Lora, TokenBatch
+from affect_rl.policy.model import AffectPolicy, TokenBatch
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
@@ -304,4 +306,4 @@ def _worker(given: dict[str, Any]) -> None:
             _write_checkpoint(engine, checkpoint, given["state"] | {"step": step})
     with engine.gathered():
         if first:
-            policy.save(given["policy_out"])
+            policy.save(given["policy_out"], merge=TEAM)

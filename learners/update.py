@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -169,8 +170,22 @@ class Updater:
                 loss = loss + critic.settings.weight * parts["value"]
             models.actor.backward(batch.weight * loss)
             report.add({**terms.parts, **parts}, batch.weight, terms.statistics)
-        critic_lr = critic.settings.lr if critic else 0.0
-        return models.actor.step({"policy": self._rate(self._settings.lr), "critic": self._rate(critic_lr)})
+        return models.actor.step(self._rates(step, chosen))
+
+    def _rates(self, step: Step, chosen: Tensor) -> dict[str, float]:
+        """Learning rates of the policy's groups of parameters.
+
+        An adapter whose agents have no tokens in the minibatch rests: momentum and weight decay would move it.
+        """
+        critic = self._models.critic
+        rates = {"policy": self._settings.lr, "critic": critic.settings.lr if critic else 0.0}
+        active = {step.agents[n] for n in step.agent[chosen].unique().tolist()}
+        for agent, adapter in self._config.team.adapters.items():
+            own = self._config.team[agent].lr
+            lr = self._settings.lr if own is None else own
+            group = f"adapter {adapter}"
+            rates[group] = max(rates.get(group, 0.0), lr if agent in active else 0.0)
+        return {group: self._rate(peak) for group, peak in rates.items()}
 
     def _critic_step(self, known: Prepared, share: Share, number: int, chosen: Tensor, report: Report) -> float:
         """One optimiser step of a separate critic; returns its gradient norm, 0 without one."""
@@ -187,8 +202,11 @@ class Updater:
     def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Pass]) -> Iterator[MicroBatch]:
         """This rank's forward passes."""
         policy = self._models.actor.policy
-        for rows, _ in plan:
-            yield collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
+        for rows, adapter in plan:
+            batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
+            # The caller's backward pass runs inside as well: recomputed activations need the same adapter.
+            with policy.use_adapter(adapter) if adapter else nullcontext():
+                yield batch
 
     def _rate(self, peak: float, step: int | None = None) -> float:
         """Learning rate of an optimiser step (None: the next one) after linear warm-up."""

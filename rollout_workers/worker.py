@@ -19,7 +19,7 @@ import numpy as np
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
-from affect_rl.policy.model import WEIGHTS
+from affect_rl.policy.adapters import Lora
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
@@ -115,12 +115,18 @@ class RolloutWorker:
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 
     def _start_engine(self, policy_dir: Path) -> RolloutEngine:
-        from rollout_workers.vllm.engine import (
-            RolloutEngine,  # not above: drivers, which import this file, need no vLLM
-        )
+        from rollout_workers.vllm.engine import RolloutEngine  # not above: drivers import this file and need no vLLM
 
         rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
-        return RolloutEngine(policy_dir, rollout, context=self._config.model.context, seed=self._config.seed)
+        lora = self._config.model.lora
+        return RolloutEngine(
+            policy_dir,
+            rollout,
+            context=self._config.model.context,
+            seed=self._config.seed,
+            lora=Lora(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
+            adapters=len(set(self._config.team.adapters.values())),
+        )
 
     @property
     def _engines(self) -> list[RolloutEngine]:
@@ -151,7 +157,7 @@ class RolloutWorker:
         if self._frozen_engine is None:
             self._frozen_engine = self._start_engine(policy)
         elif policy != self._frozen_policy:
-            await self._frozen_engine.update_weights(stored_weights(policy / WEIGHTS, self._frozen_engine.version + 1))
+            await self._frozen_engine.update_weights(stored_weights(policy, self._frozen_engine.version + 1))
         self._frozen_policy = policy
 
     async def _play(self, spec: EpisodeSpec) -> Trajectory:
@@ -176,15 +182,18 @@ class RolloutWorker:
 
     def _generate(self, spec: EpisodeSpec) -> Generate:
         async def generate(prompt: Prompt, request: Request) -> Generation:
-            frozen = self._frozen_engine if request.agent.name in spec.team.frozen else None
+            settings = request.agent.settings
+            frozen = self._frozen_engine if settings.policy else None
+            engine = frozen or self.engine
             # One at a time: the trained engine rests while an episode is with the frozen one. Not the other way round
             # as well, or each would wait for the other.
             with self.engine.waiting_elsewhere() if frozen else nullcontext():
-                return await (frozen or self.engine).generate(
+                return await engine.generate(
                     prompt,
-                    max_tokens=request.agent.settings.tokens,
+                    max_tokens=settings.tokens,
                     temperature=request.temperature,
                     seed=request.seed,
+                    adapter=settings.adapter if settings.adapter in engine.adapters else None,
                 )
 
         return generate

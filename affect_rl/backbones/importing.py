@@ -21,10 +21,13 @@ from affect_rl.backbones.layouts import LAYOUTS, Layout
 from affect_rl.config.sections import FusionConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
-from affect_rl.policy.model import AffectPolicy, Lora
+from affect_rl.policy.adapters import Lora
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import pretrained_language_model
 
 SAFETENSORS = ".safetensors"
+PUBLISHED_ADAPTER = "default"
+"""Name of an imported adapter: PEFT's own, which the checkpoints' keys carry."""
 _VOCABULARY = r"language_model\..*(embed_tokens|lm_head)\.weight"
 
 
@@ -87,7 +90,8 @@ def read_backbone(
         backbone=name,
     )
     if layout.lora_targets:
-        policy.add_adapters(Lora(_lora_rank(tensors, checkpoint), layout.lora_alpha, layout.lora_targets))
+        lora = Lora(_lora_rank(tensors, checkpoint), layout.lora_alpha, layout.lora_targets)
+        policy.add_adapters(lora, (PUBLISHED_ADAPTER,))
     carried = {key: tensors.pop(key) for key in list(tensors) if layout.carries(key)}
     rows = _load(policy, layout, tensors, checkpoint, language_model)
     return Backbone(policy, rows, carried)

@@ -20,7 +20,7 @@ from affect_rl.config.load import Config, load_config
 from affect_rl.config.sections import EvaluateConfig
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import MANIFEST as POLICY_FILES
+from affect_rl.policy.directory import MANIFEST as POLICY_FILES
 from affect_rl.sample import LabelKind
 from affect_rl.section import (
     EVALUATION,

@@ -1,25 +1,23 @@
 """The policy: a causal language model, the fusion modules in front of it and a value head behind it.
 
-One set of weights plays all three agents; the role stands in the prompt. A policy lives in a
-directory (``config.json``, ``model.safetensors``, tokenizer files, ``manifest.json``) that a rollout
-engine serves as it stands and `AffectPolicy.load` reads back bit for bit.
+One set of weights plays all agents; the role stands in the prompt. Agents may have adapters on it, one for all or one
+for each (see `affect_rl.policy.adapters`). A policy lives in a directory (``config.json``, ``model.safetensors``,
+tokenizer files, ``manifest.json``, and with adapters ``adapters/`` and ``base.json``) that a rollout engine serves as
+it stands and `AffectPolicy.load` reads back bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,14 +33,26 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from affect_rl.errors import AffectError
-from affect_rl.files import sha256, whole_directory
+from affect_rl.files import whole_directory
+from affect_rl.policy.adapters import (
+    ADAPTERS,
+    TEAM,
+    Adapter,
+    Lora,
+    add_adapter,
+    lora_layers,
+    merged_weight,
+    put_back,
+    read_adapters,
+    take_out,
+    using,
+)
+from affect_rl.policy.directory import WEIGHTS, Base, check_manifest, write_manifest
 from affect_rl.policy.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
 from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.tokens import PERCEPT_TOKEN
-
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
+from affect_rl.policy.weights import WeightsHandle, multiset_checksum, publish_weights
 
 
 class AffectConfig(PretrainedConfig):
@@ -81,15 +91,6 @@ class AffectConfig(PretrainedConfig):
 
 
 AutoConfig.register("affect", AffectConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Low-rank adapters on the language model (the fusion modules always train in full)."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: str | tuple[str, ...] = "all-linear"
 
 
 class TokenBatch(NamedTuple):
@@ -156,6 +157,7 @@ class AffectPolicy(nn.Module):
     """Language model, fusion modules and value head with one forward pass for all agents.
 
     Attributes:
+        base: the directory that the language model was loaded from; None: it was not.
         chunk_logits: most logits that exist at once; answer tokens go through the head in chunks of so many.
     """
 
@@ -166,6 +168,8 @@ class AffectPolicy(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.language_model = language_model
+        self.base: Base | None = None
+        self._base_checksum: int | None = None
         # The parts take the model's dtype one by one: a cast of the whole would also round its rotary frequencies,
         # buffers that engines hold in float32.
         dtype = next(language_model.parameters()).dtype
@@ -220,32 +224,53 @@ class AffectPolicy(nn.Module):
         )
         return cls(config, language_model, tokenizer)
 
-    def save(self, directory: Path | str, *, replace: bool = False) -> Path:
-        """Write the policy, adapters merged, whole or not at all; `replace`: in the place of one that is there."""
+    def save(self, directory: Path | str, *, replace: bool = False, merge: str | None = None) -> Path:
+        """Write the policy, whole or not at all.
+
+        With adapters, the directory holds them and names the one that the policy was loaded from as their base.
+
+        Args:
+            directory: where to.
+            replace: in the place of one that is there.
+            merge: name of an adapter to merge into the weights, for a plain policy, see `export`.
+
+        Raises:
+            AffectError: there are adapters, but their base is in no directory.
+        """
         directory = Path(directory)
+        if self.has_adapters and not merge and not self.base:
+            raise AffectError(
+                f"{directory}: adapters are saved beside a reference to their base, which is in no directory; save the "
+                "policy and load it again before you add adapters, or merge them"
+            )
         with whole_directory(directory, replace=replace) as partial:
             self.config.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export()}
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.export(merge=merge)}
             save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-            files = sorted(p.name for p in partial.iterdir())
-            manifest = {"format": 1, "sha256": {name: sha256(partial / name) for name in files}}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            if self.base and self.has_adapters and not merge:
+                self.base.write(partial)
+                for adapter in self.adapters():
+                    adapter.write(partial / ADAPTERS)
+            write_manifest(partial)
         return directory
 
     @classmethod
     def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None) -> AffectPolicy:
-        """Read a policy directory, in the dtype that it was written in or in another.
+        """Read a policy directory, in the dtype that it was written in or in another; adapters stay adapters.
 
         Raises:
-            AffectError: the directory is not a policy, or a file does not match the manifest.
+            AffectError: the directory is not a policy, or a file does not match the manifest, or adapters' base is
+                not there.
         """
         directory = Path(directory)
         check_manifest(directory)
+        base = Base.read(directory) or Base.of(directory)
         config = AffectConfig.from_pretrained(directory)
         config.dtype = dtype or config.dtype
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        tensors = load_file(directory / WEIGHTS)
+        # Of the base, the parts that the policy has of its own are overwritten.
+        tensors = load_file(Path(base.path) / WEIGHTS) | load_file(directory / WEIGHTS)
         language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
         policy = cls(config, language_model, tokenizer)
         misfit = f"{directory / WEIGHTS}: weights do not fit config.json"
@@ -257,6 +282,9 @@ class AffectPolicy(nn.Module):
         if unexpected or set(missing) - tied:
             raise AffectError(f"{misfit}: missing {missing}, unexpected {unexpected}")
         language_model.tie_weights()
+        policy.base = base
+        for adapter in read_adapters(directory):
+            policy.language_model = put_back(policy.language_model, adapter)
         return policy
 
     @staticmethod
@@ -278,44 +306,124 @@ class AffectPolicy(nn.Module):
     def has_adapters(self) -> bool:
         return isinstance(self.language_model, PeftModel)
 
-    def add_adapters(self, lora: Lora) -> None:
-        """Freeze the language model and put trainable low-rank adapters on it."""
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        settings = PeftLoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        self.language_model = get_peft_model(self.language_model, settings)  # type: ignore[arg-type]
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they were added."""
+        return tuple(self.language_model.peft_config) if isinstance(self.language_model, PeftModel) else ()
 
-    def export(self, *, fusion: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors as the policy directory and the rollout engine know them, adapters merged.
+    def add_adapters(self, lora: Lora, names: Sequence[str] = (TEAM,)) -> None:
+        """Freeze the language model and put trainable low-rank adapters on it: one for all agents, or one for each.
 
-        Tied tensors come once. Fusion modules and value head are left out with ``fusion=False``.
+        Adapters that are there go on, others start at zero. The first one is in use, see `use_adapter`.
+
+        Raises:
+            AffectError: an adapter that is there has another shape, or is not among `names`.
         """
-        if isinstance(self.language_model, PeftModel):
-            yield from self._merged()
-        else:
-            seen: set[int] = set()
-            for name, tensor in self.language_model.state_dict(keep_vars=True).items():
-                if id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield f"language_model.{name}", tensor
-        if fusion:
-            for part in ("fusion", "value_head"):
-                for name, tensor in getattr(self, part).state_dict(keep_vars=True).items():
-                    yield f"{part}.{name}", tensor
+        for adapter in self.adapters():
+            shape = (adapter.rank, adapter.config["lora_alpha"])
+            if adapter.name not in names or shape != (lora.rank, lora.alpha):
+                raise AffectError(
+                    f"the policy has adapter {adapter.name!r} of rank {shape[0]} and alpha {shape[1]}, model.lora asks "
+                    f"for {', '.join(names)} of rank {lora.rank} and alpha {lora.alpha}; go on with what it was "
+                    "trained with, or merge it first"
+                )
+        for name in names:
+            if name not in self.adapter_names:
+                self.language_model = add_adapter(self.language_model, name, lora)
 
-    @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        base = self.language_model.get_base_model()  # type: ignore[operator]
-        layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-        seen: set[int] = set()
-        for name, tensor in base.state_dict(keep_vars=True).items():
+    def use_adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """Inside, the policy is the one that this adapter makes; None: the base.
+
+        Nothing but the forward pass changes: all adapters keep ``requires_grad``, and those not in use get no
+        gradients. A backward pass belongs inside as well, for activation checkpoints run parts of the forward pass
+        again. Under ZeRO all ranks must use the same adapters in the same order.
+
+        Raises:
+            AffectError: there is no such adapter.
+        """
+        return using(self.language_model, name)
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters in the order of their names; their tensors are the policy's own."""
+        return [take_out(self.language_model, name) for name in sorted(self.adapter_names)]
+
+    def merge(self, name: str = TEAM) -> None:
+        """Make the policy a plain one that is what this adapter made of it, see `export`; others are dropped.
+
+        Raises:
+            AffectError: there is no such adapter.
+        """
+        with self.use_adapter(name), torch.no_grad():
+            for layer in lora_layers(self.language_model).values():
+                layer.get_base_layer().weight.copy_(merged_weight(layer, name))
+        self.language_model = self.language_model.unload().requires_grad_(True)  # type: ignore[operator]
+        self.base = None
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that train: those of each adapter by its name, and the others under the empty name.
+
+        An optimiser gives each group a learning rate. An adapter whose agents have no tokens in a step needs 0:
+        momentum and weight decay move it even without a gradient.
+        """
+        groups = {"": [p for n, p in self.named_parameters() if p.requires_grad and ".lora_" not in n]}
+        for adapter in self.adapters():
+            if trained := [p for p in adapter.tensors.values() if p.requires_grad]:
+                groups[adapter.name] = trained  # type: ignore[assignment]
+        return groups
+
+    # -- what leaves the policy --------------------------------------------------------------------
+
+    def export(self, *, merge: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of ``model.safetensors``; tied tensors come once.
+
+        A policy with adapters leaves out the language model. With `merge` its weights come too, as ``W + s B A`` of
+        this adapter, computed in float32 and rounded once.
+
+        Raises:
+            AffectError: there is no such adapter.
+        """
+        if not self.has_adapters:
+            yield from self._language_model()
+        elif merge:
+            with self.use_adapter(merge):  # an error if there is none
+                yield from self._language_model(merge)
+        for part in ("fusion", "value_head"):
+            for name, tensor in getattr(self, part).state_dict(keep_vars=True).items():
+                yield f"{part}.{name}", tensor
+
+    def publish(self, version: int, directory: Path) -> WeightsHandle:
+        """Write what has changed, or may have, for engines to read, see `publish_weights`.
+
+        With adapters these are the adapters, in the type of the model, and the fusion modules.
+
+        Raises:
+            AffectError: there are adapters, but their base is in no directory.
+        """
+        if not self.has_adapters:
+            return publish_weights(self.export(), version, directory)
+        if not self.base:
+            raise AffectError("adapters are published beside a reference to their base, which is in no directory")
+        adapters = [adapter.as_type(self.config.dtype) for adapter in self.adapters()]
+        return publish_weights(self.export(), version, directory, adapters, (self.base, self.base_checksum()))
+
+    def base_checksum(self) -> int:
+        """`multiset_checksum` of the language model under the adapters, which is frozen: it is computed once."""
+        if self._base_checksum is None:
+            self._base_checksum = multiset_checksum(tensor for _, tensor in self._language_model())
+        return self._base_checksum
+
+    def _language_model(self, merge: str = "") -> Iterator[tuple[str, Tensor]]:
+        """The language model's tensors; an adapter is left out, or merged."""
+        model = self.language_model
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        layers, seen = lora_layers(inner), set()
+        for name, tensor in inner.state_dict(keep_vars=True).items():
             if ".lora_" in name or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             owner, _, leaf = name.rpartition(".base_layer.")
-            if owner and leaf == "weight":
-                tensor = tensor + layers[owner].get_delta_weight("default").to(tensor.dtype)  # type: ignore[operator]
+            if owner and leaf == "weight" and merge:
+                tensor = merged_weight(layers[owner], merge)
             yield f"language_model.{name.replace('.base_layer.', '.')}", tensor
 
     # -- forward ---------------------------------------------------------------------------------
@@ -445,19 +553,7 @@ class Reference:
         assert policy is not None
         trained, policy.fusion = policy.fusion, self._fusion
         try:
-            with policy.language_model.disable_adapter():  # type: ignore[operator]
+            with policy.use_adapter(None):
                 return policy(batch, temperature).logprobs
         finally:
             policy.fusion = trained
-
-
-def check_manifest(directory: Path) -> None:
-    """Raise `AffectError` unless `directory` holds a policy whose files match its manifest."""
-    if not (directory / MANIFEST).is_file():
-        raise AffectError(f"{directory}: no {MANIFEST}, so this is no policy directory; make one with `affect-rl sft`")
-    manifest = json.loads((directory / MANIFEST).read_text())
-    for name, digest in manifest["sha256"].items():
-        if not (directory / name).is_file():
-            raise AffectError(f"{directory}: {name} is missing; copy the policy directory again, whole")
-        if sha256(directory / name) != digest:
-            raise AffectError(f"{directory / name}: content does not match {MANIFEST}; copy the policy directory again")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
-from affect_rl.files import whole_file
+from affect_rl.files import whole_directory
+from affect_rl.policy.adapters import ADAPTERS, Adapter
+from affect_rl.policy.directory import WEIGHTS, Base
 
 VALUE_HEAD = "value_head."
 """Name prefix of the tensors that engines have no use for."""
@@ -29,9 +32,11 @@ class WeightsHandle:
 
     Attributes:
         version: grows by one with each publication; generated tokens carry it.
-        path: safetensors file that holds the tensors (see `new_weights_dir`).
-        bytes: its size.
-        checksum: `multiset_checksum` of its tensors, the value head left out (engines have none).
+        path: directory that holds them as a policy directory does: ``model.safetensors`` and, with adapters, these and
+            the name of their base. A policy directory will do.
+        bytes: its size, of which a base is no part.
+        checksum: `multiset_checksum` of all that an engine then computes with, so without the value head; 0: nobody
+            computed one.
     """
 
     version: int
@@ -66,12 +71,18 @@ def new_weights_dir(parent: str = "") -> Path:
     return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent or memory)).resolve()
 
 
-def stored_weights(path: Path, version: int) -> WeightsHandle:
-    """The weights of a policy directory's file as version `version`; without a checksum, for nobody computed one."""
-    return WeightsHandle(version, str(path.resolve()), path.stat().st_size, checksum=0)
+def stored_weights(directory: Path, version: int) -> WeightsHandle:
+    """The weights of a policy directory as version `version`."""
+    return WeightsHandle(version, str(directory.resolve()), _size(directory), checksum=0)
 
 
-def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory: Path) -> WeightsHandle:
+def publish_weights(
+    named: Iterable[tuple[str, Tensor]],
+    version: int,
+    directory: Path,
+    adapters: Sequence[Adapter] = (),
+    base: tuple[Base, int] | None = None,
+) -> WeightsHandle:
     """Write tensors as version `version` for engines to read, whole or not at all.
 
     The version before stays, for an engine may still be reading it; older ones are deleted first, so that there is
@@ -81,15 +92,28 @@ def publish_weights(named: Iterable[tuple[str, Tensor]], version: int, directory
         named: names and tensors as `AffectPolicy.export` yields them, without or with the value head.
         version: version that generated tokens will carry; grows from call to call.
         directory: where to write, see `new_weights_dir`.
+        adapters: in the type that engines compute in.
+        base: what the adapters stand on, and the checksum of its language model.
     """
     kept = {name: tensor.detach() for name, tensor in named if not name.startswith(VALUE_HEAD)}
-    for other in directory.glob("*.safetensors"):
-        if int(other.stem) < version - 1:
-            other.unlink(missing_ok=True)
-    path = directory / f"{version}.safetensors"
-    with whole_file(path) as partial:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial)
-    return WeightsHandle(version, str(path), path.stat().st_size, multiset_checksum(kept.values()))
+    for other in directory.glob("[0-9]*"):
+        if other.name.isdigit() and int(other.name) < version - 1:
+            shutil.rmtree(other)
+    checksum = multiset_checksum(kept.values())
+    with whole_directory(directory / str(version), replace=True) as partial:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial / WEIGHTS)
+        for adapter in adapters:
+            adapter.write(partial / ADAPTERS)
+            checksum += multiset_checksum(adapter.served())
+        if base:
+            base[0].write(partial)
+            checksum += base[1]
+    path = directory / str(version)
+    return WeightsHandle(version, str(path), _size(path), checksum % 2**64)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*.safetensors"))
 
 
 def multiset_checksum(tensors: Iterable[Tensor]) -> int:

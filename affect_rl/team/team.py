@@ -65,6 +65,10 @@ class TeamConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
             raise ValueError(f"agents={list(self.agents)} names one twice; an agent that speaks again has rounds")
         if "output" not in {slot for name in self.playing for slot in agent_class(name, self[name]).writes}:
             raise ValueError(f"agents={list(self.agents)} lacks one that answers; add generator")
+        rates: dict[str, float | None] = {}
+        for name, adapter in self.adapters.items():
+            if rates.setdefault(adapter, self[name].lr) != self[name].lr:
+                raise ValueError(f"{name}: agents that share adapter={adapter} have one learning rate; give all one lr")
         return self
 
     def __getitem__(self, name: str) -> AgentSettings:
@@ -86,6 +90,11 @@ class TeamConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
     def trained(self) -> tuple[str, ...]:
         """The agents that play and learn, in their order."""
         return tuple(name for name in self.playing if self[name].trains)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The adapter of each agent that trains."""
+        return {name: self[name].adapter for name in self.trained}
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def import_backbone(
     """Turn a published system's checkpoint into a policy directory, adapters merged."""
     import torch
 
-    from affect_rl.backbones.importing import read_backbone
+    from affect_rl.backbones.importing import PUBLISHED_ADAPTER, read_backbone
     from affect_rl.backbones.layouts import LAYOUTS
     from affect_rl.errors import AffectError
 
@@ -49,7 +49,7 @@ def import_backbone(
     policy = read_backbone(
         LAYOUTS[system], checkpoint, language_model, name=system.value, dtype=getattr(torch, dtype.value)
     ).policy
-    policy.save(out)
+    policy.save(out, merge=PUBLISHED_ADAPTER)
     shape = policy.fusion.shape
     slots = ", ".join(slot.name for slot in shape.slots)
     read = " and ".join(f"{m} {getattr(shape, f'{m}_dim')} wide" for m in ("audio", "video") if m not in shape.unread)

@@ -3,7 +3,7 @@
 Health and restarts are RLlib's `FaultTolerantActorManager`. What it leaves open is added here: a
 deadline of our own on every call (the manager does not count a timeout as a fault), the episodes of
 a lost actor are played again elsewhere, and an actor is let back in only once its engine reports the
-current weight version.
+current weight version and, if weights are verified, their checksum.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ PROBE_S = 1.0
 EPISODES_PER_CALL = 16
 """Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
 
-_PROBE, _RESYNC = "probe", "resync"
+_PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
+_READMISSION = (_PROBE, _RESYNC, _VERIFY)
 
 
 class RolloutError(RuntimeError):
@@ -53,10 +54,17 @@ class _Call:
 
 @dataclass(slots=True)
 class _Outage:
-    """An actor out of service: until when it must be back, and when to ask it again (inf: an answer is due)."""
+    """An actor out of service.
+
+    Attributes:
+        deadline: until when it must be back.
+        next_probe: when to ask it again; inf: an answer is due.
+        version: of the weights whose checksum it was asked for.
+    """
 
     deadline: float
     next_probe: float
+    version: int = 0
 
 
 class RolloutPool:
@@ -88,6 +96,7 @@ class RolloutPool:
         self._outages: dict[int, _Outage] = {}
         self._next_call = 0
         self._handle: WeightsHandle | None = None
+        self._verify = False
         self.replayed = 0
         self._await_start()
 
@@ -158,14 +167,16 @@ class RolloutPool:
         elif result.tag == _PROBE:
             self._resync(result.actor_id)
         elif result.tag == _RESYNC:
-            self._readmit(result.actor_id, result.get())
+            self._examine(result.actor_id, result.get())
+        elif result.tag == _VERIFY:
+            self._compare(result.actor_id, result.get())
         elif call := self._calls.pop(result.tag, None):
             self._done.update(zip((spec.key for spec in call.specs), result.get(), strict=True))
 
     def _take_error(self, actor: int, tag: str, error: Exception) -> None:
-        if actor in self._outages and tag in (_PROBE, _RESYNC) and isinstance(error, ActorUnavailableError):
+        if actor in self._outages and tag in _READMISSION and isinstance(error, ActorUnavailableError):
             self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
-        elif actor not in self._outages or tag in (_PROBE, _RESYNC):
+        elif actor not in self._outages or tag in _READMISSION:
             self._fault(actor, error)
 
     # -- faults ----------------------------------------------------------------------------------
@@ -215,19 +226,33 @@ class RolloutPool:
 
     def _resync(self, actor: int) -> None:
         if self._handle is None:
-            self._readmit(actor, 0)
+            self._readmit(actor)
         else:
             self._manager.foreach_actor_async(
                 "update_weights", _RESYNC, kwargs={"handle": self._handle}, healthy_only=False, remote_actor_ids=[actor]
             )
 
-    def _readmit(self, actor: int, version: int) -> None:
+    def _examine(self, actor: int, version: int) -> None:
+        """Let an actor back in that has the current weights, or ask first for their checksum."""
         if version != self.version:  # the learner has moved on in the meantime
             self._resync(actor)
-            return
+        elif self._verify:
+            self._outages[actor].version = version
+            self._manager.foreach_actor_async("checksum", _VERIFY, healthy_only=False, remote_actor_ids=[actor])
+        else:
+            self._readmit(actor)
+
+    def _compare(self, actor: int, checksum: int) -> None:
+        if self._outages[actor].version != self.version:
+            self._resync(actor)
+        else:
+            self._check(actor, checksum)
+            self._readmit(actor)
+
+    def _readmit(self, actor: int) -> None:
         del self._outages[actor]
         self._manager.set_actor_state(actor, healthy=True)
-        logger.warning("rollout: actor %d is back, at weight version %d", actor, version)
+        logger.warning("rollout: actor %d is back, at weight version %d", actor, self.version)
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -237,17 +262,21 @@ class RolloutPool:
         Raises:
             RolloutError: an engine reports another version or, with `verify`, another checksum.
         """
-        self._handle = handle
+        self._handle, self._verify = handle, verify
         for actor, version in self._ask("update_weights", handle=handle):
             if version != handle.version:
                 raise RolloutError(f"sync: actor {actor} reports weight version {version}, expected {handle.version}")
         if verify:
             for actor, checksum in self._ask("checksum"):
-                if checksum != handle.checksum:
-                    raise RolloutError(
-                        f"sync: actor {actor} has other weights than the learner at version {handle.version}: "
-                        f"checksum {checksum:#x}, expected {handle.checksum:#x}"
-                    )
+                self._check(actor, checksum)
+
+    def _check(self, actor: int, checksum: int) -> None:
+        assert self._handle is not None
+        if checksum != self._handle.checksum:
+            raise RolloutError(
+                f"sync: actor {actor} has other weights than the learner at version {self.version}: "
+                f"checksum {checksum:#x}, expected {self._handle.checksum:#x}"
+            )
 
     def stats(self) -> Counter[str]:
         """Counters of the healthy engines since their start, added up."""

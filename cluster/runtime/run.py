@@ -12,7 +12,7 @@ from pathlib import Path
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import check_manifest
+from affect_rl.policy.directory import check_manifest
 from affect_rl.scoring.scoring import wheels_of
 from cluster.evaluate import Evaluation, evaluate_policies, scoring_for
 from cluster.runtime.pool import RolloutPool

@@ -42,7 +42,8 @@ class Services:
 
     def pool(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> RolloutPool:
         """Engines for a job, started with `policy` if there are none that fit; their weights may be any."""
-        shape = (config.model, config.rollout, config.data, config.episode.evidence_tokens)
+        adapters = len(set(config.team.adapters.values()))
+        shape = (config.model, config.rollout, config.data, config.episode.evidence_tokens, adapters)
         settings = (*shape, config.deterministic)
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:

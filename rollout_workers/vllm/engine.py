@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,22 +21,26 @@ from transformers import AutoTokenizer
 from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.inputs import MultiModalInput
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectConfig, check_manifest
+from affect_rl.policy.adapters import TEAM, Lora, linear_modules, read_adapters
+from affect_rl.policy.directory import Base, check_manifest
+from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Generation, Prompt
+from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
 from rollout_workers.vllm.weight_sync import SHARED_MEMORY, WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
 # chain of awaiting tasks is a few turns deep; each turn costs microseconds.
-_SETTLING_TURNS = 16
+_SETTLING_TURNS = 64
 
 
 class EngineError(RuntimeError):
@@ -50,6 +54,7 @@ class _Request:
     id: str
     input: MultiModalInput
     params: SamplingParams
+    lora: LoRARequest | None
     done: asyncio.Future[RequestOutput]
 
     @property
@@ -85,12 +90,23 @@ class RolloutEngine:
         config: sizes, threads and deadlines.
         context: longest prompt plus answer, in tokens.
         seed: seed of everything random that requests do not seed themselves.
+        lora: shape of adapters that later policies may have; None: those of `policy_dir`, if it has any.
+        adapters: how many.
 
     Raises:
         AffectError: `policy_dir` is not a policy, or vLLM cannot run it on this kind of machine.
     """
 
-    def __init__(self, policy_dir: Path, config: RolloutConfig, *, context: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy_dir: Path,
+        config: RolloutConfig,
+        *,
+        context: int,
+        seed: int,
+        lora: Lora | None = None,
+        adapters: int = 1,
+    ) -> None:
         check_manifest(policy_dir)
         register()
         use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
@@ -99,8 +115,12 @@ class RolloutEngine:
         if not config.gpus_per_worker:
             _check_cpu_limits(self.policy_config, config)
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
-        self._engine = LLMEngine.from_engine_args(_engine_args(policy_dir, self.policy_config, config, context, seed))
-        self._sync = WeightSync(self._engine, policy_dir)
+        slots = _slots(policy_dir, self.policy_config, lora, adapters)
+        args = _engine_args(policy_dir, self.policy_config, config, context, seed, slots)
+        self._engine = LLMEngine.from_engine_args(args)
+        if slots and not config.gpus_per_worker:
+            self._engine.apply_model(group_adapters)
+        self._sync = WeightSync(self._engine, policy_dir, slots.get("max_loras", 0))
         self._ids = itertools.count()
         self._arrived: list[_Request] = []
         self._running: dict[str, _Request] = {}
@@ -112,11 +132,21 @@ class RolloutEngine:
 
     # -- generating ------------------------------------------------------------------------------
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, temperature: float, seed: int) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float, seed: int, adapter: str | None = TEAM
+    ) -> Generation:
         """Sample an answer; temperature 0 is greedy, with log-probs at temperature 1.
 
+        Args:
+            prompt: what to answer.
+            max_tokens: longest answer.
+            temperature: of sampling.
+            seed: of sampling.
+            adapter: whose policy answers; None: their base. A plain policy has none and is itself under any name.
+
         Raises:
-            AffectError: the prompt does not fit the policy, or is longer than the context.
+            AffectError: the prompt does not fit the policy, or is longer than the context, or the policy has other
+                adapters.
             EngineError: the engine died, or the answer did not come within ``deadline_s``.
         """
         self.check()
@@ -130,7 +160,8 @@ class RolloutEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        request = _Request(str(next(self._ids)), engine_input(prompt, self.policy_config), params, loop.create_future())
+        fed = engine_input(prompt, self.policy_config)
+        request = _Request(str(next(self._ids)), fed, params, self._lora_request(adapter), loop.create_future())
         self._arrived.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._pump_steps())
@@ -144,6 +175,14 @@ class RolloutEngine:
             ) from None
         finally:
             self._forget(request)
+
+    def _lora_request(self, adapter: str | None) -> LoRARequest | None:
+        known = self._sync.adapters
+        if adapter is None or not known:
+            return None
+        if adapter not in known:
+            raise AffectError(f"adapter {adapter!r}: the policy has no such adapter (it has: {', '.join(known)})")
+        return known[adapter]
 
     @contextmanager
     def waiting_elsewhere(self) -> Iterator[None]:
@@ -193,7 +232,7 @@ class RolloutEngine:
             if request.done.done():  # its caller has given up
                 continue
             try:
-                self._engine.add_request(request.id, request.input, request.params)
+                self._engine.add_request(request.id, request.input, request.params, lora_request=request.lora)
             except Exception as error:  # vLLM's verdict on this request; the others go on
                 request.done.set_exception(AffectError(f"generation: vLLM refuses the request: {error}"))
             else:
@@ -239,6 +278,11 @@ class RolloutEngine:
     def version(self) -> int:
         """Version of the weights that the next token will come from; 0 is the policy directory."""
         return self._sync.version
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters of the policy that it serves."""
+        return tuple(self._sync.adapters)
 
     async def update_weights(self, handle: WeightsHandle) -> int:
         """Go on under other weights, see `WeightSync.update`; returns the version the engine reports.
@@ -311,12 +355,38 @@ def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[s
     }
 
 
+def _slots(policy_dir: Path, policy: AffectConfig, lora: Lora | None, adapters: int) -> dict[str, Any]:
+    """Arguments of an engine that is to hold such adapters, and those of the policy that it starts with."""
+    own = read_adapters(policy_dir)
+    ranks = [adapter.rank for adapter in own] + ([lora.rank] if lora else [])
+    if not ranks:
+        return {}
+    asked = [adapter.config["target_modules"] for adapter in own] + ([lora.targets] if lora else [])
+    targets: set[str] = set()
+    for names in asked:
+        targets |= set(linear_modules(policy.text_config) if isinstance(names, str) else names)
+    return {
+        "enable_lora": True,
+        "max_loras": max(len(own), adapters if lora else 0),
+        "max_lora_rank": slot_rank(max(ranks)),
+        # Without them vLLM gives slots to embeddings and head as well.
+        "lora_target_modules": sorted({name.rpartition(".")[2] for name in targets}),
+    }
+
+
 def _engine_args(
-    policy_dir: Path, policy_config: AffectConfig, config: RolloutConfig, context: int, seed: int
+    policy_dir: Path,
+    policy_config: AffectConfig,
+    config: RolloutConfig,
+    context: int,
+    seed: int,
+    slots: Mapping[str, Any],
 ) -> EngineArgs:
+    base = Base.read(policy_dir)
     return EngineArgs(
         **engine_sizes(config, context, on_gpu=config.gpus_per_worker > 0),
-        model=str(policy_dir),
+        **slots,
+        model=base.path if base else str(policy_dir),
         seed=seed,
         # vLLM's "auto" would serve float32 weights in half precision.
         dtype=str(policy_config.dtype).removeprefix("torch."),

@@ -2,7 +2,7 @@
 
 Features travel as multimodal data of the modality ``percept`` and become soft tokens inside the
 engine, so that one weight sync covers language model, projectors and fusion. A policy directory is
-served as it stands; its value head is skipped.
+served as it stands; its value head is skipped. Adapters stand on the language model only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.inputs import MultiModalInput, mm_input
-from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
-from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsLoRA, SupportsMultiModal
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import (
@@ -167,8 +172,11 @@ class PerceptProcessor(BaseMultiModalProcessor[PerceptInfo]):
 
 
 @MULTIMODAL_REGISTRY.register_processor(PerceptProcessor, info=PerceptInfo, dummy_inputs=PerceptDummies)
-class AffectForCausalLM(nn.Module, SupportsMultiModal):
+class AffectForCausalLM(nn.Module, SupportsMultiModal, SupportsLoRA):
     """Fusion modules in front of a language model, under the names of `AffectPolicy.export`."""
+
+    # An adapter's names begin at the language model that it was made for.
+    hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.": "language_model.model."})
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:

@@ -31,8 +31,8 @@ SLOTS = (
 )
 
 
-def make_policy(*, tied: bool = True, slots: tuple[SlotConfig, ...] = ()) -> AffectPolicy:
-    """All parameters are random, those that start at zero as well, so that each of them shows in the output."""
+def make_policy(*, tied: bool = True, slots: tuple[SlotConfig, ...] = (), noise: float = 0.1) -> AffectPolicy:
+    """With `noise` all parameters are random, those that start at zero as well, so that each shows in the output."""
     tokenizer = train_tokenizer(["so glad to see you again, my friend", "what a terrible, sad day it was"] * 20, 400)
     model = tiny_language_model(tokenizer, layers=2, dim=64, heads=2, context=CONTEXT, seed=0)
     if not tied:
@@ -52,14 +52,14 @@ def make_policy(*, tied: bool = True, slots: tuple[SlotConfig, ...] = ()) -> Aff
     )
     rng = np.random.default_rng(0)
     policy.fusion.fit_scale([features(rng, 50, AUDIO_DIM)], [features(rng, 50, VIDEO_DIM)])
-    return perturbed(policy, 0.1)
+    return perturbed(policy, noise)
 
 
 @torch.no_grad()
 def perturbed(policy: AffectPolicy, scale: float) -> AffectPolicy:
-    """Add noise to all parameters and feature statistics, in place."""
+    """Add noise to all parameters that train and to feature statistics, in place."""
     generator = torch.Generator().manual_seed(1)
-    for tensor in (*policy.parameters(), *policy.fusion.buffers()):
+    for tensor in (*(p for p in policy.parameters() if p.requires_grad), *policy.fusion.buffers()):
         tensor.add_(torch.randn(tensor.shape, generator=generator).abs() * scale)
     return policy.eval()
 
@@ -93,6 +93,13 @@ def logprob_gaps(
     policy: AffectPolicy, prompts: Sequence[Prompt], answers: Sequence[Generation], temperature: float = 1.0
 ) -> list[np.ndarray]:
     """Per answer: how far the engine's log-probs ``[T]`` are from the policy's, prompts in one padded batch."""
+    expected = policy(token_batch(prompts, answers), temperature).logprobs.numpy()
+    ends = np.cumsum([len(answer.token_ids) for answer in answers])
+    return [np.abs(part - answer.logprobs) for part, answer in zip(np.split(expected, ends[:-1]), answers, strict=True)]
+
+
+def token_batch(prompts: Sequence[Prompt], answers: Sequence[Generation]) -> TokenBatch:
+    """Prompts with answers, padded."""
     rows = [prompt.token_ids + answer.token_ids for prompt, answer in zip(prompts, answers, strict=True)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -100,9 +107,7 @@ def logprob_gaps(
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, len(prompt.token_ids) : len(row)] = True
     percepts = collate_percepts([p for prompt in prompts for p in prompt.percepts], AUDIO_DIM, VIDEO_DIM)
-    expected = policy(TokenBatch(ids, mask, percepts), temperature).logprobs.numpy()
-    ends = np.cumsum([len(answer.token_ids) for answer in answers])
-    return [np.abs(part - answer.logprobs) for part, answer in zip(np.split(expected, ends[:-1]), answers, strict=True)]
+    return TokenBatch(ids, mask, percepts)
 
 
 async def answer_all(

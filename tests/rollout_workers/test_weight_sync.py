@@ -13,6 +13,7 @@ import torch
 from rollout_cases import SLOTS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.directory import WEIGHTS
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.weights import multiset_checksum, publish_weights
 from affect_rl.trajectory import Generation, Prompt
@@ -87,10 +88,11 @@ def test_wrong_weights_leave_the_engine_as_it_was(
         handle = publish_weights(published.items(), version, tmp_path)
         with pytest.raises(AffectError, match=message):
             asyncio.run(engine.update_weights(handle))
-    Path(handle.path).write_bytes(b"not tensors")
+    file = Path(handle.path) / WEIGHTS
+    file.write_bytes(b"not tensors")
     with pytest.raises(AffectError, match="cannot be read as published weights"):
         asyncio.run(engine.update_weights(handle))
-    Path(handle.path).unlink()
+    file.unlink()
     with pytest.raises(AffectError, match=r"no such file on this node; .* set rollout\.weights_dir to a directory"):
         asyncio.run(engine.update_weights(handle))
     assert engine.version == 0

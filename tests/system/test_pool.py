@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
+from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import tiny_policy
-from cluster.runtime.pool import RolloutPool, _Outage
+from cluster.runtime.pool import RolloutError, RolloutPool, _Outage
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -60,3 +62,20 @@ def test_an_actor_that_is_not_back_in_time_is_killed_and_begins_anew(pool: Rollo
     pool._revive()
     poll_until(pool, pool._manager.healthy_actor_ids)
     assert process() != late and pool._faults[0] == 2
+
+
+def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: Path, tmp_path: Path) -> None:
+    """With the version alone, a file that was damaged after the others had read it would go unnoticed."""
+    policy = AffectPolicy.load(policy_dir)
+    pool.sync(policy.publish(1, tmp_path), verify=True)
+    pool._fault(0, TimeoutError("made up"))
+    poll_until(pool, pool._manager.healthy_actor_ids)
+
+    handle = policy.publish(2, tmp_path)
+    pool.sync(handle, verify=True)
+    with torch.no_grad():
+        policy.language_model.get_input_embeddings().weight[3, 3] += 1e-3
+    policy.publish(2, tmp_path)
+    pool._fault(0, TimeoutError("made up"))
+    with pytest.raises(RolloutError, match=r"actor 0 has other weights than the learner at version 2: checksum 0x"):
+        poll_until(pool, pool._manager.healthy_actor_ids)

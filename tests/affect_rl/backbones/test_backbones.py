@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from affect_rl.backbones.importing import (
+    PUBLISHED_ADAPTER,
     Backbone,
     adapt_fusion,
     check_features,
@@ -142,7 +143,7 @@ def test_the_language_model_says_what_it_said(
     known = expected.shape[-1]  # the placeholder token is new
     found = logits(policy.language_model, tokenizer)[..., :known]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    stored = AffectPolicy.load(policy.save(tmp_path / "policy")).eval()
+    stored = AffectPolicy.load(policy.save(tmp_path / "policy", merge=PUBLISHED_ADAPTER)).eval()
     assert not stored.has_adapters
     assert stored.config.backbone == system
     torch.testing.assert_close(logits(stored.language_model, tokenizer)[..., :known], expected, atol=1e-4, rtol=1e-4)
@@ -290,7 +291,7 @@ def test_fusion_starts_as_the_identity(system: str, read: Callable[..., Backbone
 def test_new_fusion_keeps_what_the_checkpoint_brought(
     system: str, read: Callable[..., Backbone], tmp_path: Path
 ) -> None:
-    imported = AffectPolicy.load(read(system).policy.save(tmp_path / "policy")).eval()
+    imported = AffectPolicy.load(read(system).policy.save(tmp_path / "policy", merge=PUBLISHED_ADAPTER)).eval()
     adapted = adapt_fusion(imported, FusionConfig(dim=24, heads=2, experts=3, soft_tokens=9)).eval()
     assert adapted.fusion.shape.dim == 24 and len(adapted.fusion.moe.experts) == 3
     given = percept(system, 1, fused=True)
@@ -314,7 +315,7 @@ def test_experts_of_another_mixture_begin_anew(
 
 def test_merged_adapters_cannot_be_written_back(read: Callable[..., Backbone], tmp_path: Path) -> None:
     backbone = read("pandagpt")
-    merged = AffectPolicy.load(backbone.policy.save(tmp_path / "policy"))
+    merged = AffectPolicy.load(backbone.policy.save(tmp_path / "policy", merge=PUBLISHED_ADAPTER))
     with pytest.raises(AffectError, match=r"again.pt: the policy's adapters are merged"):
         write_backbone(LAYOUTS["pandagpt"], replace(backbone, policy=merged), tmp_path / "again.pt")
     assert not list(tmp_path.glob("again.pt*"))

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from affect_rl.algorithms.batching import TokenSequence, collate, turns_to_sequences
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectPolicy, Lora, PolicyOutput, Reference, TokenBatch
+from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.model import AffectPolicy, PolicyOutput, Reference, TokenBatch
 from benchmarks.workload import random_episodes, tiny_policy
 
 
@@ -206,8 +207,8 @@ def test_export_merges_adapters(policy: AffectPolicy, sequences: list[TokenSeque
     policy.add_adapters(Lora(rank=4, alpha=8))
     assert torch.equal(logprobs(policy, sequences), plain)  # adapters start at zero
     shake(policy)
-    assert [name for name, _ in policy.export()] == names
-    merged = AffectPolicy.load(policy.save(tmp_path / "merged")).eval()
+    assert [name for name, _ in policy.export(merge=TEAM)] == names
+    merged = AffectPolicy.load(policy.save(tmp_path / "merged", merge=TEAM)).eval()
     assert not merged.has_adapters
     assert not torch.allclose(logprobs(merged, sequences), plain, atol=1e-3)
     torch.testing.assert_close(logprobs(merged, sequences), logprobs(policy, sequences), atol=1e-5, rtol=0)
@@ -235,7 +236,7 @@ def test_the_reference_stays_where_it_was(policy: AffectPolicy, sequences: list[
 
 
 def test_tied_embeddings_are_exported_once(policy: AffectPolicy) -> None:
-    names = [name for name, _ in policy.export(fusion=False)]
+    names = [name for name, _ in policy.export()]
     assert len(names) == len(set(names))
     assert "language_model.lm_head.weight" not in names or "language_model.model.embed_tokens.weight" not in names
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.directory import WEIGHTS
 from affect_rl.policy.weights import multiset_checksum, new_weights_dir, publish_weights, weights_parent
 
 numbers = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40)
@@ -45,17 +46,17 @@ def named(version: int) -> dict[str, Tensor]:
 
 def test_a_publication_is_whole_and_without_the_value_head(tmp_path: Path) -> None:
     handle = publish_weights(named(3).items(), 3, tmp_path)
-    stored = load_file(handle.path)
+    stored = load_file(Path(handle.path) / WEIGHTS)
     assert stored.keys() == {"language_model.w"}
-    assert handle.version == 3 and handle.bytes == Path(handle.path).stat().st_size
+    assert handle.version == 3 and handle.bytes == (Path(handle.path) / WEIGHTS).stat().st_size
     assert handle.checksum == multiset_checksum(stored.values())
-    assert [path.name for path in tmp_path.iterdir()] == ["3.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_only_the_last_two_publications_stay(tmp_path: Path) -> None:
     for version in range(12):
         publish_weights(named(version).items(), version, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"10.safetensors", "11.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "11"}
 
 
 def test_each_publisher_has_a_directory_of_its_own() -> None:

@@ -1,0 +1,84 @@
+"""Policy directories: which files they hold, that they are whole, and where the base of adapters is.
+
+A *plain* policy holds all its weights. A policy with adapters holds its adapters, fusion modules and value head, and
+names the plain policy that they stand on, its *base*.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from affect_rl.errors import AffectError
+from affect_rl.files import sha256
+
+MANIFEST, WEIGHTS, BASE = "manifest.json", "model.safetensors", "base.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The plain policy that adapters stand on.
+
+    Attributes:
+        path: its directory.
+        manifest: SHA-256 of its manifest, and so of all that is in it.
+    """
+
+    path: str
+    manifest: str
+
+    @classmethod
+    def of(cls, directory: Path) -> Self:
+        """A plain policy directory as the base of others."""
+        return cls(str(directory.resolve()), sha256(directory / MANIFEST))
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """The base that a directory names; None: it holds a plain policy.
+
+        A base that is no longer where it was is looked for where it would be if both had moved together: a run
+        directory may be moved or copied whole.
+
+        Raises:
+            AffectError: it is nowhere, or has changed.
+        """
+        if not (directory / BASE).is_file():
+            return None
+        named = cls(**json.loads((directory / BASE).read_text()))
+        parts = Path(named.path).parts[1:]
+        tails = [Path(*parts[first:]) for first in range(len(parts))]
+        together = (parent / tail for parent in directory.resolve().parents for tail in tails)
+        for place in (Path(named.path), *together):
+            if (place / MANIFEST).is_file() and sha256(place / MANIFEST) == named.manifest:
+                return cls(str(place), named.manifest)
+        fault = "is another policy now" if (Path(named.path) / MANIFEST).is_file() else "is not there"
+        raise AffectError(
+            f"{directory}: its adapters stand on the policy {named.path}, which {fault}; bring that directory back, or "
+            "copy both under one folder"
+        )
+
+    def write(self, directory: Path) -> None:
+        (directory / BASE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def write_manifest(directory: Path) -> None:
+    """Note the hash of each file of a policy directory."""
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    manifest = {"format": 1, "sha256": {name: sha256(directory / name) for name in files}}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def check_manifest(directory: Path) -> None:
+    """Raise `AffectError` unless `directory` holds a policy whose files match its manifest, and its base likewise."""
+    if not (directory / MANIFEST).is_file():
+        raise AffectError(f"{directory}: no {MANIFEST}, so this is no policy directory; make one with `affect-rl sft`")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    for name, digest in manifest["sha256"].items():
+        if not (directory / name).is_file():
+            raise AffectError(f"{directory}: {name} is missing; copy the policy directory again, whole")
+        if sha256(directory / name) != digest:
+            raise AffectError(f"{directory / name}: content does not match {MANIFEST}; copy the policy directory again")
+    if base := Base.read(directory):
+        check_manifest(Path(base.path))
