@@ -75,7 +75,7 @@ class LearnerGroup:
         return self._all("publish", version, self._weights_dir)[0]
 
     def save_policy(self, directory: Path) -> None:
-        """Write or replace a policy directory, adapters merged."""
+        """Write or replace a policy directory, adapters beside the name of their base."""
         self._all("save_policy", directory.resolve())
 
     def save_checkpoint(self, directory: Path) -> None:

@@ -15,6 +15,7 @@ from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings, Targets
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
+from affect_rl.policy.adapters import TEAM
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
@@ -66,7 +67,7 @@ def run(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics of the last update (times left out) and the weights after it."""
     metrics = [group.update(episodes, version) for version in range(updates)][-1]
-    weights = load_file(group.publish(updates).path)
+    weights = load_file(Path(group.publish(updates).path) / "model.safetensors")
     return {name: x for name, x in metrics.items() if not name.endswith("_s")}, weights
 
 
@@ -194,8 +195,12 @@ def test_saved_policies_hold_the_published_weights(start: Start, episodes: list[
     group = start("learner.workers=2", "learner.zero_stage=3", "model.lora.rank=2", "learner.lr=1e-3")
     _, published = run(group, episodes)
     group.save_policy(tmp_path / "policy")
+    adapter = f"adapters/{TEAM}/adapter_model.safetensors"
     saved = dict(AffectPolicy.load(tmp_path / "policy").export())
     assert all(torch.equal(saved[name], tensor) for name, tensor in published.items())
+    served = load_file(Path(group.publish(2).path) / adapter)
+    assert all(torch.equal(served[name], t) for name, t in load_file(tmp_path / "policy" / adapter).items())
+    assert any(t.any() for name, t in served.items() if "lora_B" in name)
 
 
 def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:
