@@ -7,6 +7,7 @@ from pathlib import Path
 from affect_rl.errors import AffectError
 from affect_rl.policy.weights import stored_weights
 from affect_rl.trajectory import FULL
+from cluster.evaluate import check_dropped
 from cluster.runtime.run import Run
 from cluster.warm_start import training_samples
 from learners.sft import run_sft
@@ -28,7 +29,8 @@ def bridge_warm_start(run: Run, reader: Path, directory: Path, steps: int) -> No
     searching = config.model_copy(update={"team": config.team.with_agent("filter", kind="silver_filter")})
     samples = training_samples(config, run.dataset)
     played = pool.play(EpisodeSpec.to_measure(searching, "silver", sample) for sample in samples)
-    turns = [[t for t in e.turns if t.agent == "filter"] for e in played if e.scores[FULL] > 0]
+    check_dropped(config, played)
+    turns = [[t for t in e.turns if t.agent == "filter"] for e in played if e.scores.get(FULL, 0) > 0]
     if not turns:
         raise AffectError(
             f"{reader}: was right about none of {len(samples)} samples, so there is no silver; train it more"

@@ -131,7 +131,7 @@ def evaluate_policies(
         differences = scoring.compare([first.predicted], [last.predicted], **_bootstrap(config))
     split, notes = samples[0].split, scoring.notes
     if config.train.select == "test_oracle" and split == "test":
-        notes = (*notes, "MAPPO policies were selected on the test set itself (test_oracle): no honest result.")
+        notes = (*notes, "Trained policies were selected on the test set itself (test_oracle): no honest result.")
     return Evaluation(split, tuple(s.id for s in samples), tuple(results), differences, notes)
 
 

@@ -28,7 +28,7 @@ def episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, f
         metrics[f"{agent}/tokens"] = fmean(len(turn.generation.token_ids) for turn in turns)
     kept = [(t.kept, t.candidates) for t in episodes if t.candidates]
     if kept:
-        departs = [any(k != found[g][: len(k)] for g, k in chosen.items()) for chosen, found in kept]
+        departs = [any(k != found.get(g, ())[: len(k)] for g, k in chosen.items()) for chosen, found in kept]
         metrics["episode/reordered"] = fmean(departs)
     return metrics
 

@@ -28,7 +28,7 @@ def columns(sees: str) -> list[int]:
 
 
 def knowledge(board: Board, score_without: float | None) -> tuple[float, ...]:
-    """The numbers ``[F]`` named by `NAMES`, all in [0, 1].
+    """The numbers ``[F]`` named by `NAMES`; shares in [0, 1], similarities in [-1, 1].
 
     Args:
         board: what stood on it before the turn; the sample's labels may be unknown.

@@ -54,7 +54,6 @@ def test_who_keeps_retrieval_order_does_not_reorder(kept: tuple[Evidence, ...], 
     assert episode_metrics([episode, alone], 3)["episode/reordered"] == departs, "of those in which there was a choice"
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a group out of play has nothing found")
 def test_groups_out_of_play_are_not_reordered() -> None:
     """A filter that was asked about one group keeps nothing of the others."""
     groups = {"candidates": {"supportive": (ONE,)}, "kept": {"supportive": (ONE,), "confusing": (), "countering": ()}}
