@@ -91,8 +91,10 @@ def test_steps_equal_plain_adamw(device: torch.device, batches: list[MicroBatch]
         torch.testing.assert_close(tensor, policy.get_parameter(name), atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@STAGES
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [*((stage, torch.float32) for stage in range(4)), *((stage, torch.bfloat16) for stage in (0, 2, 3))],
+)
 def test_checkpoints_resume_exactly(
     device: torch.device, batches: list[MicroBatch], stage: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -155,10 +157,9 @@ def unequal_chunks(rank: int, port: int, results: Path) -> None:
     batch = [collate(sequences, r, policy.fusion.shape, 0) for r in rows]
     policy.chunk_logits = 4000 * 8
     engine = Engine(policy, device, zero_stage=3, weight_decay=0.01, max_grad_norm=0.5, checkpoint_activations=True)
-    norms = train(engine, [batch[rank]], 2)
+    norms = train(engine, [batch[rank]], 1)
     if rank == 0:
-        whole = tiny_policy(vocabulary=4000)
-        assert norms == pytest.approx(bare(whole, batch, 2), rel=1e-4)
+        assert norms == pytest.approx(bare(tiny_policy(vocabulary=4000), batch, 1), rel=1e-4)
         assert policy.head.weight.numel() == 0  # the other rank holds a part of it
         results.touch()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
+from ray.train import TrainingFailedError
 from safetensors.torch import load_file
 
 from affect_rl.algorithms.advantages import normalise, returns_to_go, token_rewards
@@ -23,6 +25,10 @@ from benchmarks.workload import random_episodes, tiny_policy
 from learners.group import LearnerGroup
 from learners.sft import run_sft
 
+SFT = (
+    "sft.steps=60", "sft.batch_samples=4", "sft.warmup=2", "sft.lr=0.01", "sft.workers=2", "sft.threads=1",
+    "sft.checkpoint_every=5",
+)  # fmt: skip
 BASE = ("train.samples_per_step=8", "learner.threads=1", "learner.tokens_per_microbatch=512", "learner.deadline_s=120")
 Start = Callable[..., LearnerGroup]
 
@@ -209,16 +215,33 @@ def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:
     assert metrics["logprob_gap/max"] > 0
 
 
-def test_sft_runs_as_a_ray_train_job(cluster: None, policy_dir: Path, tmp_path: Path) -> None:
+def test_sft_runs_as_a_ray_train_job_and_resumes_when_killed(cluster: None, policy_dir: Path, tmp_path: Path) -> None:
     demonstrations = [e.turns for e in random_episodes(tiny_policy(), 8)]
-    config = configure(
-        "sft.steps=15", "sft.batch_samples=4", "sft.warmup=2", "sft.lr=0.01", "sft.workers=2", "sft.threads=1"
-    )
+    config = configure(*SFT)
     steps: list[dict[str, float]] = []
     last = run_sft(config, demonstrations, policy_dir, tmp_path / "sft", steps.append)
-    assert [s["step"] for s in steps] == list(range(1, 16))
+    assert [s["step"] for s in steps] == list(range(1, 61))
     assert last == steps[-1]
     assert last["loss"] < steps[0]["loss"] - 1
     moved = AffectPolicy.load(tmp_path / "sft").state_dict()
     before = AffectPolicy.load(policy_dir).state_dict()
     assert any(not torch.equal(moved[name], before[name]) for name in before)
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+    def kill(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 12:
+            children = psutil.Process().children(recursive=True)  # of this process: other Rays may run beside
+            next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
+
+    with pytest.raises(TrainingFailedError):
+        run_sft(config, demonstrations, policy_dir, tmp_path / "killed", kill)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed-checkpoint", "sft"]
+    with pytest.raises(AffectError, match=r"written with seed=0, now it is 1; resume with the configuration"):
+        run_sft(configure(*SFT, "seed=1"), demonstrations, policy_dir, tmp_path / "killed", resume=True)
+    rest: list[dict[str, float]] = []
+    assert run_sft(config, demonstrations, policy_dir, tmp_path / "killed", rest.append, resume=True) == last
+    assert 1 < len(rest) < 60
+    assert rest == steps[-len(rest) :]
+    resumed = AffectPolicy.load(tmp_path / "killed").state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in moved.items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "sft"]

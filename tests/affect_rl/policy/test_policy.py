@@ -194,6 +194,34 @@ def test_only_what_is_asked_for_is_computed(policy: AffectPolicy, sequences: lis
     assert (plain.values, plain.entropies, plain.greedy) == (None, None, None)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_recomputation_keeps_a_fraction_for_the_way_back(
+    policy: AffectPolicy, sequences: list[TokenSequence], rank: int
+) -> None:
+    if rank:
+        policy.add_adapters(Lora(rank=rank))
+    batch = collate(sequences, flatten(sequences), range(len(sequences)), policy.fusion.shape, 0).tokens
+
+    def kept(chunk_logits: int) -> int:
+        """Numbers that the graph of a pass holds."""
+        policy.chunk_logits = chunk_logits
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = policy(batch, entropies=True)
+        parameters = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+        assert output.logprobs.requires_grad
+        return sum(size for place, size in sizes.items() if place not in parameters)
+
+    whole = kept(2**25)
+    policy.checkpoint_activations()
+    assert kept(8 * policy.config.text_config.vocab_size) < whole / 3
+
+
 def test_recomputation_leaves_dropout_off(policy: AffectPolicy) -> None:
     policy.checkpoint_activations()
     inside = [m for m in policy.modules() if m.training]
