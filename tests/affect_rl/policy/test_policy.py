@@ -200,7 +200,7 @@ def test_recomputation_keeps_a_fraction_for_the_way_back(
 ) -> None:
     if rank:
         policy.add_adapters(Lora(rank=rank))
-    batch = collate(sequences, flatten(sequences), range(len(sequences)), policy.fusion.shape, 0).tokens
+    batch = collate(sequences, range(len(sequences)), policy.fusion.shape, 0).tokens
 
     def kept(chunk_logits: int) -> int:
         """Numbers that the graph of a pass holds."""
