@@ -29,7 +29,13 @@ SFT = (
     "sft.steps=60", "sft.batch_samples=4", "sft.warmup=2", "sft.lr=0.01", "sft.workers=2", "sft.threads=1",
     "sft.checkpoint_every=5",
 )  # fmt: skip
-BASE = ("train.samples_per_step=8", "learner.threads=1", "learner.tokens_per_microbatch=512", "learner.deadline_s=120")
+BASE = (
+    "train.samples_per_step=8",
+    "train.copies=2",
+    "learner.threads=1",
+    "learner.tokens_per_microbatch=512",
+    "learner.deadline_s=120",
+)
 Start = Callable[..., LearnerGroup]
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,8 @@ def test_killed_actors_cost_no_sample_and_come_back(
     victims = [_process(actor) for actor in (pool._actors[1], run.retrieval.shards[0])]
     submit = pool.submit
 
-    def disturbed_submit(specs: Sequence[EpisodeSpec]) -> list[object]:
+    def disturbed_submit(asked: Iterable[EpisodeSpec]) -> list[object]:
+        specs = list(asked)
         step = specs[0].key[0]  # type: ignore[index]
         if step == 3:
             give_up = time.monotonic() + 240
