@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from affect_rl.config.load import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
-from affect_rl.section import flat_settings
+from affect_rl.section import POLICY, SFT, TRAINING, flat_settings
+from learners.sft import checkpoint_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +85,19 @@ class RunDirectory:
     def open(self, config: Config) -> None:
         """Begin a run, or come back to one for its next stage or to resume it.
 
+        A setting may change until the first stage begins whose numbers depend on it.
+
         Raises:
-            AffectError: the directory holds a run of another configuration.
+            AffectError: a stage has begun under another configuration.
         """
         path = self.path / "config.yaml"
         if path.exists():
+            begun = set(self._begun())
             # Read as a configuration, for settings that are younger than the run had their defaults.
             then = {key: value for key, value, _ in flat_settings(load_config(path))}
             for key, now, affects in flat_settings(config):
-                if now != then.get(key) and not affects.on_resume:
+                fixed = affects.stages & begun and not affects.on_resume
+                if fixed and now != then.get(key):
                     raise AffectError(
                         f"{path}: the run was started with {key}={then.get(key)!r}, now it is {now!r}; "
                         "go on with the configuration it was started with, or choose another `name`"
@@ -99,6 +105,13 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             partial.write_text(dump_config(config))
+
+    def _begun(self) -> Iterator[str]:
+        """Stages that have left something behind."""
+        if self.sft.exists() or checkpoint_of(self.sft).exists():
+            yield from (POLICY, SFT)
+        if (self.path / "metrics.jsonl").exists():
+            yield TRAINING
 
     def begin_training(self) -> None:
         """Make room for training.

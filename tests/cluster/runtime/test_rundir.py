@@ -22,17 +22,32 @@ def _sealed(run: RunDirectory, step: int) -> Path:
     return path
 
 
-def test_a_stage_of_the_same_run_may_change_how_long_but_not_what(tmp_path: Path) -> None:
+def test_a_setting_may_change_until_the_first_stage_begins_that_depends_on_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.open(_config("sft.steps=3", "learner.workers=3"))
+    run.open(_config("sft.steps=5"))
+    run.sft.mkdir()
+    run.open(_config("sft.steps=5", "learner.workers=2", "learner.lr=0.5"))
+    with pytest.raises(AffectError, match=r"started with sft\.steps=5, now it is 6; go on with"):
+        run.open(_config("sft.steps=6"))
+    (run.path / "metrics.jsonl").touch()
+    with pytest.raises(AffectError, match=r"started with learner\.workers=2, now it is 1; go on with"):
+        run.open(_config("sft.steps=5", "learner.lr=0.5"))
+
+
+def test_how_long_and_where_may_change_at_any_time(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(_config())
+    run.sft.mkdir()
+    (run.path / "metrics.jsonl").touch()
     run.open(_config("train.steps=99", "cluster.dashboard=false", "rollout.weights_dir=/shared", "sft.deadline_s=9"))
-    with pytest.raises(AffectError, match=r"started with learner\.lr=0\.0001, now it is 0\.5; go on with"):
-        run.open(_config("learner.lr=0.5"))
+    run.open(_config("evaluate.split=dev"))
 
 
 def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(load_config(None))
+    run.sft.mkdir()
     file = run.path / "config.yaml"
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "dropout" not in line))
     with pytest.raises(AffectError, match=r"started with episode.dropout=0.0, now it is 0.5"):
