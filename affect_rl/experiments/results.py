@@ -74,13 +74,13 @@ class Comparison(Part):
 
 
 class Measure(Part):
-    """A value beyond the metrics, by arm and name: mean over seeds of each seed's mean over samples.
+    """A value beyond the metrics, by arm and name: mean over seeds of each seed's mean over samples or steps.
 
     Attributes:
         arm: its name.
         name: for example ``gain/conflicting``.
-        samples: how many samples have it.
-        mean: with a bootstrap interval over seeds and samples.
+        samples: how many samples have it; 0: it is one of training, not of samples.
+        mean: with a bootstrap interval over seeds and samples, or Student's over seeds.
     """
 
     arm: str
@@ -129,7 +129,7 @@ class Results(Part):
         arms: by name, in the order of the tables.
         comparisons: the reference against the other arms.
         baselines: metrics of systems that are none of ours on the same samples (``logistic regression``).
-        measures: means of ``details.parquet``.
+        measures: means of ``details.parquet`` and of ``curves.parquet``.
         notes: what a reader must know.
     """
 
@@ -198,7 +198,8 @@ class Results(Part):
         rows: dict[str, dict[str, str]] = {}
         for m in self.measures:
             value, low, high = (f"{x:.3f}" for x in (m.mean.value, m.mean.low, m.mean.high))
-            rows.setdefault(f"{m.name} (n = {m.samples})", {})[m.arm] = f"{value} [{low}, {high}]"
+            name = f"{m.name} (n = {m.samples})" if m.samples else m.name
+            rows.setdefault(name, {})[m.arm] = f"{value} [{low}, {high}]"
         return [["measure", *arms], *([name, *(row.get(arm, "") for arm in arms)] for name, row in rows.items())]
 
 

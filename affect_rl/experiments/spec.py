@@ -72,6 +72,15 @@ class ArmSpec(Section):
         return self
 
 
+class Average(Section):
+    """A metric of training that arms are compared by, averaged over steps."""
+
+    metric: str
+    """Its name in docs/metrics.md."""
+    first: Positive = 1
+    """The first step that counts."""
+
+
 class ExperimentSpec(Section):
     """An experiment, as its YAML file says it."""
 
@@ -95,6 +104,8 @@ class ExperimentSpec(Section):
     """Show logistic regression on the features beside the arms, where answers are one of a set of candidates."""
     fusion_details: bool = False
     """Tell by sample what fusion did, see `affect_rl.experiments.fusion_analysis`."""
+    averages: list[Average] = Field(default_factory=list)
+    """Metrics of training to show as means over steps: areas under learning curves."""
     notes: list[str] = Field(default_factory=list)
     """What a reader of the tables must know."""
 

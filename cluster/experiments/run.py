@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from affect_rl.config.load import Config, dump_config
 from affect_rl.data.dataset import Dataset
+from affect_rl.experiments.averages import averages
 from affect_rl.experiments.baselines import logistic_regression
 from affect_rl.experiments.measures import measures
 from affect_rl.experiments.results import (
@@ -67,11 +68,14 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
                 logger.info("%s: %s, seed %d", spec.name, arm, seed)
                 found[arm].append(run_arm(spec, arm, seed, overrides, dataset, samples, services))
     results = _summarise(spec, base, samples, scoring, dataset, found, command)
-    tables = dict(_tables(samples, found))
+    tables, measured = dict(_tables(samples, found)), []
     if spec.fusion_details:
         arms = {arm: [(run.answers(), run.fusion()) for run in runs] for arm, runs in found.items()}
         tables[DETAILS_FILE] = fusion_details(spec.reference, dataset, samples, arms)
-        results = results.model_copy(update={"measures": measures(tables[DETAILS_FILE])})
+        measured += measures(tables[DETAILS_FILE])
+    if CURVES_FILE in tables:
+        measured += averages(tables[CURVES_FILE], spec.averages, spec.reference)
+    results = results.model_copy(update={"measures": measured})
     write_results(out, results, dump_config(base), tables)
     return results
 

@@ -1,0 +1,90 @@
+"""What a critic foresees, beside a regression fitted afterwards on the same knowledge.
+
+    python -m benchmarks.critic runs/quickstart ... [--first 5]
+
+For each run and agent: the explained variance that the run's critic had (from earlier steps alone), and that of a ridge
+regression of rewards on what a critic that sees ``team`` or ``privileged`` may know, cross-validated over all of the
+run's episodes (five folds, no sample in two of them). Means over training steps from `first` on. Reads a run's
+trajectories and metrics; prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from affect_rl.config.load import load_config
+from affect_rl.team.knowledge import columns
+from affect_rl.team.store import read_trajectories
+
+SEES = ("team", "privileged")
+
+
+class Turn(NamedTuple):
+    """What is known of a turn."""
+
+    step: int
+    sample: str
+    agent: str
+    knowledge: list[float]
+    reward: float
+    tokens: int
+
+
+def turns(run: Path, first: int) -> Iterator[Turn]:
+    """All turns that were learned from, from step `first` on."""
+    for file in sorted((run / "trajectories").glob("step-*.parquet")):
+        step = int(file.stem.removeprefix("step-"))
+        for episode in read_trajectories(file) if step >= first else ():
+            for turn in filter(lambda turn: turn["trained"], episode["turns"]):
+                tokens = len(turn["response_ids"])
+                yield Turn(step, episode["sample_id"], turn["agent"], turn["knowledge"], turn["reward"], tokens)
+
+
+def fitted_afterwards(turns: list[Turn], sees: str) -> float:
+    """Mean over steps of the explained variance of a cross-validated ridge regression."""
+    x = np.array([turn.knowledge for turn in turns])[:, columns(sees)]
+    y, tokens, step = (np.array([getattr(turn, name) for turn in turns]) for name in ("reward", "tokens", "step"))
+    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 9)))
+    foreseen = cross_val_predict(ridge, x, y, cv=GroupKFold(5), groups=[turn.sample for turn in turns])
+    return float(np.mean([_explained(foreseen[step == s], y[step == s], tokens[step == s]) for s in np.unique(step)]))
+
+
+def _explained(foreseen: np.ndarray, y: np.ndarray, tokens: np.ndarray) -> float:
+    """Share of the variance that is explained; turns count by their tokens, as in the learner's metric."""
+    variance = np.cov(y, aweights=tokens)
+    return float(1 - np.cov(y - foreseen, aweights=tokens) / variance) if variance else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--first", type=int, default=5)
+    args = parser.parse_args()
+    found = {}
+    for run in args.runs:
+        critic = load_config(run / "config.yaml").algorithm.critic_settings
+        metrics = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))[args.first - 1 :]
+        played = list(turns(run, args.first))
+        found[str(run)] = {
+            agent: {
+                "critic": round(fmean(m[f"{agent}/explained_variance"] for m in metrics), 3) if critic else None,
+                **{sees: round(fitted_afterwards([t for t in played if t.agent == agent], sees), 3) for sees in SEES},
+            }
+            for agent in dict.fromkeys(turn.agent for turn in played)
+        } | {"sees": critic.sees if critic else None}
+    print(json.dumps({"benchmark": "critic", "first": args.first, "runs": found}))
+
+
+if __name__ == "__main__":
+    main()
