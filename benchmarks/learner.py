@@ -1,11 +1,13 @@
-"""How fast is the update? Its tokens/s over those of a bare torch loop on the same batches and model.
+"""How fast is the update? Its tokens/s over those of a bare torch loop that makes the same passes.
 
 Prints one JSON line. Tokens are those of prompts and answers, without padding.
 
-- ``update_tokens_per_s``: the optimiser passes of `LearnerWorker.update` (DeepSpeed, losses, statistics).
-- ``whole_tokens_per_s``: the same tokens over the whole call, the prepare pass included.
-- ``bare_tokens_per_s``: forward, ``-logprobs.mean()``, backward, AdamW, in plain torch on one process.
-- ``ratio``: the first over the last; the target is 0.8.
+- ``tokens_per_s``: the whole of `LearnerWorker.update`: the passes of policy and reference that prepare it, DeepSpeed's
+  optimiser steps, losses and statistics.
+- ``bare_tokens_per_s``: the same passes in plain torch: two forward without gradients, then forward,
+  ``-logprobs.mean()``, backward and AdamW.
+- ``ratio``: the first over the second; the target is 0.8. ``prepare_ratio`` and ``optimise_ratio`` are of
+  its two parts.
 
 Run with ``python -m benchmarks.learner [key=value ...]`` (configuration overrides).
 """
@@ -17,13 +19,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from affect_rl.algorithms.batching import collate
+from affect_rl.algorithms.batching import Pass, collate
 from affect_rl.config.load import Config, load_config
-from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.model import AffectPolicy, TokenBatch
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device
 from learners.learner import LearnerWorker
@@ -32,24 +35,38 @@ from learners.shares import Share, deal
 REPEATS = 5
 
 
-def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> float:
-    """Seconds of all epochs in plain torch, over the same minibatches and micro-batches."""
+def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> tuple[float, float]:
+    """Seconds of the forward passes and of all epochs in plain torch, over the same minibatches and micro-batches."""
     settings = config.learner
     device = choose_device(settings.gpus_per_worker > 0, settings.threads, 1)
     policy = policy.to(device).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
-    begun = time.perf_counter()
-    for plan in share.actor.minibatches:
+
+    def passes(plan: Sequence[Pass]) -> Iterator[TokenBatch]:
         for rows, _ in plan:
-            sequences, shape = share.actor.sequences, policy.fusion.shape
-            batch = collate(sequences, rows, shape, policy.tokenizer.pad_token_id).to(device)
-            (-policy(batch.tokens).logprobs.mean()).backward()
+            yield collate(share.actor.sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).tokens.to(
+                device
+            )
+
+    begun = _now(device)
+    with torch.no_grad():
+        for tokens in passes(share.actor.whole):
+            policy(tokens)
+            policy(tokens)
+    prepared = _now(device)
+    for plan in share.actor.minibatches:
+        for tokens in passes(plan):
+            (-policy(tokens).logprobs.mean()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+    return prepared - begun, _now(device) - prepared
+
+
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter()
 
 
 def main() -> None:
@@ -69,18 +86,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         worker = LearnerWorker(config, policy.save(Path(folder) / "policy"), rank=0, seed=0)
         worker.start(*worker.place())
-        updates, wholes, bares = [], [], []
+        ours, bares = [], []
         for _ in range(REPEATS):
             metrics = worker.update(step, share)
-            updates.append(metrics["learner/optimise_s"])
-            wholes.append(metrics["learner/optimise_s"] + metrics["learner/prepare_s"])
+            ours.append((metrics["learner/prepare_s"], metrics["learner/optimise_s"]))
             bares.append(bare_seconds(config, policy, share))
-    update, whole, bare = (tokens / statistics.median(times) for times in (updates, wholes, bares))
+    prepare, optimise, whole = (_medians(times) for times in zip(_with_sum(ours), _with_sum(bares), strict=True))
     print(json.dumps({
-        "tokens": tokens, "update_tokens_per_s": round(update), "whole_tokens_per_s": round(whole),
-        "bare_tokens_per_s": round(bare), "ratio": round(update / bare, 3), "whole_ratio": round(whole / bare, 3),
+        "tokens": tokens, "tokens_per_s": round(tokens / whole[0]), "bare_tokens_per_s": round(tokens / whole[1]),
+        "ratio": round(whole[1] / whole[0], 3), "prepare_ratio": round(prepare[1] / prepare[0], 3),
+        "optimise_ratio": round(optimise[1] / optimise[0], 3),
         "threads": torch.get_num_threads(), "layers": tiny.layers, "dim": tiny.dim,
     }))  # fmt: skip
+
+
+def _with_sum(times: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """The two parts of every run and their sums, as three lists."""
+    return [[a for a, _ in times], [b for _, b in times], [a + b for a, b in times]]
+
+
+def _medians(lists: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(times) for times in lists]
 
 
 if __name__ == "__main__":

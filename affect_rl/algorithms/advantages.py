@@ -99,6 +99,27 @@ def normalise(advantages: Tensor, agent: Tensor) -> Tensor:
     return group_relative(advantages, agent, scale=True)
 
 
+def in_units_of_returns(advantages: Tensor, returns: Tensor, agent: Tensor) -> Tensor:
+    """Shift each agent's advantages to mean 0 and divide them by the standard deviation of its returns, over the step.
+
+    Agents become comparable, as by `normalise`, and a critic keeps its use: divided by their own deviation, advantages
+    of which it has explained all but noise would be noise of deviation 1.
+
+    Args:
+        advantages: ``[R]``.
+        returns: ``[R]``.
+        agent: ``[R]`` whose they are.
+    """
+    count = int(agent.max()) + 1
+    tokens = sum_by(torch.ones_like(returns), agent, count).clamp(min=1)
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (sum_by(x, agent, count) / tokens)[agent]
+
+    deviation = (sum_by(centred(returns) ** 2, agent, count) / tokens).sqrt()
+    return torch.where(deviation > 1e-6, 1 / (deviation + EPSILON), 0)[agent] * centred(advantages)
+
+
 def mixed(step: Step, gamma: float, mix: float) -> Tensor:
     """MAPO (arXiv 2603.06194): turn-level and batch-level advantages of each turn, mixed; no critic. ``[R]``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affect_rl.algorithms.advantages import gae, normalise, token_rewards
+from affect_rl.algorithms.advantages import gae, in_units_of_returns, token_rewards
 from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings, Targets
 from affect_rl.algorithms.critic import CriticSettings
 from affect_rl.algorithms.step import Step
@@ -22,7 +22,7 @@ class MappoSettings(AlgorithmSettings):
     kl_weight: NonNegative = 0.05
     """beta of equation 10: what KL from the reference costs in reward."""
     normalise: bool = True
-    """Give each agent's advantages mean 0 and deviation 1 over the whole step."""
+    """Give each agent's advantages mean 0 and the deviation of its returns as their unit, over the whole step."""
     critic: CriticSettings = CriticSettings()
     """The critic."""
 
@@ -39,7 +39,9 @@ class Mappo(Algorithm):
         rewards = token_rewards(step, s.kl_weight)
         advantages = gae(rewards, step.values, step.chain_lengths, s.gamma, s.lam)
         returns = advantages + step.values
-        return Targets(normalise(advantages, step.agent) if s.normalise else advantages, returns)
+        if s.normalise:
+            advantages = in_units_of_returns(advantages, returns, step.agent)
+        return Targets(advantages, returns)
 
 
 class IppoSettings(MappoSettings):

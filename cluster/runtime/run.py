@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session
-from cluster.runtime.tracking import progress
+from cluster.runtime.tracking import Tracker, progress
 from cluster.train import train
 from cluster.warm_start import warm_start
 from learners.group import LearnerGroup
@@ -84,10 +84,15 @@ def run_warm_start(run: Run, *, resume: bool = False) -> Path:
         hint = "train it with `affect-rl train`, or choose another `name`"
         raise AffectError(f"{run.directory.sft}: exists already; {hint}")
     run.directory.open(run.config)
-    with progress("sft", run.config.sft.steps) as show:
+    with progress("sft", run.config.sft.steps) as show, ExitStack() as open_files:
+        tracker: Tracker | None = None
 
         def on_step(metrics: dict[str, float]) -> None:
+            nonlocal tracker
             step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
+            if tracker is None:  # now it is known where a resumed one goes on
+                tracker = open_files.enter_context(closing(Tracker(run.directory.path, step - 1, stage="sft")))
+            tracker.log(step, {name: value for name, value in metrics.items() if name != "step"})
             show(step, note)
             if step % max(1, run.config.sft.steps // 10) == 0:
                 logger.info("sft: step %d/%d  %s", step, run.config.sft.steps, note)

@@ -9,7 +9,7 @@
                 policy                 what the run ended with
                 checkpoints/step-00010 learner state and `progress.json`
                 trajectories/          one Parquet file a step
-                metrics.jsonl, tensorboard/
+                metrics.jsonl, sft-metrics.jsonl, tensorboard/
                 evaluation/            tables and predictions
 """
 

@@ -29,19 +29,19 @@ def set_up_logging() -> None:
 
 
 class Tracker:
-    """Writes metrics to ``metrics.jsonl`` and TensorBoard in a run's directory.
+    """Writes metrics to ``metrics.jsonl`` and TensorBoard in a run's directory, those of `stage` apart.
 
     On resuming, lines after `first_step` are of steps that are done again; they are dropped.
     """
 
-    def __init__(self, run_dir: Path, first_step: int = 0) -> None:
+    def __init__(self, run_dir: Path, first_step: int = 0, *, stage: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second to import
 
-        self._path = run_dir / "metrics.jsonl"
+        self._path = run_dir / f"{stage}-metrics.jsonl".removeprefix("-")
         kept = [line for line in self._lines() if line["step"] <= first_step] if first_step else []
         with whole_file(self._path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=first_step + 1)
         self._started = time.time()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

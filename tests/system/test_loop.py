@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.actor import ActorHandle
@@ -24,13 +25,72 @@ from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.sample import AffectSample
+from affect_rl.scoring.scoring import Scoring
+from affect_rl.scoring.wheels import Wheels
+from affect_rl.tasks.task import Task
+from affect_rl.team.agent import Agent, Reading, Writes
+from affect_rl.team.board import Board, Found
+from affect_rl.team.prompts import Prompts
 from affect_rl.team.store import read_trajectories
+from affect_rl.trajectory import Output, Prompt
 from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
 from rollout_workers.worker import EpisodeSpec
 
 AGENTS = ("planner", "filter", "generator")
+
+
+class Listener(Agent):
+    """An agent of this file: tells the generator in a word how the speaker sounds."""
+
+    reads = ("notes",)
+    writes = ("notes",)
+    bypass_reads = ("notes",)
+    task_text = "Task: say how it sounds.\n"
+
+    def prompt(self, board: Board, prompts: Prompts) -> Prompt:
+        return prompts.build(board.sample, self.settings.tokens, self.task_text)
+
+    def read(self, text: str, board: Board) -> Reading:
+        return Reading({"notes": (*board.notes, f"It sounds {text}")})
+
+    def demonstrate(self, board: Board, *, careful: bool) -> str:
+        return board.sample.labels[0]
+
+    def bypass(self, board: Board) -> Writes:
+        return {"notes": board.notes}
+
+    def texts(self) -> list[str]:
+        return [self.task_text, "It sounds"]
+
+
+class Initial(Task):
+    """A task of this file: answer with the first letter of the emotion."""
+
+    instruction = "Task: write the first letter of the emotion.\n"
+
+    def read(self, text: str, sample: AffectSample) -> Output:
+        return Output(text, (text,)) if len(text) == 1 else Output(text, problem=f"`{text[:40]}` is not one letter")
+
+    async def score(self, output: Output, sample: AffectSample) -> float:
+        return float(output.labels == (sample.labels[0][0],))
+
+    def scoring(self, samples: Sequence[AffectSample], wheels: Wheels | None = None) -> Scoring:
+        def measure(answers: Sequence[Sequence[str]], draws: np.ndarray) -> dict[str, np.ndarray]:
+            right = [list(a) == [s.labels[0][0]] for a, s in zip(answers, samples, strict=True)]
+            return {"initials": draws @ np.array(right, float) / draws.sum(axis=1)}
+
+        return Scoring(("initials",), "initials", len(samples), measure)
+
+    def demonstrate(self, sample: AffectSample, kept: Found) -> str:
+        return sample.labels[0][0]
+
+    def texts(self) -> list[str]:
+        return [self.instruction]
+
+
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 TIMES = re.compile(r"time|.*_s$")
 
@@ -201,6 +261,31 @@ def test_mistakes_are_named_before_anything_starts(
     for wrong in ("data.dir=absent", "evaluate.wheels=absent"):
         with pytest.raises(AffectError, match="absent"), open_run(_config(settings, sft, tmp_path, "x", wrong)):
             pass
+
+
+def test_an_agent_and_a_task_of_one_s_own_are_warmed_up_trained_and_measured(
+    settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    own = [
+        "team.agents=[planner, filter, listener, generator]", f"team.listener.kind={__name__}:Listener",
+        f"task.name={__name__}:Initial", "train.steps=2", f"runs_dir={tmp_path}", "name=own",
+    ]  # fmt: skip
+    run = _run(load_config(None, [*settings, *own]), services)
+    run_warm_start(run)
+    warm = [json.loads(line) for line in (run.directory.path / "sft-metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in warm] == [*range(1, 61)]
+    assert warm[-1]["listener/loss"] < 0.5 * warm[0]["listener/loss"]
+    run_training(run)
+    metrics = _metrics(run.directory.path)
+    assert all(line["listener/tokens"] and "dev/initials" in metrics[1] for line in metrics)
+    assert metrics[1]["kl/listener"] != 0 and metrics[1]["logprob_gap/max"] < 1e-4
+    assert metrics[0]["episode/score"] > 0.1  # no answer of another task is one letter
+    turns = [
+        turn for row in read_trajectories(run.directory.trajectories / "step-00001.parquet") for turn in row["turns"]
+    ]
+    assert sum(turn["agent"] == "listener" for turn in turns) == 16
+    table = run_evaluation(run, run.policies, tmp_path / "tables").markdown()
+    assert "initials" in table.lower()
 
 
 def test_overlapped_training_bounds_staleness(
