@@ -37,10 +37,17 @@ class Percept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids with placeholder runs, and the percepts that fill them, in order."""
+    """Token ids with placeholder runs, and the percepts that fill them, in order.
+
+    Attributes:
+        token_ids: ``[L]``.
+        percepts: as many as there are runs of placeholders.
+        prefix: tokens at the start that all prompts of an episode have in common, with the first percept.
+    """
 
     token_ids: tuple[int, ...]
     percepts: tuple[Percept, ...]
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

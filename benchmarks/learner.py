@@ -44,9 +44,7 @@ def bare_seconds(config: Config, policy: AffectPolicy, share: Share) -> tuple[fl
 
     def passes(plan: Sequence[Pass]) -> Iterator[TokenBatch]:
         for rows, _ in plan:
-            yield collate(share.actor.sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).tokens.to(
-                device
-            )
+            yield collate(share.actor.rows, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).tokens.to(device)
 
     begun = _now(device)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from affect_rl.algorithms.batching import collate, turns_to_sequences
+from affect_rl.algorithms.batching import collate, rows_of, turns_to_sequences
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import give_memory_back
 
@@ -44,7 +44,7 @@ def pass_gb(chunks: bool, recompute: bool, vocabulary: int, sequences: int, laye
         e.turns for e in random_episodes(policy, -(-sequences // 3), prompt=(200, 260), answer=(30, 50))
     )
     rows = range(sequences)
-    batch = collate(turns, rows, policy.fusion.shape, pad_id=0).tokens
+    batch = collate(rows_of(turns), rows, policy.fusion.shape, pad_id=0).tokens
     # Words that nobody says make the head as large, and need no tokenizer.
     policy.language_model.resize_token_embeddings(vocabulary, mean_resizing=False)  # type: ignore[operator]
     policy.config.text_config.vocab_size = vocabulary

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from affect_rl.algorithms.batching import collate, micro_batches, turns_to_sequences
+from affect_rl.algorithms.batching import collate, micro_batches, rows_of, turns_to_sequences
 from affect_rl.algorithms.step import flatten
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
@@ -92,6 +92,19 @@ def random_episodes(
     return _with_logprobs(policy, episodes)
 
 
+def with_common_prefix(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list[Trajectory]:
+    """The same, where all prompts of an episode begin with what was the first one's."""
+
+    def behind(first: Prompt, turn: Turn) -> Turn:
+        prompt = turn.prompt
+        tokens, percepts = first.token_ids + prompt.token_ids, first.percepts + prompt.percepts
+        return replace(turn, prompt=Prompt(tokens, percepts, len(first.token_ids)))
+
+    return _with_logprobs(
+        policy, [replace(e, turns=tuple(behind(e.turns[0].prompt, turn) for turn in e.turns)) for e in episodes]
+    )
+
+
 def _words(policy: AffectPolicy, rng: np.random.Generator, length: int) -> tuple[int, ...]:
     return tuple(rng.integers(3, policy.config.text_config.vocab_size, size=length).tolist())
 
@@ -146,7 +159,7 @@ def _with_logprobs(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list
     step = flatten(sequences, list(dict.fromkeys(s.agent for s in sequences)))
     logprobs = torch.zeros(len(step.agent))
     for rows in micro_batches(list(map(len, sequences)), range(len(sequences)), 8192):
-        batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
+        batch = collate(rows_of(sequences), rows, policy.fusion.shape, policy.tokenizer.pad_token_id)
         logprobs[batch.places] = policy(batch.tokens, step.temperature[batch.places]).logprobs
     each = iter(logprobs.split(step.turn_lengths.tolist()))
 

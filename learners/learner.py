@@ -85,7 +85,7 @@ class LearnerWorker:
         return Engine(
             policy, self._device, zero_stage=s.zero_stage, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm,
             group_of=parameter_group,
-            checkpoint_activations=self._config.model.recomputes(s.checkpoint_activations),
+            checkpoint_activations=self._config.model.unless_tiny(s.checkpoint_activations),
         )  # fmt: skip
 
     def update(self, step: Step, share: Share) -> dict[str, float]:

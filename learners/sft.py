@@ -29,6 +29,7 @@ from affect_rl.algorithms.batching import (
     TokenSequence,
     collate,
     group_batches,
+    rows_of,
     schedule,
     split_ranks,
     turns_to_sequences,
@@ -89,6 +90,7 @@ def sft_steps(
     agents = list(dict.fromkeys(s.agent for s in sequences))
     author, lengths = flatten(sequences, agents).agent.to(engine.device), list(map(len, sequences))
     policy, rank, world = engine.policy, dist.get_rank(), dist.get_world_size()
+    each = rows_of(sequences)
     percept_id = policy.config.percept_token_id
     batches = group_batches([s.episode for s in sequences], settings.batch_samples, seed)
     for step, chosen in enumerate(itertools.islice(batches, done, settings.steps), done):
@@ -101,7 +103,7 @@ def sft_steps(
         sums = torch.zeros(len(agents) + 1, 3, device=engine.device)  # tokens, loss, greedy; last row: balance
         shares = split_ranks(lengths, chosen, world)
         for rows, _ in schedule(lengths, shares, settings.tokens_per_microbatch)[rank]:
-            batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
+            batch = collate(each, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(engine.device)
             answers = batch.tokens.response_mask
             learned = answers | _prompt_text(batch.tokens, percept_id) if settings.prompt_weight else answers
             output = engine(batch.tokens._replace(response_mask=learned), greedy=True)
@@ -288,7 +290,7 @@ def _worker(given: dict[str, Any]) -> None:
     engine = Engine(
         policy, device, zero_stage=settings.zero_stage, weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, autocast=settings.autocast,
-        checkpoint_activations=config.model.recomputes(settings.checkpoint_activations),
+        checkpoint_activations=config.model.unless_tiny(settings.checkpoint_activations),
     )  # fmt: skip
     checkpoint, done = checkpoint_of(given["policy_out"]), 0
     if checkpoint.exists():

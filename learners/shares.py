@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from affect_rl.algorithms.batching import (
     Pass,
+    Row,
     TokenSequence,
     minibatches,
+    rows_of,
     schedule,
     share_episodes,
     turns_to_sequences,
@@ -26,12 +28,12 @@ class Reading(NamedTuple):
     """What one model reads of a rank's share, and in which forward passes.
 
     Attributes:
-        sequences: the rank's own.
-        whole: passes over all of them, as rows of `sequences`.
+        rows: the rank's own.
+        whole: passes over all of them.
         minibatches: passes of each minibatch.
     """
 
-    sequences: list[TokenSequence]
+    rows: list[Row]
     whole: list[Pass]
     minibatches: list[list[Pass]]
 
@@ -67,6 +69,7 @@ def deal(
     *,
     separate_critic: bool = False,
     adapters: Mapping[str, str] | None = None,
+    share_prefix: bool = False,
 ) -> tuple[Step, list[Share]]:
     """What all ranks know of a step, and the share of each.
 
@@ -77,6 +80,7 @@ def deal(
         seed: entropy of the minibatches.
         separate_critic: a separate critic reads too.
         adapters: the adapter of each agent; passes of the policy are of one adapter each. None: there is one.
+        share_prefix: let the sequences of an episode share a row, see `rows_of`.
 
     Raises:
         AffectError: there is nothing to learn from, or too little for the settings.
@@ -101,11 +105,10 @@ def deal(
         for part in parts
     ]
     rank_of = _ranks(sequences, plan, settings.workers)
-    kinds = [adapters[s.agent] for s in sequences] if adapters else None
-    actor = _readings(sequences, plan, rank_of, settings, kinds)
+    actor = _readings(sequences, plan, rank_of, settings, adapters, share=share_prefix)
     critic: list[Reading] | list[None] = [None] * settings.workers
     if separate_critic:
-        critic = _readings(turns_to_sequences(turns, critic=True), plan, rank_of, settings)
+        critic = _readings(turns_to_sequences(turns, critic=True), plan, rank_of, settings, None, share=share_prefix)
     tokens = sum(map(len, sequences))
     return step, [Share(a, c, plan, tokens) for a, c in zip(actor, critic, strict=True)]
 
@@ -124,28 +127,33 @@ def _readings(
     plan: Sequence[Minibatch],
     rank_of: dict[int, int],
     settings: LearnerConfig,
-    kinds: Sequence[str] | None = None,
+    adapters: Mapping[str, str] | None,
+    *,
+    share: bool,
 ) -> list[Reading]:
     """What each rank reads of these sequences."""
+    rows = rows_of(sequences, [adapters[s.agent] for s in sequences] if adapters else None, share=share)
+    kinds = [adapters[row.sequences[0].agent] for row in rows] if adapters else None
+    episodes_of = [row.sequences[0].episode for row in rows]
     shares: list[list[int]] = [[] for _ in range(settings.workers)]
-    for i, s in enumerate(sequences):
-        shares[rank_of[s.episode]].append(i)
-    lengths = list(map(len, sequences))
-    shortest = min(range(len(sequences)), key=lengths.__getitem__)
+    for i, episode in enumerate(episodes_of):
+        shares[rank_of[episode]].append(i)
+    lengths = [row.width for row in rows]
+    shortest = min(range(len(rows)), key=lengths.__getitem__)
     kept = [share or [shortest] for share in shares]  # passes of weight 0 need something to run over
 
     def passes(episodes: Sequence[int]) -> list[list[Pass]]:
         chosen = set(episodes)
-        mine = [[i for i in share if sequences[i].episode in chosen] for share in shares]
+        mine = [[i for i in share if episodes_of[i] in chosen] for share in shares]
         plans = schedule(lengths, mine, settings.tokens_per_microbatch, kinds)
         return [
-            [Pass([own.index(i) for i in rows], kind) for rows, kind in plan]
+            [Pass([own.index(i) for i in chosen_rows], kind) for chosen_rows, kind in plan]
             for plan, own in zip(plans, kept, strict=True)
         ]
 
     whole = passes(list(rank_of))
     parts = [passes(part.episodes) for part in plan]
     return [
-        Reading([sequences[i] for i in kept[rank]], whole[rank], [part[rank] for part in parts])
+        Reading([rows[i] for i in kept[rank]], whole[rank], [part[rank] for part in parts])
         for rank in range(settings.workers)
     ]

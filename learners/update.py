@@ -21,7 +21,7 @@ from torch import Tensor
 
 from affect_rl.algorithms import make_algorithm
 from affect_rl.algorithms.algorithm import Part, Targets
-from affect_rl.algorithms.batching import MicroBatch, Pass, TokenSequence, collate
+from affect_rl.algorithms.batching import MicroBatch, Pass, Row, collate
 from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
@@ -128,7 +128,7 @@ class Updater:
         models = self._models
         seen = torch.zeros(4, len(step.agent), device=self._device)
         load = torch.zeros(models.actor.policy.fusion.shape.experts, device=self._device)
-        for batch in self._passes(share.actor.sequences, share.actor.whole):
+        for batch in self._passes(share.actor.rows, share.actor.whole):
             at = batch.places
             output = models.actor(batch.tokens, step.temperature[at], entropies=True, values=models.shared)
             reference = models.reference.logprobs(batch.tokens, step.temperature[at])
@@ -137,7 +137,7 @@ class Updater:
             seen[:, at] += batch.weight * found
             load += batch.weight * (output.weights > 0).sum(dim=0)
         if models.critic_model and share.critic:
-            for batch in self._passes(share.critic.sequences, share.critic.whole):
+            for batch in self._passes(share.critic.rows, share.critic.whole):
                 seen[3, batch.places] += batch.weight * _read(models.critic_model, batch)
         dist.all_reduce(seen)
         dist.all_reduce(load)
@@ -156,7 +156,7 @@ class Updater:
         step, models, critic = known.step, self._models, self._models.critic
         weights, equal = self._algorithm.weights(step, chosen), token_weights(step, chosen, "tokens")
         explores, tokens = bool(self._entropy.any()), float(chosen.sum())
-        for batch in self._passes(share.actor.sequences, share.actor.minibatches[number]):
+        for batch in self._passes(share.actor.rows, share.actor.minibatches[number]):
             at = batch.places
             output = models.actor(batch.tokens, step.temperature[at], entropies=explores, values=models.shared)
             terms = self._algorithm.loss(step, known.targets, Part(at, output.logprobs, weights[at]))
@@ -192,18 +192,18 @@ class Updater:
         critic, model, tokens = self._models.critic, self._models.critic_model, float(chosen.sum())
         if critic is None or model is None or share.critic is None:
             return 0.0
-        for batch in self._passes(share.critic.sequences, share.critic.minibatches[number]):
+        for batch in self._passes(share.critic.rows, share.critic.minibatches[number]):
             at = batch.places
             value = critic.loss(_read(model, batch), known.head[at], known.head_targets[at], tokens)
             model.backward(batch.weight * value)
             report.add({"value": value}, batch.weight)
         return model.step(self._rate(critic.settings.lr))
 
-    def _passes(self, sequences: Sequence[TokenSequence], plan: Sequence[Pass]) -> Iterator[MicroBatch]:
+    def _passes(self, rows: Sequence[Row], plan: Sequence[Pass]) -> Iterator[MicroBatch]:
         """This rank's forward passes."""
         policy = self._models.actor.policy
-        for rows, adapter in plan:
-            batch = collate(sequences, rows, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
+        for chosen, adapter in plan:
+            batch = collate(rows, chosen, policy.fusion.shape, policy.tokenizer.pad_token_id).to(self._device)
             # The caller's backward pass runs inside as well: recomputed activations need the same adapter.
             with policy.use_adapter(adapter) if adapter else nullcontext():
                 yield batch

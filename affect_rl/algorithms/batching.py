@@ -21,7 +21,7 @@ from torch import Tensor
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import FusionShape, collate_percepts
-from affect_rl.policy.model import TokenBatch
+from affect_rl.policy.model import Packing, TokenBatch
 from affect_rl.trajectory import Percept, Prompt, Turn
 
 
@@ -37,6 +37,7 @@ class TokenSequence:
         mask: True on the T tokens of the answers ``[L]``.
         percepts: what fills the placeholders of the prompts, in order.
         lengths: answer tokens of each of the sequence's turns ``[n]``, T in sum.
+        prefix: see `Prompt.prefix`, of the first prompt.
         start: place of its first answer token on the flat axis; the others follow.
         rewards: reward of each turn ``[n]``; 0 for a demonstration.
         temperatures: at which each turn was sampled ``[n]``.
@@ -50,6 +51,7 @@ class TokenSequence:
     mask: tuple[bool, ...]
     percepts: tuple[Percept, ...]
     lengths: tuple[int, ...]
+    prefix: int = 0
     start: int = 0
     rewards: tuple[float, ...] = (0.0,)
     temperatures: tuple[float, ...] = (1.0,)
@@ -70,11 +72,28 @@ class TokenSequence:
         return self.token_ids[: self.mask.index(True)]
 
 
+class Row(NamedTuple):
+    """Sequences that go through the model side by side; what they begin with is computed once.
+
+    Attributes:
+        sequences: of one episode and one kind.
+        shared: tokens that all of them begin with, the first percept included; 0 if there is one sequence.
+    """
+
+    sequences: tuple[TokenSequence, ...]
+    shared: int = 0
+
+    @property
+    def width(self) -> int:
+        """Tokens of the row."""
+        return self.shared + sum(len(s) - self.shared for s in self.sequences)
+
+
 class Pass(NamedTuple):
     """A planned forward pass.
 
     Attributes:
-        rows: which sequences; none: a pass that only keeps this rank in step with the others.
+        rows: which rows; none: a pass that only keeps this rank in step with the others.
         kind: what its sequences have in common, such as the name of their adapter.
     """
 
@@ -86,7 +105,7 @@ class MicroBatch(NamedTuple):
     """One forward pass.
 
     Attributes:
-        tokens: the padded sequences.
+        tokens: the padded rows.
         places: ``[R_b]`` place of each answer token on the step's flat axis.
         weight: 1, or 0 for a pass that only keeps this rank in step with the others.
     """
@@ -144,7 +163,8 @@ def _sequence(episode: int, turn: Turn, start: int, *, critic: bool) -> TokenSeq
         )
     return TokenSequence(
         episode, turn.agent, prompt.token_ids + answer, (False,) * len(prompt.token_ids) + (True,) * len(answer),
-        prompt.percepts, (len(answer),), start, (turn.reward,), (turn.temperature,), logprobs, (turn.knowledge,),
+        prompt.percepts, (len(answer),), prompt.prefix, start, (turn.reward,), (turn.temperature,), logprobs,
+        (turn.knowledge,),
     )  # fmt: skip
 
 
@@ -160,7 +180,7 @@ def _joined(before: TokenSequence, turn: TokenSequence) -> TokenSequence | None:
         return None
     return TokenSequence(
         before.episode, before.agent, turn.token_ids, before.mask + turn.mask[shared:], turn.percepts,
-        before.lengths + turn.lengths, before.start, before.rewards + turn.rewards,
+        before.lengths + turn.lengths, before.prefix, before.start, before.rewards + turn.rewards,
         before.temperatures + turn.temperatures, before.logprobs + turn.logprobs, before.knowledge + turn.knowledge,
     )  # fmt: skip
 
@@ -174,6 +194,37 @@ def _same(one: Percept, other: Percept) -> bool:
     return one.fused == other.fused and all(
         (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
     )
+
+
+def rows_of(
+    sequences: Sequence[TokenSequence], kinds: Sequence[str] | None = None, *, share: bool = False
+) -> list[Row]:
+    """The rows that sequences become, in their order.
+
+    Args:
+        sequences: those of an episode follow one another.
+        kinds: kind of every sequence; different ones never share a row.
+        share: put sequences of one episode into one row if they begin alike; False: each has its own.
+    """
+    rows: list[Row] = []
+    before: tuple[int, str] | None = None
+    for n, sequence in enumerate(sequences):
+        of = (sequence.episode, kinds[n] if kinds else "")
+        if share and of == before and (shared := _common(rows[-1].sequences[0], sequence)):
+            rows[-1] = Row((*rows[-1].sequences, sequence), shared)
+        else:
+            rows.append(Row((sequence,)))
+        before = of
+    return rows
+
+
+def _common(one: TokenSequence, other: TokenSequence) -> int:
+    """Tokens of the prefix that two sequences have in common; 0: none, or not all of it."""
+    shared = one.prefix
+    alike = shared == other.prefix and one.token_ids[:shared] == other.token_ids[:shared]
+    # Each needs a token of its own prompt, for that predicts its first answer token.
+    apart = shared < min(len(one.prompt), len(other.prompt))
+    return shared if alike and apart and _same(one.percepts[0], other.percepts[0]) else 0
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -306,16 +357,32 @@ def schedule(
     return schedules
 
 
-def collate(sequences: Sequence[TokenSequence], rows: Sequence[int], shape: FusionShape, pad_id: int) -> MicroBatch:
-    """Pad the sequences `rows`; an empty list makes a pass of weight 0 over the shortest sequence."""
-    weight = 1.0 if rows else 0.0
-    chosen = [sequences[row] for row in rows] or [min(sequences, key=len)]
-    width = max(map(len, chosen))
-    ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-    response = torch.zeros(len(chosen), width, dtype=torch.bool)
-    for row, sequence in enumerate(chosen):
-        ids[row, : len(sequence)] = torch.tensor(sequence.token_ids)
-        response[row, : len(sequence)] = torch.tensor(sequence.mask)
-    percepts = collate_percepts([p for s in chosen for p in s.percepts], shape.audio_dim, shape.video_dim)
-    places = torch.cat([torch.arange(s.start, s.start + s.answer_tokens) for s in chosen])
-    return MicroBatch(TokenBatch(ids, response, percepts), places, weight)
+def collate(rows: Sequence[Row], chosen: Sequence[int], shape: FusionShape, pad_id: int) -> MicroBatch:
+    """Pad the rows `chosen`; an empty list makes a pass of weight 0 over the shortest row."""
+    weight = 1.0 if chosen else 0.0
+    batch = [rows[n] for n in chosen] or [min(rows, key=lambda row: row.width)]
+    height, width = len(batch), max(row.width for row in batch)
+    ids = torch.full((height, width), pad_id, dtype=torch.long)
+    response = torch.zeros(height, width, dtype=torch.bool)
+    positions, reader = torch.zeros(2, height, width, dtype=torch.long)
+    for n, row in enumerate(batch):
+        place = 0
+        for number, sequence in enumerate(row.sequences):
+            own = slice(row.shared if number else 0, len(sequence))
+            here = slice(place, place + own.stop - own.start)
+            ids[n, here] = torch.tensor(sequence.token_ids[own])
+            response[n, here] = torch.tensor(sequence.mask[own])
+            positions[n, here] = torch.arange(own.start, own.stop)
+            reader[n, max(place, row.shared) : here.stop] = number + 1
+            place = here.stop
+    sequences = [s for row in batch for s in row.sequences]
+    percepts = [p for row in batch for n, s in enumerate(row.sequences) for p in (s.percepts[1:] if n else s.percepts)]
+    packed = len(sequences) > height
+    tokens = TokenBatch(
+        ids,
+        response,
+        collate_percepts(percepts, shape.audio_dim, shape.video_dim),
+        Packing(positions, reader) if packed else None,
+    )
+    places = torch.cat([torch.arange(s.start, s.start + s.answer_tokens) for s in sequences])
+    return MicroBatch(tokens, places, weight)

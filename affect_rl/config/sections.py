@@ -135,8 +135,8 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     """Fusion modules."""
 
-    def recomputes(self, asked: bool | None) -> bool:
-        """Whether to recompute activations, where a setting `asked` for it or left it open (None)."""
+    def unless_tiny(self, asked: bool | None) -> bool:
+        """What a setting `asked` for; if it left it open (None), True with every base but ``tiny``."""
         return self.base != "tiny" if asked is None else asked
 
     @model_validator(mode="after")
@@ -252,6 +252,9 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     """Padded tokens in one forward pass of one rank."""
     checkpoint_activations: bool | None = None
     """Recompute the activations of the model's blocks, see `SftConfig`; None: with every base but ``tiny``."""
+    share_prefix: bool | None = None
+    """Compute what the prompts of an episode have in common once, and not for each of its turns. It needs one adapter
+    for all agents, or none, and a model without sliding windows. None: where it can, with every base but ``tiny``."""
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores divided by the ranks."""
     deadline_s: Seconds = 600.0

@@ -86,11 +86,40 @@ class AffectConfig(PretrainedConfig):
         kwargs.setdefault("architectures", ["AffectForCausalLM"])
         super().__init__(**kwargs)
 
+    @property
+    def slides(self) -> bool:
+        """Whether a layer of the language model sees only a window of the tokens before."""
+        layers = getattr(self.text_config, "layer_types", None)
+        if layers:
+            return any(layer != "full_attention" for layer in layers)
+        return bool(getattr(self.text_config, "sliding_window", None))
+
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PretrainedConfig:
         return self.text_config or self
 
 
 AutoConfig.register("affect", AffectConfig)
+
+
+class Packing(NamedTuple):
+    """Several sequences in a row, which begin alike and do not see each other.
+
+    Attributes:
+        positions: ``[B, L]`` place of each token in its sequence.
+        reader: ``[B, L]`` number of the sequence that a token belongs to; 0: to all of its row.
+    """
+
+    positions: Tensor
+    reader: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """``[B, 1, L, L]`` (bool): which tokens (last axis) each token sees."""
+        sees = (self.reader[:, :, None] == self.reader[:, None]) | (self.reader[:, None] == 0)
+        return sees.tril()[:, None]
+
+    def to(self, device: torch.device | str) -> Packing:
+        return Packing(self.positions.to(device), self.reader.to(device))
 
 
 class TokenBatch(NamedTuple):
@@ -100,14 +129,21 @@ class TokenBatch(NamedTuple):
         input_ids: ``[B, L]``, prompt then answer then padding.
         response_mask: ``[B, L]`` (bool), True on the answer's tokens.
         percepts: the percepts of all rows, row after row.
+        packing: how sequences share rows; None: each has its own.
     """
 
     input_ids: Tensor
     response_mask: Tensor
     percepts: PerceptBatch
+    packing: Packing | None = None
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(self.input_ids.to(device), self.response_mask.to(device), self.percepts.to(device))
+        return TokenBatch(
+            self.input_ids.to(device),
+            self.response_mask.to(device),
+            self.percepts.to(device),
+            self.packing and self.packing.to(device),
+        )
 
 
 class TokenScores(NamedTuple):
@@ -499,9 +535,11 @@ class AffectPolicy(nn.Module):
         # An answer may contain the placeholder token by chance; there it is a token like any other.
         places = (batch.input_ids == self.config.percept_token_id) & ~batch.response_mask
         embeddings = embeddings.masked_scatter(places[..., None], soft_tokens.to(embeddings.dtype))
-        # No mask: padding stands on the right, where causal attention never looks, and attention
-        # without a mask takes the faster kernels.
-        hidden = self._trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        # Padding stands on the right, where causal attention never looks. So rows of one sequence need no mask, and
+        # attention without a mask takes the faster kernels.
+        packing = batch.packing
+        seen = {"attention_mask": packing.mask, "position_ids": packing.positions} if packing else {}
+        hidden = self._trunk(inputs_embeds=embeddings, use_cache=False, **seen).last_hidden_state
         predicts = batch.response_mask.roll(-1, dims=1)
         predicts[:, -1] = False
         return hidden[predicts]

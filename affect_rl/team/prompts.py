@@ -96,12 +96,12 @@ class Prompts:
             )
         shown = self._evidence(evidence, numbered, room) if evidence else ()
         percepts = (Percept(sample.audio, sample.video), *([percept] if percept else []))
-        return Prompt((*prefix, *shown, *tail), percepts)
+        return Prompt((*prefix, *shown, *tail), percepts, len(prefix))
 
     def annotated(self, prompt: Prompt, note: str, answer_tokens: int) -> Prompt:
         """A prompt with a note behind it, cut to what the context leaves beside the answer."""
         room = max(0, self.context - answer_tokens - len(prompt.token_ids))
-        return Prompt((*prompt.token_ids, *self._encode_cached(note)[:room]), prompt.percepts)
+        return Prompt((*prompt.token_ids, *self._encode_cached(note)[:room]), prompt.percepts, prompt.prefix)
 
     def prefix(self, sample: AffectSample) -> tuple[int, ...]:
         """What all prompts of an episode start with."""

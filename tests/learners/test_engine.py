@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from affect_rl.algorithms.batching import MicroBatch, collate, turns_to_sequences
+from affect_rl.algorithms.batching import MicroBatch, collate, rows_of, turns_to_sequences
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
@@ -47,7 +47,7 @@ def device() -> Iterator[torch.device]:
 def batches() -> list[MicroBatch]:
     policy = tiny_policy()
     sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 4))
-    return [collate(sequences, rows, policy.fusion.shape, 0) for rows in ([0, 1, 2], [3, 4, 5, 6], [7, 8])]
+    return [collate(rows_of(sequences), rows, policy.fusion.shape, 0) for rows in ([0, 1, 2], [3, 4, 5, 6], [7, 8])]
 
 
 def make(device: torch.device, stage: int, dtype: torch.dtype = torch.float32, **options: bool) -> Engine:
@@ -154,7 +154,7 @@ def unequal_chunks(rank: int, port: int, results: Path) -> None:
     policy = tiny_policy(vocabulary=4000)
     sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 3))
     rows = ([0, 1, 2, 3, 4, 5], [6])
-    batch = [collate(sequences, r, policy.fusion.shape, 0) for r in rows]
+    batch = [collate(rows_of(sequences), r, policy.fusion.shape, 0) for r in rows]
     policy.chunk_logits = 4000 * 8
     engine = Engine(policy, device, zero_stage=3, weight_decay=0.01, max_grad_norm=0.5, checkpoint_activations=True)
     norms = train(engine, [batch[rank]], 1)
@@ -210,7 +210,7 @@ def test_sft_goes_on_where_a_checkpoint_was_written(device: torch.device, tmp_pa
 def test_first_loss_is_the_mean_cross_entropy(device: torch.device) -> None:
     sequences = turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 4))
     policy = tiny_policy()
-    batch = collate(sequences, range(len(sequences)), policy.fusion.shape, 0)
+    batch = collate(rows_of(sequences), range(len(sequences)), policy.fusion.shape, 0)
     expected = -policy(batch.tokens).logprobs.mean().item()
     first = next(sft_steps(make(device, 1), sequences, SETTINGS, balance_weight=0.0, seed=0))
     assert first["loss"] == pytest.approx(expected, abs=1e-5)

@@ -11,7 +11,7 @@ from affect_rl.algorithms.batching import Pass
 from affect_rl.config.sections import LearnerConfig
 from affect_rl.errors import AffectError
 from affect_rl.trajectory import Trajectory
-from benchmarks.workload import AGENTS, random_episodes, tiny_policy
+from benchmarks.workload import AGENTS, random_episodes, tiny_policy, with_common_prefix
 from learners.shares import Reading, Share, deal
 
 
@@ -27,7 +27,7 @@ def dealt(episodes: list[Trajectory], ranks: int, *, critic: bool = False, updat
 
 def read(reading: Reading, plan: list[Pass]) -> list[tuple[int, int]]:
     """Places on the flat axis of what a plan reads."""
-    rows = [reading.sequences[row] for rows, _ in plan for row in rows]
+    rows = [s for rows, _ in plan for row in rows for s in reading.rows[row].sequences]
     return sorted((s.start, s.start + s.answer_tokens) for s in rows)
 
 
@@ -38,7 +38,7 @@ def test_a_rank_has_its_own_episodes_and_all_ranks_together_have_each_once(
 ) -> None:
     step, _ = deal(episodes, AGENTS, LearnerConfig(epochs=1), (0,), separate_critic=False)
     shares, alone = dealt(episodes, ranks, critic=critic), dealt(episodes, 1, critic=critic)[0]
-    owners = [{s.episode for s in share.actor.sequences} for share in shares]
+    owners = [{s.episode for row in share.actor.rows for s in row.sequences} for share in shares]
     assert sum(map(len, owners)) == len(set.union(*owners)) == len(episodes)
     for n, part in enumerate(alone.minibatches):
         assert {tuple(share.minibatches[n].episodes) for share in shares} == {tuple(part.episodes)}
@@ -57,6 +57,29 @@ def test_a_rank_has_its_own_episodes_and_all_ranks_together_have_each_once(
             assert len(set(map(len, parts))) == 1
 
 
+@pytest.mark.parametrize("adapters", [None, {"planner": "one", "filter": "one", "generator": "two"}])
+def test_rows_that_share_their_beginning_hold_every_sequence_once(adapters: dict[str, str] | None) -> None:
+    policy = tiny_policy()
+    episodes = with_common_prefix(policy, random_episodes(policy, 6))
+    for ranks in (1, 2):
+        settings = LearnerConfig(workers=ranks, epochs=1, tokens_per_microbatch=256)
+        step, shares = deal(episodes, AGENTS, settings, (0,), adapters=adapters, share_prefix=True)
+        spans = sorted(itertools.chain(*(read(share.actor, share.actor.whole) for share in shares)))
+        assert [a for a, _ in spans[1:]] == [b for _, b in spans[:-1]] and spans[-1][1] == len(step.agent)
+        rows = [row for share in shares for row in share.actor.rows]
+        assert sorted(len(row.sequences) for row in rows) == sorted([1, 2] * 6 if adapters else [3] * 6)
+        for row in rows:
+            assert len({s.episode for s in row.sequences}) == 1
+            if adapters:
+                assert len({adapters[s.agent] for s in row.sequences}) == 1
+
+
+def test_prompts_that_begin_otherwise_have_rows_of_their_own(episodes: list[Trajectory]) -> None:
+    settings = LearnerConfig(epochs=1)
+    _, (share,) = deal(episodes, AGENTS, settings, (0,), share_prefix=True)
+    assert all(len(row.sequences) == 1 for row in share.actor.rows)
+
+
 def test_minibatches_keep_copies_together_and_change_with_epoch_and_update(episodes: list[Trajectory]) -> None:
     (share,), (later,) = dealt(episodes, 1), dealt(episodes, 1, updates=1)
     for epoch in (share.minibatches[:3], share.minibatches[3:]):
@@ -70,7 +93,7 @@ def test_minibatches_keep_copies_together_and_change_with_epoch_and_update(episo
 def test_turns_that_are_not_trained_stay_behind(episodes: list[Trajectory]) -> None:
     quiet = [replace(e, turns=tuple(replace(t, trained=t.agent == "filter") for t in e.turns)) for e in episodes]
     (share,) = dealt(quiet, 1)
-    assert {s.agent for s in share.actor.sequences} == {"filter"}
+    assert {s.agent for row in share.actor.rows for s in row.sequences} == {"filter"}
     silent = [replace(e, turns=tuple(replace(t, trained=False) for t in e.turns)) for e in episodes]
     with pytest.raises(AffectError, match="no turn of these episodes is trained"):
         dealt(silent, 1)
@@ -79,7 +102,7 @@ def test_turns_that_are_not_trained_stay_behind(episodes: list[Trajectory]) -> N
 def test_a_rank_without_episodes_has_something_to_run_over(episodes: list[Trajectory]) -> None:
     settings = LearnerConfig(workers=4, epochs=1, minibatches=1)
     _, shares = deal(episodes[:2], AGENTS, settings, (0,), separate_critic=False)
-    assert all(share.actor.sequences for share in shares)
+    assert all(share.actor.rows for share in shares)
     assert [sum(len(rows) for rows, _ in share.actor.whole) for share in shares].count(0) == 2
 
 
@@ -88,6 +111,6 @@ def test_passes_of_the_policy_are_of_one_adapter_each(episodes: list[Trajectory]
     _, shares = deal(episodes, AGENTS, LearnerConfig(workers=2), (0,), separate_critic=True, adapters=adapters)
     for share in shares:
         for rows, adapter in itertools.chain(share.actor.whole, *share.actor.minibatches):
-            assert {adapters[share.actor.sequences[row].agent] for row in rows} <= {adapter}
+            assert {adapters[share.actor.rows[row].sequences[0].agent] for row in rows} <= {adapter}
         assert share.critic is not None and {kind for _, kind in share.critic.whole} == {""}
     assert [p.kind for p in shares[0].actor.whole] == [p.kind for p in shares[1].actor.whole]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from affect_rl.policy.adapters import TEAM
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
-from benchmarks.workload import random_episodes, tiny_policy
+from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
 from learners.group import LearnerGroup
 from learners.sft import run_sft
 
@@ -50,8 +51,9 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
-    """Two copies each of four samples; the planner speaks twice, and critics may know three numbers."""
-    return random_episodes(tiny_policy(), 8, copies=2, rounds=2, critic_prompts=True)
+    """Two copies each of four samples, whose prompts begin alike; the planner speaks twice."""
+    policy = tiny_policy()
+    return with_common_prefix(policy, random_episodes(policy, 8, copies=2, rounds=2, critic_prompts=True))
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_ranks_stages_and_budgets_do_not_change_the_update(
         group = start(
             *(f"algorithm.{setting}" for setting in algorithm), f"learner.workers={workers}",
             f"learner.zero_stage={stage}", f"learner.tokens_per_microbatch={budget}", "learner.lr=1e-3",
-            "team.filter.entropy=0.01",
+            "team.filter.entropy=0.01", f"learner.share_prefix={workers > 1}",
         )  # fmt: skip
         results.append(run(group, episodes, updates=2))
         group.close()
@@ -213,6 +215,29 @@ def test_saved_policies_hold_the_published_weights(start: Start, episodes: list[
     served = load_file(Path(group.publish(2).path) / adapter)
     assert all(torch.equal(served[name], t) for name, t in load_file(tmp_path / "policy" / adapter).items())
     assert any(t.any() for name, t in served.items() if "lora_B" in name)
+
+
+def test_an_adapter_is_trained_by_its_own_agents_alone(start: Start, episodes: list[Trajectory]) -> None:
+    agents = ("planner", "filter", "generator")
+    own = [f"team.{agent}.adapter={agent}" for agent in agents]
+    group = start("model.lora.rank=2", "learner.lr=1e-3", "learner.weight_decay=0.1", "learner.workers=2", *own)
+
+    def published(version: int) -> dict[str, dict[str, torch.Tensor]]:
+        folder = Path(group.publish(version).path) / "adapters"
+        return {agent: load_file(folder / agent / "adapter_model.safetensors") for agent in agents}
+
+    def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return any(not torch.equal(one[name], tensor) for name, tensor in other.items())
+
+    group.update(episodes, 0)  # now Adam has momentum for all of them
+    before = published(1)
+    assert all(any(t.any() for name, t in before[agent].items() if "lora_B" in name) for agent in agents)
+    for version, agent in enumerate(agents, start=2):
+        turns = [[replace(turn, trained=turn.agent == agent) for turn in episode.turns] for episode in episodes]
+        group.update([replace(e, turns=tuple(t)) for e, t in zip(episodes, turns, strict=True)], version)
+        after = published(version)
+        assert [other for other in agents if changed(before[other], after[other])] == [agent]
+        before = after
 
 
 def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:

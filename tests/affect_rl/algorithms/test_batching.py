@@ -16,6 +16,7 @@ from affect_rl.algorithms.batching import (
     group_batches,
     micro_batches,
     minibatches,
+    rows_of,
     schedule,
     share_episodes,
     split_ranks,
@@ -179,7 +180,7 @@ def test_a_separate_critic_reads_prompts_of_its_own_on_the_same_axis() -> None:
     (actor,), critic = turns_to_sequences([turns]), turns_to_sequences([turns], critic=True)
     assert actor.token_ids == (1, 5, 6, 2, 7)
     assert [s.token_ids for s in critic] == [(1, 9, 9, 5, 6), (1, 5, 6, 2, 7)]
-    batches = [collate(part, range(len(part)), SHAPE, pad_id=0) for part in ([actor], critic)]
+    batches = [collate(rows_of(part), range(len(part)), SHAPE, pad_id=0) for part in ([actor], critic)]
     for batch in batches:
         assert batch.tokens.input_ids[batch.tokens.response_mask].tolist() == [5, 6, 7]
         assert batch.places.tolist() == [0, 1, 2]
@@ -189,7 +190,7 @@ def test_collate_places_every_answer_token() -> None:
     turns = [turn("a", [1, 2, 3], [100, 101]), turn("b", [1, 2], [102], percepts=[FRAMES, FRAMES, FRAMES])]
     sequences = turns_to_sequences([turns, [turn("a", [1, 2, 3, 4, 5], [100, 101, 102, 103])]])
     step = flatten(sequences, ["a", "b"])
-    batch = collate(sequences, [1, 2], SHAPE, pad_id=0)
+    batch = collate(rows_of(sequences), [1, 2], SHAPE, pad_id=0)
     assert batch.weight == 1
     assert batch.tokens.input_ids.tolist()[0] == [1, 2, 102, 0, 0, 0, 0, 0, 0]
     assert batch.tokens.input_ids[batch.tokens.response_mask].tolist() == [102, 100, 101, 102, 103]
@@ -201,7 +202,7 @@ def test_collate_places_every_answer_token() -> None:
 
 def test_an_empty_pass_has_weight_zero() -> None:
     sequences = turns_to_sequences([[turn("a", range(1, 9), [5]), turn("b", [1, 2], [3])]])
-    batch = collate(sequences, [], SHAPE, pad_id=0)
+    batch = collate(rows_of(sequences), [], SHAPE, pad_id=0)
     assert batch.weight == 0
     assert batch.tokens.input_ids.shape == (1, 3)
 

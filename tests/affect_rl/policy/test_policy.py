@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from affect_rl.algorithms.batching import TokenSequence, collate, turns_to_sequences
+from affect_rl.algorithms.batching import TokenSequence, collate, rows_of, turns_to_sequences
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.model import AffectPolicy, PolicyOutput, Reference, TokenBatch
-from benchmarks.workload import random_episodes, tiny_policy
+from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def sequences() -> list[TokenSequence]:
 def logprobs(policy: AffectPolicy | Reference, sequences: list[TokenSequence], temperature: float = 1.0) -> Tensor:
     model = policy if isinstance(policy, AffectPolicy) else None
     shape = (model or tiny_policy()).fusion.shape
-    batch = collate(sequences, range(len(sequences)), shape, pad_id=0).tokens
+    batch = collate(rows_of(sequences), range(len(sequences)), shape, pad_id=0).tokens
     with torch.no_grad():
         return policy(batch, temperature).logprobs if model else policy.logprobs(batch, temperature)
 
@@ -92,10 +92,31 @@ def test_rows_do_not_depend_on_their_batch(policy: AffectPolicy, sequences: list
         torch.testing.assert_close(logprobs(policy, [sequence]), expected, atol=2e-6, rtol=0)
 
 
+def test_rows_that_share_their_beginning_give_the_same_numbers_and_gradients(policy: AffectPolicy) -> None:
+    episodes = with_common_prefix(policy, random_episodes(policy, 4, rounds=2))
+    sequences = turns_to_sequences(e.turns for e in episodes)
+    found = []
+    for share in (False, True):
+        rows = rows_of(sequences, share=share)
+        batch = collate(rows, range(len(rows)), policy.fusion.shape, pad_id=0)
+        policy.zero_grad()
+        output = policy(batch.tokens, 0.7, entropies=True, values=True)
+        numbers = torch.empty(3, len(batch.places))
+        numbers[:, batch.places] = torch.stack([output.logprobs, output.entropies, output.values])
+        numbers.sin().sum().backward()
+        found.append((numbers.detach(), {name: p.grad.clone() for name, p in policy.named_parameters()}))
+    assert [len(row.sequences) for row in rows] == [3] * 4
+    assert sum(row.width for row in rows) < 0.8 * sum(map(len, sequences))
+    (numbers, gradients), (others, other_gradients) = found
+    torch.testing.assert_close(others, numbers, atol=2e-6, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, atol=2e-5, rtol=1e-3)
+
+
 def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
     one = sequences[0]
     other = replace(one, token_ids=(*one.token_ids[:-1], one.token_ids[-1] ^ 1))
-    batches = [collate([s], [0], policy.fusion.shape, 0).tokens for s in (one, other)]
+    batches = [collate(rows_of([s]), [0], policy.fusion.shape, 0).tokens for s in (one, other)]
     with torch.no_grad():
         first, second = (policy(batch, values=True) for batch in batches)
     # A value that saw its own token would tell the critic what the policy is about to do.
@@ -106,7 +127,7 @@ def test_values_come_from_the_state_before_the_token(policy: AffectPolicy, seque
 
 def test_forward_against_plain_log_softmax(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
     one = sequences[0]
-    batch = collate([one], [0], policy.fusion.shape, 0).tokens
+    batch = collate(rows_of([one]), [0], policy.fusion.shape, 0).tokens
     with torch.no_grad():
         output = policy(batch, temperature=0.7, entropies=True, greedy=True)
         embeddings = policy.language_model.get_input_embeddings()(batch.input_ids)
@@ -148,7 +169,7 @@ def test_chunks_and_recomputation_change_no_number(
     if change:
         change(policy)
     shake(policy)
-    batch = collate(sequences, range(len(sequences)), policy.fusion.shape, 0).tokens
+    batch = collate(rows_of(sequences), range(len(sequences)), policy.fusion.shape, 0).tokens
     temperature = torch.rand(int(batch.response_mask.sum())) + 0.5
     whole, expected = gradients(policy, batch, temperature)
     policy.chunk_logits = rows * policy.config.text_config.vocab_size
@@ -165,7 +186,7 @@ def test_several_answers_of_a_row_have_each_their_temperature(
     policy: AffectPolicy, sequences: list[TokenSequence]
 ) -> None:
     """Against float64 log-softmax of the language model's own logits."""
-    batch = collate(sequences[:2], [0, 1], policy.fusion.shape, 0).tokens
+    batch = collate(rows_of(sequences[:2]), [0, 1], policy.fusion.shape, 0).tokens
     mask = torch.zeros_like(batch.response_mask)
     mask[0, 6:8], mask[0, 10:12], mask[1, 7] = True, True, True
     batch = batch._replace(response_mask=mask)
@@ -184,7 +205,7 @@ def test_several_answers_of_a_row_have_each_their_temperature(
 
 
 def test_only_what_is_asked_for_is_computed(policy: AffectPolicy, sequences: list[TokenSequence]) -> None:
-    batch = collate(sequences, [0, 1], policy.fusion.shape, 0).tokens
+    batch = collate(rows_of(sequences), [0, 1], policy.fusion.shape, 0).tokens
     untie(policy)
     output = policy(batch, logprobs=False, values=True)
     assert (output.logprobs, output.entropies, output.greedy) == (None, None, None)
@@ -200,7 +221,7 @@ def test_recomputation_keeps_a_fraction_for_the_way_back(
 ) -> None:
     if rank:
         policy.add_adapters(Lora(rank=rank))
-    batch = collate(sequences, range(len(sequences)), policy.fusion.shape, 0).tokens
+    batch = collate(rows_of(sequences), range(len(sequences)), policy.fusion.shape, 0).tokens
 
     def kept(chunk_logits: int) -> int:
         """Numbers that the graph of a pass holds."""
