@@ -70,7 +70,7 @@ def train(
         logger.info("step 0/%d%s", settings.steps, _note(scored))
 
     with progress("train", settings.steps, state.step) as show:
-        while state.step < settings.steps:
+        while not state.finished(settings):
             watch = Stopwatch()
             for step in range(state.step, min(state.step + settings.max_staleness + 1, settings.steps)):
                 if step not in in_flight:
@@ -87,9 +87,9 @@ def train(
                 handle = learner.publish(state.step + 1)
                 pool.sync(handle, verify=settings.verify_sync)
             metrics |= episode_metrics(episodes, state.step) | engines | {"sync/bytes": float(handle.bytes)}
-            state = state.advanced(len(episodes), replayed_before + pool.replayed, stale)
+            state = state.advanced(episodes, replayed_before + pool.replayed, stale)
 
-            last, stop = state.step == settings.steps, stop_requested()
+            last, stop = state.finished(settings), stop_requested()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
                     state, scored = _select(pool, config, judged, scoring, learner, directory, state)
@@ -105,7 +105,7 @@ def train(
                 logger.warning("stop requested: stopped after step %d; go on with --resume", state.step)
                 break
     tracker.close()
-    if state.step == settings.steps:
+    if state.finished(settings):
         _finish(learner, directory, settings.select, state)
     return state
 

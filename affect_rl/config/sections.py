@@ -303,6 +303,9 @@ class TrainConfig(Section, affects=(TRAINING,)):
 
     steps: Annotated[Positive, Affects(TRAINING, on_resume=True)] = 30
     """Training steps."""
+    max_generated_tokens: Annotated[Natural, Affects(TRAINING, on_resume=True)] = 0
+    """Training ends before `steps`, with the step by which its episodes have generated so many tokens, the lines
+    without an agent included: an equal budget for teams that talk more and less. 0: no such end."""
     samples_per_step: Positive = 64
     """Episodes in a step, copies included."""
     copies: Positive = 1

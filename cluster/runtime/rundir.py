@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from affect_rl.config.load import Config, dump_config, load_config
+from affect_rl.config.sections import TrainConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
 from affect_rl.section import POLICY, SFT, TRAINING, flat_settings
+from affect_rl.trajectory import Trajectory
 from learners.sft import checkpoint_of
 
 
@@ -38,6 +40,7 @@ class Progress:
         replayed: episodes that were played again after an actor was lost.
         stale: episodes that were dropped for their age and played again.
         dropped: episodes that were left out because their sample cannot be played.
+        generated_tokens: tokens that the episodes took to play, the lines without an agent included.
         best_step: step of the best score on what policies are selected on; -1: none yet.
         best_score: that score, by the main metric.
     """
@@ -47,17 +50,30 @@ class Progress:
     replayed: int = 0
     stale: int = 0
     dropped: int = 0
+    generated_tokens: int = 0
     best_step: int = -1
     best_score: float = -1.0
 
-    def advanced(self, episodes: int, replayed: int, stale: int) -> Progress:
+    def advanced(self, episodes: Sequence[Trajectory], replayed: int, stale: int) -> Progress:
         """One step further: `replayed` in the whole run, the others in this step."""
-        step, learned = self.step + 1, self.episodes + episodes
-        return replace(self, step=step, episodes=learned, replayed=replayed, stale=self.stale + stale)
+        return replace(
+            self,
+            step=self.step + 1,
+            episodes=self.episodes + len(episodes),
+            replayed=replayed,
+            stale=self.stale + stale,
+            generated_tokens=self.generated_tokens + sum(t.generated_tokens for t in episodes),
+        )
+
+    def finished(self, settings: TrainConfig) -> bool:
+        """Whether training has had its steps or its tokens."""
+        spent = 0 < settings.max_generated_tokens <= self.generated_tokens
+        return spent or self.step >= settings.steps
 
     def counts(self) -> dict[str, float]:
         """The counters as metrics."""
-        return {f"counts/{name}": float(getattr(self, name)) for name in ("episodes", "replayed", "stale", "dropped")}
+        names = ("episodes", "replayed", "stale", "dropped", "generated_tokens")
+        return {f"counts/{name}": float(getattr(self, name)) for name in names}
 
 
 class RunDirectory:

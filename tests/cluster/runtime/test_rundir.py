@@ -35,6 +35,19 @@ def test_a_setting_may_change_until_the_first_stage_begins_that_depends_on_it(tm
         run.open(_config("sft.steps=5", "learner.lr=0.5"))
 
 
+@pytest.mark.parametrize(
+    ("progress", "settings", "finished"),
+    [
+        (Progress(step=3), [], False),
+        (Progress(step=4), [], True),
+        (Progress(step=3, generated_tokens=99), ["train.max_generated_tokens=100"], False),
+        (Progress(step=3, generated_tokens=100), ["train.max_generated_tokens=100"], True),
+    ],
+)
+def test_training_ends_with_its_steps_or_its_tokens(progress: Progress, settings: list[str], finished: bool) -> None:
+    assert progress.finished(_config("train.steps=4", *settings).train) is finished
+
+
 def test_how_long_and_where_may_change_at_any_time(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(_config())
