@@ -16,7 +16,7 @@ PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 BENCHMARKS ?= retrieval learner memory rollout sync step
 EXPERIMENTS ?= stages rag agents_evaluation missing agents_training fusion rewards sensitivity backbones
 CREMA_D ?= data/CREMA-D
-SYNTH_RUNS := $(EXPERIMENTS:%=synth/%)
+SYNTH_RUNS := $(EXPERIMENTS:%=synth/%) synth/algorithms synth/rounds
 CREMA_D_RUNS := $(EXPERIMENTS:%=crema-d/%)
 .PHONY: experiments experiments-synth experiments-crema-d synth-backbone crema-d-backbone $(SYNTH_RUNS) $(CREMA_D_RUNS)
 # Two experiments at once, each on a core of its own: faster than one after the other on both.

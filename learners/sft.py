@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import shutil
 import tempfile
 import threading
@@ -52,11 +51,10 @@ STATE = "state.json"
 
 
 def learning_rate(settings: SftConfig, step: int) -> float:
-    """Linear warm-up to `lr` over `warmup` steps, then a cosine down to 0 at the end (steps from 0)."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+    """Linear warm-up, a plateau, and a linear fall towards 0 (arXiv 2404.06395, section 4); steps from 0."""
+    rise = (step + 1) / max(1, settings.warmup)
+    fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
+    return settings.lr * min(1.0, rise, fall)
 
 
 def sft_steps(
