@@ -200,8 +200,8 @@ class SftConfig(Section, affects=(SFT,)):
     warmup: Natural = 20
     """Steps of linear warm-up."""
     decay: Fraction = 0.3
-    """Share of the steps over which the learning rate falls to 0 at the end. Before, it stays at its peak: a tiny policy
-    learns to look things up all at once and late, and under a cosine some seeds never did."""
+    """Share of the steps over which the learning rate falls to 0 at the end. Before, it stays at its peak: a tiny
+    policy learns to look things up all at once and late, and under a cosine some seeds never did."""
     weight_decay: NonNegative = 0.01
     """AdamW weight decay."""
     max_grad_norm: PositiveFloat = 1.0
