@@ -46,7 +46,7 @@ from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 
 OnStep = Callable[[dict[str, float]], None]
-POLL_S = 0.2
+POLL_S = 1.0
 STATE = "state.json"
 
 
