@@ -4,8 +4,9 @@
 
 For each run and agent: the explained variance that the run's critic had (from earlier steps alone), and that of a ridge
 regression of rewards on what a critic that sees ``team`` or ``privileged`` may know, cross-validated over all of the
-run's episodes (five folds, no sample in two of them). Means over training steps from `first` on. Reads a run's
-trajectories and metrics; prints one JSON line.
+run's episodes (five folds, no sample in two of them). The critic's returns hold the KL penalty as well, the
+regression's do not. Means over training steps from `first` on. Reads a run's trajectories and metrics; prints one JSON
+line.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Turn(NamedTuple):
     sample: str
     agent: str
     knowledge: list[float]
-    reward: float
+    reward: float  # from this turn on
     tokens: int
 
 
@@ -46,9 +47,11 @@ def turns(run: Path, first: int) -> Iterator[Turn]:
     for file in sorted((run / "trajectories").glob("step-*.parquet")):
         step = int(file.stem.removeprefix("step-"))
         for episode in read_trajectories(file) if step >= first else ():
-            for turn in filter(lambda turn: turn["trained"], episode["turns"]):
-                tokens = len(turn["response_ids"])
-                yield Turn(step, episode["sample_id"], turn["agent"], turn["knowledge"], turn["reward"], tokens)
+            trained = [turn for turn in episode["turns"] if turn["trained"]]
+            for turn in trained:
+                later = [t for t in trained if t["agent"] == turn["agent"] and t["number"] >= turn["number"]]
+                reward, tokens = sum(t["reward"] for t in later), len(turn["response_ids"])
+                yield Turn(step, episode["sample_id"], turn["agent"], turn["knowledge"], reward, tokens)
 
 
 def fitted_afterwards(turns: list[Turn], sees: str) -> float:

@@ -95,10 +95,12 @@ def random_episodes(
 def with_common_prefix(policy: AffectPolicy, episodes: Sequence[Trajectory]) -> list[Trajectory]:
     """The same, where all prompts of an episode begin with what was the first one's."""
 
+    def longer(first: Prompt, prompt: Prompt) -> Prompt:
+        return Prompt(first.token_ids + prompt.token_ids, first.percepts + prompt.percepts, len(first.token_ids))
+
     def behind(first: Prompt, turn: Turn) -> Turn:
-        prompt = turn.prompt
-        tokens, percepts = first.token_ids + prompt.token_ids, first.percepts + prompt.percepts
-        return replace(turn, prompt=Prompt(tokens, percepts, len(first.token_ids)))
+        told = turn.critic_prompt
+        return replace(turn, prompt=longer(first, turn.prompt), critic_prompt=longer(first, told) if told else None)
 
     return _with_logprobs(
         policy, [replace(e, turns=tuple(behind(e.turns[0].prompt, turn) for turn in e.turns)) for e in episodes]

@@ -69,6 +69,9 @@ def train(
         state, scored = _select(pool, config, judged, scoring, learner, directory, state)
         logger.info("step 0/%d%s", settings.steps, _note(scored))
 
+    if state.finished(settings) and state.best_step < 0:  # resumed under a budget that is spent, and never scored
+        state, _ = _select(pool, config, judged, scoring, learner, directory, state)
+
     with progress("train", settings.steps, state.step) as show:
         while not state.finished(settings):
             watch = Stopwatch()
@@ -106,6 +109,8 @@ def train(
                 break
     tracker.close()
     if state.finished(settings):
+        for keys in in_flight.values():  # begun for steps that the budget of tokens did not reach; others use the pool
+            pool.collect(keys)
         _finish(learner, directory, settings.select, state)
     return state
 

@@ -37,7 +37,11 @@ class LearnerGroup:
         settings = config.learner
         self._config, self._seed, self._updates = config, seed, 0
         self._deadline_s, self._version = settings.deadline_s, 0
-        self._shares_prefix = _shares_prefix(config, policy_dir)
+        if settings.share_prefix and AffectConfig.from_pretrained(policy_dir).slides:
+            raise AffectError(
+                f"learner.share_prefix: the model of {policy_dir} attends in sliding windows, which rows that share "
+                "their prefix would not keep; set it to false"
+            )
         nodes = sum(node["Alive"] for node in ray.nodes())
         self._weights_dir = new_weights_dir(weights_parent(config.rollout.weights_dir, config.run_dir, nodes))
         actor = ray.remote(LearnerWorker).options(num_cpus=1, num_gpus=settings.gpus_per_worker)
@@ -66,9 +70,8 @@ class LearnerGroup:
         separate = config.algorithm.separate_critic
         adapters = config.team.adapters if config.model.lora.rank else None
         step, shares = deal(
-            episodes, config.team.trained, config.learner, seed, separate_critic=separate, adapters=adapters,
-            share_prefix=self._shares_prefix,
-        )  # fmt: skip
+            episodes, config.team.trained, config.learner, seed, separate_critic=separate, adapters=adapters
+        )
         self._updates += 1
         known = ray.put(step)
         return self._each("update", [(known, share) for share in shares])[0]
@@ -121,19 +124,3 @@ class LearnerGroup:
                 message = f"learner {stage}: rank {rank} died at weight version {self._version}: {error}"
                 raise RuntimeError(message) from error
         return results
-
-
-def _shares_prefix(config: Config, policy_dir: Path) -> bool:
-    """Whether sequences of an episode share rows.
-
-    Raises:
-        AffectError: they were asked to, but the model has sliding windows, which the rows would not keep.
-    """
-    asked = config.learner.share_prefix
-    if AffectConfig.from_pretrained(policy_dir).slides:
-        if asked:
-            raise AffectError(
-                f"learner.share_prefix: the model of {policy_dir} attends in sliding windows; set it to false"
-            )
-        return False
-    return config.model.unless_tiny(asked)

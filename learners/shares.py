@@ -69,18 +69,16 @@ def deal(
     *,
     separate_critic: bool = False,
     adapters: Mapping[str, str] | None = None,
-    share_prefix: bool = False,
 ) -> tuple[Step, list[Share]]:
     """What all ranks know of a step, and the share of each.
 
     Args:
         episodes: of the step.
         agents: those that learn, in the order of play.
-        settings: ranks, epochs, minibatches, and tokens in a pass.
+        settings: ranks, epochs, minibatches, tokens in a pass, and whether the turns of an episode share rows.
         seed: entropy of the minibatches.
         separate_critic: a separate critic reads too.
         adapters: the adapter of each agent; passes of the policy are of one adapter each. None: there is one.
-        share_prefix: let the sequences of an episode share a row, see `rows_of`.
 
     Raises:
         AffectError: there is nothing to learn from, or too little for the settings.
@@ -105,10 +103,10 @@ def deal(
         for part in parts
     ]
     rank_of = _ranks(sequences, plan, settings.workers)
-    actor = _readings(sequences, plan, rank_of, settings, adapters, share=share_prefix)
+    actor = _readings(sequences, plan, rank_of, settings, adapters)
     critic: list[Reading] | list[None] = [None] * settings.workers
     if separate_critic:
-        critic = _readings(turns_to_sequences(turns, critic=True), plan, rank_of, settings, None, share=share_prefix)
+        critic = _readings(turns_to_sequences(turns, critic=True), plan, rank_of, settings)
     tokens = sum(map(len, sequences))
     return step, [Share(a, c, plan, tokens) for a, c in zip(actor, critic, strict=True)]
 
@@ -127,12 +125,11 @@ def _readings(
     plan: Sequence[Minibatch],
     rank_of: dict[int, int],
     settings: LearnerConfig,
-    adapters: Mapping[str, str] | None,
-    *,
-    share: bool,
+    adapters: Mapping[str, str] | None = None,
 ) -> list[Reading]:
     """What each rank reads of these sequences."""
-    rows = rows_of(sequences, [adapters[s.agent] for s in sequences] if adapters else None, share=share)
+    widest = settings.tokens_per_microbatch if settings.share_prefix else 0
+    rows = rows_of(sequences, [adapters[s.agent] for s in sequences] if adapters else None, widest=widest)
     kinds = [adapters[row.sequences[0].agent] for row in rows] if adapters else None
     episodes_of = [row.sequences[0].episode for row in rows]
     shares: list[list[int]] = [[] for _ in range(settings.workers)]

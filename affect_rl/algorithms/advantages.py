@@ -103,7 +103,8 @@ def in_units_of_returns(advantages: Tensor, returns: Tensor, agent: Tensor) -> T
     """Shift each agent's advantages to mean 0 and divide them by the standard deviation of its returns, over the step.
 
     Agents become comparable, as by `normalise`, and a critic keeps its use: divided by their own deviation, advantages
-    of which it has explained all but noise would be noise of deviation 1.
+    of which it has explained all but noise would be noise of deviation 1. Where the critic is so wrong that advantages
+    vary more than returns, they are divided by their own deviation.
 
     Args:
         advantages: ``[R]``.
@@ -116,7 +117,8 @@ def in_units_of_returns(advantages: Tensor, returns: Tensor, agent: Tensor) -> T
     def centred(x: Tensor) -> Tensor:
         return x - (sum_by(x, agent, count) / tokens)[agent]
 
-    deviation = (sum_by(centred(returns) ** 2, agent, count) / tokens).sqrt()
+    spread = torch.stack([sum_by(centred(x) ** 2, agent, count) for x in (returns, advantages)]).amax(0)
+    deviation = (spread / tokens).sqrt()
     return torch.where(deviation > 1e-6, 1 / (deviation + EPSILON), 0)[agent] * centred(advantages)
 
 

@@ -196,24 +196,26 @@ def _same(one: Percept, other: Percept) -> bool:
     )
 
 
-def rows_of(
-    sequences: Sequence[TokenSequence], kinds: Sequence[str] | None = None, *, share: bool = False
-) -> list[Row]:
+def rows_of(sequences: Sequence[TokenSequence], kinds: Sequence[str] | None = None, *, widest: int = 0) -> list[Row]:
     """The rows that sequences become, in their order.
 
     Args:
         sequences: those of an episode follow one another.
         kinds: kind of every sequence; different ones never share a row.
-        share: put sequences of one episode into one row if they begin alike; False: each has its own.
+        widest: put sequences of one episode that begin alike into one row of at most so many tokens; 0: each has its
+            own.
     """
     rows: list[Row] = []
     before: tuple[int, str] | None = None
     for n, sequence in enumerate(sequences):
         of = (sequence.episode, kinds[n] if kinds else "")
-        if share and of == before and (shared := _common(rows[-1].sequences[0], sequence)):
-            rows[-1] = Row((*rows[-1].sequences, sequence), shared)
+        alone = Row((sequence,))
+        shared = _common(rows[-1].sequences[0], sequence) if widest and of == before else 0
+        together = Row((*rows[-1].sequences, sequence), shared) if shared else alone
+        if shared and together.width <= widest:
+            rows[-1] = together
         else:
-            rows.append(Row((sequence,)))
+            rows.append(alone)
         before = of
     return rows
 
@@ -221,10 +223,11 @@ def rows_of(
 def _common(one: TokenSequence, other: TokenSequence) -> int:
     """Tokens of the prefix that two sequences have in common; 0: none, or not all of it."""
     shared = one.prefix
-    alike = shared == other.prefix and one.token_ids[:shared] == other.token_ids[:shared]
+    if not shared or shared != other.prefix or one.token_ids[:shared] != other.token_ids[:shared]:
+        return 0
     # Each needs a token of its own prompt, for that predicts its first answer token.
     apart = shared < min(len(one.prompt), len(other.prompt))
-    return shared if alike and apart and _same(one.percepts[0], other.percepts[0]) else 0
+    return shared if apart and _same(one.percepts[0], other.percepts[0]) else 0
 
 
 # -- plans -----------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class SftConfig(Section, affects=(SFT,)):
     """Steps of linear warm-up."""
     decay: Fraction = 0.3
     """Share of the steps over which the learning rate falls to 0 at the end. Before, it stays at its peak: a tiny
-    policy learns to look things up all at once and late, and under a cosine some seeds never did."""
+    policy learns to look things up all at once and late."""
     weight_decay: NonNegative = 0.01
     """AdamW weight decay."""
     max_grad_norm: PositiveFloat = 1.0
@@ -255,9 +255,10 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     """Padded tokens in one forward pass of one rank."""
     checkpoint_activations: bool | None = None
     """Recompute the activations of the model's blocks, see `SftConfig`; None: with every base but ``tiny``."""
-    share_prefix: bool | None = None
-    """Compute what the prompts of an episode have in common once, and not for each of its turns. It needs one adapter
-    for all agents, or none, and a model without sliding windows. None: where it can, with every base but ``tiny``."""
+    share_prefix: bool = False
+    """Put the turns of an episode into one row, whose beginning, the sample, is computed once; turns of different
+    adapters do not share. Pays where the sample is a good part of the prompts: attention in longer rows, under a mask,
+    costs more. Not for models with sliding windows."""
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores divided by the ranks."""
     deadline_s: Seconds = 600.0

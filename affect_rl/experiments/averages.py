@@ -1,11 +1,11 @@
 """Means over training: how fast an arm learns is the area under its learning curve, divided by its length.
 
-A training gives one number for each seed, so intervals are Student's over seeds, and differences are paired by seed:
-arms share their warm starts, samples and random numbers.
+A training gives one number for each seed, so intervals are Student's over seeds, and differences are paired by seed.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +16,8 @@ from scipy import stats
 from affect_rl.experiments.results import Interval, Measure
 from affect_rl.experiments.spec import Average
 
+logger = logging.getLogger(__name__)
+
 
 def averages(curves: pa.Table, wanted: Sequence[Average], reference: str) -> list[Measure]:
     """Means over steps and seeds, then the reference's minus each other arm's.
@@ -25,11 +27,18 @@ def averages(curves: pa.Table, wanted: Sequence[Average], reference: str) -> lis
         wanted: metrics of the curves.
         reference: the arm that others are compared with.
     """
-    return [measure for average in wanted for measure in _average(curves, average, reference)]
+    found = []
+    for average in wanted:
+        measures = list(_average(curves, average, reference))
+        if not measures:
+            logger.warning("averages: no training has a metric %s; see docs/metrics.md", average.metric)
+        found += measures
+    return found
 
 
 def _average(curves: pa.Table, average: Average, reference: str) -> Iterator[Measure]:
-    steps = curves.filter((pc.field("metric") == average.metric) & (pc.field("step") >= average.first))
+    wanted = (pc.field("metric") == average.metric) & (pc.field("step") >= average.first)
+    steps = curves.filter(wanted & pc.field("value").is_valid())
     means = steps.group_by(["arm", "seed"], use_threads=False).aggregate([("value", "mean")]).to_pylist()
     found: dict[str, dict[int, float]] = {}
     for row in means:

@@ -538,6 +538,8 @@ class AffectPolicy(nn.Module):
         # Padding stands on the right, where causal attention never looks. So rows of one sequence need no mask, and
         # attention without a mask takes the faster kernels.
         packing = batch.packing
+        if packing and (kernel := self._trunk.config._attn_implementation) != "sdpa":
+            raise AffectError(f"learner.share_prefix needs attention by sdpa, the model has {kernel}; set it to false")
         seen = {"attention_mask": packing.mask, "position_ids": packing.positions} if packing else {}
         hidden = self._trunk(inputs_embeds=embeddings, use_cache=False, **seen).last_hidden_state
         predicts = batch.response_mask.roll(-1, dims=1)

@@ -40,7 +40,7 @@ class Progress:
         replayed: episodes that were played again after an actor was lost.
         stale: episodes that were dropped for their age and played again.
         dropped: episodes that were left out because their sample cannot be played.
-        generated_tokens: tokens that the episodes took to play, the lines without an agent included.
+        generated_tokens: tokens that these episodes took to play, the lines without an agent included.
         best_step: step of the best score on what policies are selected on; -1: none yet.
         best_score: that score, by the main metric.
     """
@@ -124,6 +124,8 @@ class RunDirectory:
 
     def _begun(self) -> Iterator[str]:
         """Stages that have left something behind."""
+        if self.sft.with_name(f"{self.sft.name}-base").exists():
+            yield POLICY
         if self.sft.exists() or checkpoint_of(self.sft).exists():
             yield from (POLICY, SFT)
         if (self.path / "metrics.jsonl").exists():

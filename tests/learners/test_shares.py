@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from affect_rl.algorithms.batching import Pass
+from affect_rl.algorithms.batching import Pass, TokenSequence, rows_of
 from affect_rl.config.sections import LearnerConfig
 from affect_rl.errors import AffectError
-from affect_rl.trajectory import Trajectory
+from affect_rl.trajectory import Percept, Trajectory
 from benchmarks.workload import AGENTS, random_episodes, tiny_policy, with_common_prefix
 from learners.shares import Reading, Share, deal
 
@@ -62,8 +63,8 @@ def test_rows_that_share_their_beginning_hold_every_sequence_once(adapters: dict
     policy = tiny_policy()
     episodes = with_common_prefix(policy, random_episodes(policy, 6))
     for ranks in (1, 2):
-        settings = LearnerConfig(workers=ranks, epochs=1, tokens_per_microbatch=256)
-        step, shares = deal(episodes, AGENTS, settings, (0,), adapters=adapters, share_prefix=True)
+        settings = LearnerConfig(workers=ranks, epochs=1, tokens_per_microbatch=256, share_prefix=True)
+        step, shares = deal(episodes, AGENTS, settings, (0,), adapters=adapters)
         spans = sorted(itertools.chain(*(read(share.actor, share.actor.whole) for share in shares)))
         assert [a for a, _ in spans[1:]] == [b for _, b in spans[:-1]] and spans[-1][1] == len(step.agent)
         rows = [row for share in shares for row in share.actor.rows]
@@ -74,10 +75,38 @@ def test_rows_that_share_their_beginning_hold_every_sequence_once(adapters: dict
                 assert len({adapters[s.agent] for s in row.sequences}) == 1
 
 
-def test_prompts_that_begin_otherwise_have_rows_of_their_own(episodes: list[Trajectory]) -> None:
-    settings = LearnerConfig(epochs=1)
-    _, (share,) = deal(episodes, AGENTS, settings, (0,), share_prefix=True)
-    assert all(len(row.sequences) == 1 for row in share.actor.rows)
+def alike(**changes: object) -> list[TokenSequence]:
+    """Two sequences that begin alike, but for what `changes` the second one."""
+    percept = Percept(np.ones((2, 6), np.float32), None)
+    mask = (False,) * 5 + (True,) * 2
+    one = TokenSequence(0, "planner", (5, 6, 7, 8, 9, 10, 11), mask, (percept,), (2,), prefix=3)
+    return [one, replace(one, agent="filter", start=2, **changes)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"episode": 1},
+        {"token_ids": (5, 6, 99, 8, 9, 10, 11)},
+        {"percepts": (Percept(np.zeros((2, 6), np.float32), None),)},
+        {"prefix": 2},
+        {"mask": (False,) * 3 + (True,) * 4, "lengths": (4,)},
+    ],
+    ids=["other episode", "other token", "other percept", "other prefix", "no token of its own before its answer"],
+)
+def test_sequences_that_begin_otherwise_have_rows_of_their_own(changes: dict[str, object]) -> None:
+    assert [len(row.sequences) for row in rows_of(alike(), widest=99)] == [2]
+    assert [len(row.sequences) for row in rows_of(alike(**changes), widest=99)] == [1, 1]
+
+
+def test_a_row_is_no_wider_than_a_pass_may_be() -> None:
+    assert [row.width for row in rows_of(alike(), widest=11)] == [11]
+    assert [row.width for row in rows_of(alike(), widest=10)] == [7, 7]
+    assert [row.width for row in rows_of(alike())] == [7, 7]
+
+
+def test_prompts_without_percepts_do_not_share() -> None:
+    assert len(rows_of([replace(s, prefix=0, percepts=()) for s in alike()], widest=99)) == 2
 
 
 def test_minibatches_keep_copies_together_and_change_with_epoch_and_update(episodes: list[Trajectory]) -> None:

@@ -121,7 +121,7 @@ def test_mappo_s_returns_are_what_is_left_of_the_rewards(step: Step) -> None:
     normalised = targets(step, kl_weight=0.1).advantages
     for agent in (0, 1):
         mine = step.agent == agent
-        unit = got.returns[mine].std(correction=0)
+        unit = max(x[mine].std(correction=0) for x in (got.returns, got.advantages))
         centred = got.advantages[mine] - got.advantages[mine].mean()
         np.testing.assert_allclose(normalised[mine], centred / unit, rtol=1e-6)
 
@@ -131,6 +131,13 @@ def test_what_a_critic_has_explained_is_not_made_large_again(step: Step) -> None
     assert returns is not None
     nearly_known = replace(step, values=returns + 0.01 * torch.randn(len(returns), dtype=returns.dtype))
     assert float(targets(nearly_known, kl_weight=0.1).advantages.abs().max()) < 0.2
+
+
+def test_a_critic_that_is_wrong_about_equal_rewards_makes_no_large_advantages(step: Step) -> None:
+    equal = replace(step, rewards=torch.ones_like(step.rewards))
+    advantages = targets(equal, kl_weight=1e-4).advantages
+    for agent in (0, 1):
+        assert float(advantages[step.agent == agent].std(correction=0)) == pytest.approx(1, rel=1e-3)
 
 
 def test_groups_of_grpo_and_rloo_are_samples_and_agents(step: Step) -> None:

@@ -92,19 +92,30 @@ def test_rows_do_not_depend_on_their_batch(policy: AffectPolicy, sequences: list
         torch.testing.assert_close(logprobs(policy, [sequence]), expected, atol=2e-6, rtol=0)
 
 
-def test_rows_that_share_their_beginning_give_the_same_numbers_and_gradients(policy: AffectPolicy) -> None:
+@pytest.mark.parametrize("base", ["plain", "with adapters", "recomputed"])
+def test_rows_that_share_their_beginning_give_the_same_numbers_and_gradients(
+    policy: AffectPolicy, base: str, tmp_path: Path
+) -> None:
+    if base == "with adapters":
+        policy.save(tmp_path / "base")
+        policy.add_adapters(Lora(2, 4, "all-linear"))
+        shake(policy)
+    elif base == "recomputed":
+        policy.checkpoint_activations()
     episodes = with_common_prefix(policy, random_episodes(policy, 4, rounds=2))
     sequences = turns_to_sequences(e.turns for e in episodes)
     found = []
-    for share in (False, True):
-        rows = rows_of(sequences, share=share)
+    for widest in (0, 1000):
+        rows = rows_of(sequences, widest=widest)
         batch = collate(rows, range(len(rows)), policy.fusion.shape, pad_id=0)
         policy.zero_grad()
         output = policy(batch.tokens, 0.7, entropies=True, values=True)
         numbers = torch.empty(3, len(batch.places))
         numbers[:, batch.places] = torch.stack([output.logprobs, output.entropies, output.values])
         numbers.sin().sum().backward()
-        found.append((numbers.detach(), {name: p.grad.clone() for name, p in policy.named_parameters()}))
+        found.append(
+            (numbers.detach(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+        )
     assert [len(row.sequences) for row in rows] == [3] * 4
     assert sum(row.width for row in rows) < 0.8 * sum(map(len, sequences))
     (numbers, gradients), (others, other_gradients) = found

@@ -26,8 +26,11 @@ def test_a_setting_may_change_until_the_first_stage_begins_that_depends_on_it(tm
     run = RunDirectory(tmp_path / "run")
     run.open(_config("sft.steps=3", "learner.workers=3"))
     run.open(_config("sft.steps=5"))
-    run.sft.mkdir()
+    run.sft.with_name("sft-base").mkdir()
+    with pytest.raises(AffectError, match=r"started with model\.tiny\.layers=4, now it is 2; go on with"):
+        run.open(_config("sft.steps=5", "model.tiny.layers=2"))
     run.open(_config("sft.steps=5", "learner.workers=2", "learner.lr=0.5"))
+    run.sft.with_name("sft-checkpoint").mkdir()
     with pytest.raises(AffectError, match=r"started with sft\.steps=5, now it is 6; go on with"):
         run.open(_config("sft.steps=6"))
     (run.path / "metrics.jsonl").touch()
