@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from affect_rl.evidence import Evidence
 from affect_rl.sample import AffectSample, LabelKind
 from affect_rl.section import read_section
 from affect_rl.tasks import TASKS, make_task
@@ -80,6 +82,21 @@ def test_the_annotator_answers_right(sample: AffectSample) -> None:
     task = make_task(RecognitionSettings(), sample.label_kind)
     answer = task.read(task.demonstrate(sample, {}), sample)
     assert answer.problem is None and asyncio.run(task.score(answer, sample)) == 1
+
+
+def test_the_annotator_quotes_the_evidence_that_is_right_up_to_its_label() -> None:
+    long = " ".join(["word"] * 20)
+    kept = {
+        "supportive": (
+            Evidence("1", "a glass anchor, in jest: anger", ("anger",), 0.9),
+            Evidence("2", f"{long} a glass harbour: at last, in earnest: joy", ("joy",), 0.8),
+        )
+    }
+    answer = _read(make_task(RecognitionSettings(), "closed").demonstrate(SAMPLE, kept))
+    assert answer.problem is None and answer.labels == ("joy",)
+    assert answer.rationale.endswith("a glass harbour: at last, in earnest") and len(answer.rationale.split()) == 12
+    noted = replace(SAMPLE, description="a soft voice")
+    assert _read(make_task(RecognitionSettings(), "closed").demonstrate(noted, kept)).rationale == "a soft voice"
 
 
 def test_closed_sets_score_exactly_and_ties_are_alternatives() -> None:

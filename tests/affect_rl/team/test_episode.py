@@ -352,12 +352,14 @@ def test_a_careful_annotator_finds_what_an_expression_means(
 ) -> None:
     figurative = [s for s in world if len(s.description.split()) == 2]
     habit = tuple(setting.replace("=1", "=0") for setting in CAREFUL)
-    for care, share in ((CAREFUL, 0.6), (habit, 0.0)):
-        found = 0
-        for s in figurative:
-            turns = asyncio.run(demonstrate(s, make_team(*care), retriever, prompts, seed=0))
-            found += "as in the supportive evidence" in turns[2].generation.text
-        assert found / len(figurative) >= share
+
+    def share_found(care: tuple[str, ...]) -> float:
+        played = [asyncio.run(demonstrate(s, make_team(*care), retriever, prompts, seed=0)) for s in figurative]
+        quoted = [f"{s.description}, in earnest\nlabel: {s.labels[0]}" for s in figurative]
+        found = [quote in turns[2].generation.text for quote, turns in zip(quoted, played, strict=True)]
+        return sum(found) / len(found)
+
+    assert share_found(CAREFUL) > share_found(habit) + 0.1, (share_found(CAREFUL), share_found(habit))
 
 
 def test_a_share_of_demonstrations_is_careful(
