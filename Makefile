@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 LOCK := requirements-cpu.lock
 TORCH := $(shell grep '^torch==' $(LOCK))
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-BENCHMARKS ?= retrieval learner memory rollout sync step
+BENCHMARKS ?= retrieval learner prefix memory rollout sync step
 EXPERIMENTS ?= stages rag agents_evaluation missing agents_training fusion rewards sensitivity backbones
 CREMA_D ?= data/CREMA-D
 SYNTH_RUNS := $(EXPERIMENTS:%=synth/%) synth/algorithms synth/rounds

@@ -26,7 +26,8 @@ import torch
 
 from affect_rl.algorithms.batching import Pass, collate
 from affect_rl.config.load import Config, load_config
-from affect_rl.policy.model import AffectPolicy, TokenBatch
+from affect_rl.policy.batches import TokenBatch
+from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device
 from learners.learner import LearnerWorker

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectPolicy, PolicyOutput, TokenBatch
+from affect_rl.policy.batches import PolicyOutput, TokenBatch
+from affect_rl.policy.model import AffectPolicy
 
 WEIGHTS = "weights.safetensors"
 LARGE_BLOCK = 2**22

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectConfig
+from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker

@@ -18,7 +18,8 @@ from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.directory import MANIFEST
-from affect_rl.policy.model import AffectPolicy, Reference
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.reference import Reference
 from affect_rl.policy.weights import WeightsHandle
 from learners.engine import Engine, choose_device, join_group
 from learners.shares import Share

@@ -39,9 +39,10 @@ from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import replace_directory, sha256
 from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.fusion import load_balance
-from affect_rl.policy.model import AffectPolicy, TokenBatch
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
 

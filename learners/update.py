@@ -26,7 +26,7 @@ from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
-from affect_rl.policy.model import Reference
+from affect_rl.policy.reference import Reference
 from affect_rl.team.knowledge import columns
 from learners.engine import Engine
 from learners.report import Report, prepare_metrics

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.batches import Packing, TokenBatch
 from affect_rl.policy.fusion import FusionShape, collate_percepts
-from affect_rl.policy.model import Packing, TokenBatch
 from affect_rl.trajectory import Percept, Prompt, Turn
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,10 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -47,133 +45,14 @@ from affect_rl.policy.adapters import (
     take_out,
     using,
 )
+from affect_rl.policy.batches import PolicyOutput, TokenBatch, TokenScores
+from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import WEIGHTS, Base, check_manifest, write_manifest
-from affect_rl.policy.fusion import Fusion, FusionShape, PerceptBatch, shape_from_dict
+from affect_rl.policy.fusion import Fusion, FusionShape, shape_from_dict
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
 from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.policy.weights import WeightsHandle, multiset_checksum, publish_weights
-
-
-class AffectConfig(PretrainedConfig):
-    """``config.json`` of a policy: the language model's own config and the shape of the fusion modules.
-
-    Attributes:
-        text_config: config of the language model.
-        fusion: fields of `FusionShape`.
-        percept_token_id: the placeholder token that soft tokens replace.
-        backbone: the published system that this was imported from, see `affect_rl.backbones.importing`; empty: none.
-    """
-
-    model_type = "affect"
-    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
-    text_config: Any
-
-    def __init__(
-        self,
-        text_config: PretrainedConfig | dict[str, Any] | None = None,
-        fusion: dict[str, Any] | None = None,
-        percept_token_id: int = 0,
-        backbone: str = "",
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config
-        self.fusion = fusion or {}
-        self.percept_token_id = percept_token_id
-        self.backbone = backbone
-        kwargs.setdefault("architectures", ["AffectForCausalLM"])
-        super().__init__(**kwargs)
-
-    @property
-    def slides(self) -> bool:
-        """Whether a layer of the language model sees only a window of the tokens before."""
-        layers = getattr(self.text_config, "layer_types", None)
-        if layers:
-            return any(layer != "full_attention" for layer in layers)
-        return bool(getattr(self.text_config, "sliding_window", None))
-
-    def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PretrainedConfig:
-        return self.text_config or self
-
-
-AutoConfig.register("affect", AffectConfig)
-
-
-class Packing(NamedTuple):
-    """Several sequences in a row, which begin alike and do not see each other.
-
-    Attributes:
-        positions: ``[B, L]`` place of each token in its sequence.
-        reader: ``[B, L]`` number of the sequence that a token belongs to; 0: to all of its row.
-    """
-
-    positions: Tensor
-    reader: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """``[B, 1, L, L]`` (bool): which tokens (last axis) each token sees."""
-        sees = (self.reader[:, :, None] == self.reader[:, None]) | (self.reader[:, None] == 0)
-        return sees.tril()[:, None]
-
-    def to(self, device: torch.device | str) -> Packing:
-        return Packing(self.positions.to(device), self.reader.to(device))
-
-
-class TokenBatch(NamedTuple):
-    """Prompts with answers, right-padded.
-
-    Attributes:
-        input_ids: ``[B, L]``, prompt then answer then padding.
-        response_mask: ``[B, L]`` (bool), True on the answer's tokens.
-        percepts: the percepts of all rows, row after row.
-        packing: how sequences share rows; None: each has its own.
-    """
-
-    input_ids: Tensor
-    response_mask: Tensor
-    percepts: PerceptBatch
-    packing: Packing | None = None
-
-    def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(
-            self.input_ids.to(device),
-            self.response_mask.to(device),
-            self.percepts.to(device),
-            self.packing and self.packing.to(device),
-        )
-
-
-class TokenScores(NamedTuple):
-    """The part of `PolicyOutput` that needs the language model's head."""
-
-    logprobs: Tensor | None = None
-    entropies: Tensor | None = None
-    greedy: Tensor | None = None
-
-
-class PolicyOutput(NamedTuple):
-    """What the policy says of the R answer tokens of a batch, row after row.
-
-    A field that was not asked for is None, although it is typed as a tensor: who reads it has asked for it.
-
-    Attributes:
-        router: ``[M, experts]`` of the fused percepts, see `FusionOutput`.
-        weights: ``[M, experts]`` likewise.
-        logprobs: ``[R]`` log-prob of each token at the given temperature.
-        entropies: ``[R]`` entropy of the distribution the token was drawn from.
-        greedy: ``[R]`` (bool) whether the token is the most likely one.
-        values: ``[R]`` critic's value of the state that *predicts* the token.
-    """
-
-    router: Tensor
-    weights: Tensor
-    logprobs: Tensor = None  # type: ignore[assignment]
-    entropies: Tensor = None  # type: ignore[assignment]
-    greedy: Tensor = None  # type: ignore[assignment]
-    values: Tensor = None  # type: ignore[assignment]
 
 
 class ValueHead(nn.Linear):
@@ -568,32 +447,3 @@ class AffectPolicy(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 # transformers recomputes blocks in training only; what is in them stays in evaluation, without dropout.
                 module.training = True
-
-
-class Reference:
-    """The frozen SFT policy that the KL penalty is measured against.
-
-    With adapters the language model is shared and its adapters are switched off; the fusion modules
-    are always a frozen copy, for an anchor that moves with the features is none.
-    """
-
-    def __init__(self, policy: AffectPolicy) -> None:
-        self._shared = policy if policy.has_adapters else None
-        # The copies keep requires_grad, although nothing trains them: torch chooses matmul kernels by it,
-        # and a policy that has not moved yet would differ from its reference in the last bit.
-        self._fusion = copy.deepcopy(policy.fusion).eval()
-        self._policy = None if policy.has_adapters else copy.deepcopy(policy).eval()
-
-    @torch.no_grad()
-    def logprobs(self, batch: TokenBatch, temperature: float | Tensor = 1.0) -> Tensor:
-        """``[R]`` log-probs of the answer tokens under the reference."""
-        if self._policy is not None:
-            return self._policy(batch, temperature).logprobs
-        policy = self._shared
-        assert policy is not None
-        trained, policy.fusion = policy.fusion, self._fusion
-        try:
-            with policy.use_adapter(None):
-                return policy(batch, temperature).logprobs
-        finally:
-            policy.fusion = trained

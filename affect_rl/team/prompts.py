@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
+from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.fusion import shape_from_dict
-from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Found

@@ -29,8 +29,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora, linear_modules, read_adapters
+from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import Base, check_manifest
-from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.lora import group_adapters, slot_rank

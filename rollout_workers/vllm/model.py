@@ -45,8 +45,8 @@ from vllm.multimodal.processing import (
 from vllm.sequence import IntermediateTensors
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.fusion import collate_percepts, shape_from_dict
-from affect_rl.policy.model import AffectConfig
 from affect_rl.policy.slot_fusion import make_fusion
 from affect_rl.policy.tokens import PERCEPT_TOKEN
 from affect_rl.policy.weights import VALUE_HEAD

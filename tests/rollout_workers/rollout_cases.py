@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from affect_rl.config.sections import RolloutConfig
+from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.fusion import collate_percepts
-from affect_rl.policy.model import AffectPolicy, TokenBatch
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from affect_rl.trajectory import Generation, Percept, Prompt

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rollout_cases import AUDIO_DIM, SOFT_TOKENS, make_prompts
 
 from affect_rl.errors import AffectError
-from affect_rl.policy.model import AffectConfig, AffectPolicy
+from affect_rl.policy.config import AffectConfig
+from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Percept, Prompt
 from rollout_workers.vllm.model import MODALITY, engine_input
 

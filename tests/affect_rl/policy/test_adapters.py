@@ -13,8 +13,10 @@ from torch import Tensor
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.fusion import collate_percepts
-from affect_rl.policy.model import AffectPolicy, Reference, TokenBatch
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.reference import Reference
 from benchmarks.workload import AUDIO_DIM, VIDEO_DIM, tiny_policy
 
 AGENTS = ("planner", "filter", "generator")

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 from affect_rl.algorithms.batching import TokenSequence, collate, rows_of, turns_to_sequences
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
-from affect_rl.policy.model import AffectPolicy, PolicyOutput, Reference, TokenBatch
+from affect_rl.policy.batches import PolicyOutput, TokenBatch
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.reference import Reference
 from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
 
 
