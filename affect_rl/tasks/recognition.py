@@ -119,12 +119,12 @@ def render_answer(reason: str, labels: tuple[str, ...]) -> str:
 def rationale(sample: AffectSample, kept: Kept) -> str:
     """What the annotator noted beyond the words; else the evidence that shares the truth; else what was perceived.
 
-    Evidence is quoted, with the words that its label follows: who repeats them has found the label. A tiny policy that
-    was only to say "as in the supportive evidence" did not always learn in the warm start where to look.
+    Evidence is quoted to its end, which is its label: who repeats the words comes to the label. A tiny policy that was
+    only to say "as in the supportive evidence" did not always learn in the warm start where to look.
     """
     if sample.description and sample.description not in sample.text:
         return sample.description
     for item in kept.get("supportive", ()):
         if item.agrees(sample):
-            return " ".join(item.text.rpartition(":")[0].split()[-QUOTED_WORDS:])
+            return " ".join(item.text.split()[-QUOTED_WORDS:])
     return "voice and face"
