@@ -29,7 +29,7 @@ WANTED = $(shell { cat $(LOCK) pyproject.toml; echo $(CURDIR); } | sha256sum | c
 help:
 	echo "make quickstart   set up if need be, then run the main job on the embedded data"
 	echo "make test         set up if need be, then run all tests"
-	echo "make lint         ruff and mypy"
+	echo "make lint         ruff, mypy and hadolint"
 	echo "make format       let ruff format the code"
 	echo "make bench        run the benchmarks, one JSON line each"
 	echo "make experiments  all experiments on the synthetic world and on CREMA-D (in CREMA_D=$(CREMA_D)), under results/"
@@ -47,6 +47,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint cluster/kubernetes/Dockerfile.*
 
 format: env
 	$(BIN)/ruff check --fix .
