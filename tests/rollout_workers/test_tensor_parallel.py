@@ -46,7 +46,7 @@ def two_ranks(policy_dir: Path, **settings: Any) -> Iterator[tuple[RolloutEngine
         yield engine, processes
     finally:
         engine.close()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=240)
     assert not alive
 
 
@@ -168,8 +168,13 @@ def test_free_ranks_with_copies_of_a_key_value_head(tmp_path: Path) -> None:
         asyncio.run(engine.update_weights(handle))
         assert engine.checksum() == handle.checksum
         assert gap(policy, engine, seed=1) < 5e-6
+        adapted = with_adapter(tmp_path / "policy")
+        handle = adapted.publish(2, tmp_path)
+        asyncio.run(engine.update_weights(handle))
+        assert engine.checksum() == handle.checksum
+        assert gap(adapted, engine, seed=2) < 5e-6
         processes[1].kill()
-        with pytest.raises(EngineError, match="the engine died under weight version 1"):
+        with pytest.raises(EngineError, match="the engine died under weight version 2"):
             gap(policy, engine)
 
 

@@ -89,5 +89,5 @@ def test_the_ranks_of_an_engine_end_with_their_actor(config: Config, policy_dir:
         actor = psutil.Process(ray.get(pool._actors[0].apply.remote(lambda _: os.getpid()), timeout=60))
         ranks = [child for child in actor.children(recursive=True) if "VLLM" in child.name()]
         assert len(ranks) == 2
-    _, alive = psutil.wait_procs(ranks, timeout=60)  # closing kills the actor, which then cannot end them itself
+    _, alive = psutil.wait_procs(ranks, timeout=240)  # closing kills the actor, which then cannot end them itself
     assert not alive
