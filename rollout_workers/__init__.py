@@ -9,3 +9,5 @@ import os
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Ranks of an engine share the cores with other processes; vLLM would give each some cores and leave one to itself.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

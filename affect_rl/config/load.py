@@ -28,6 +28,7 @@ from affect_rl.config.sections import (
     TrainConfig,
 )
 from affect_rl.errors import AffectError
+from affect_rl.policy.tensor_parallel import check_divides, read_text_config
 from affect_rl.section import TRAINING, Affects, Natural, Section, explain, read_section
 from affect_rl.tasks import TaskSettings, task_class
 from affect_rl.team.agent import EpisodeSettings
@@ -114,11 +115,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _has_memory(self) -> Self:
-        if self.team.frozen and self.rollout.gpus_per_worker and self.rollout.gpu_memory > 0.5:
+        half = min(1.0, self.rollout.gpus_per_worker) / 2
+        if self.team.frozen and 0 < half < self.rollout.gpu_memory:
             raise ValueError(
                 f"team: {', '.join(self.team.frozen)} with a policy of their own play on a second engine beside the "
                 f"first, and each takes rollout.gpu_memory={self.rollout.gpu_memory:g} of the same GPU; set "
-                "rollout.gpu_memory to 0.5 or less"
+                f"rollout.gpu_memory to {half:g} or less"
             )
         for name, settings in (("learner", self.learner), ("sft", self.sft)):
             if settings.tokens_per_microbatch < self.model.context:
@@ -131,6 +133,13 @@ class Config(Section):
                     f"{name}.zero_stage=0 keeps no float32 master weights, which model.dtype=bfloat16 needs; "
                     f"set {name}.zero_stage to 1, 2 or 3"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _divides_over_ranks(self) -> Self:
+        base, tiny = self.model.base, self.model.tiny
+        fields = {"num_attention_heads": tiny.heads} if base == "tiny" else read_text_config(base)
+        check_divides(self.rollout.tensor_parallel, fields or {}, f"model.base={base}")  # others: where engines start
         return self
 
     @model_validator(mode="after")

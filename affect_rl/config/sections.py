@@ -271,7 +271,10 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     workers: Positive = 1
     """Rollout actors."""
     gpus_per_worker: NonNegative = 0
-    """GPUs of each actor; 0: CPU."""
+    """GPUs of each actor: as many as `tensor_parallel`, or a share of one, such as 0.5, for several actors on a card;
+    0: CPU."""
+    tensor_parallel: Positive = 1
+    """Ranks of an engine, each with its part of every layer: cards of one node or, without GPUs, processes."""
     concurrency: Positive = 64
     """Episodes in flight per actor."""
     max_num_seqs: Positive = 128
@@ -283,15 +286,16 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     kv_cache_gib: PositiveFloat = 0.5
     """KV-cache size on CPU, GiB."""
     gpu_memory: Fraction = 0.6
-    """Share of GPU memory vLLM may take."""
+    """Share of each GPU's memory that an engine takes."""
     prefix_caching: bool = True
     """Reuse the prefix that an episode's prompts share."""
     deterministic: bool = True
-    """The engine rests while episodes wait for retrieval, so that the same seed gives the same numbers."""
+    """The same seed gives the same numbers: the engine rests while episodes wait for retrieval, and each answer has a
+    random generator of its own. False: full speed, where a GPU's next step is scheduled while the last one runs."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; right for tiny models."""
     threads: Natural = 1
-    """CPU threads of each actor; 0: the cores divided by the actors. Threads wait for each other busily: more
+    """CPU threads of each rank of each actor; 0: the cores divided by them. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
     weights_dir: Annotated[str, NOTHING] = ""
     """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
@@ -300,6 +304,22 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3
     """Failures of one actor, over the whole job, before the job gives up."""
+
+    @model_validator(mode="after")
+    def _uses_what_it_reserves(self) -> Self:
+        gpus, ranks = self.gpus_per_worker, self.tensor_parallel
+        if gpus not in (0, ranks) and not (ranks == 1 and gpus < 1):
+            other = f"tensor_parallel={gpus:g}" if gpus > 1 and gpus.is_integer() else "tensor_parallel=1"
+            raise ValueError(
+                f"gpus_per_worker={gpus:g} with tensor_parallel={ranks}: each rank uses a card of its own, and an "
+                f"engine no more cards than that; set gpus_per_worker={ranks}, or {other}"
+            )
+        if 0 < gpus < self.gpu_memory:
+            raise ValueError(
+                f"gpu_memory={self.gpu_memory:g} exceeds gpus_per_worker={gpus:g}, an actor's share of its card; set "
+                f"gpu_memory to {gpus:g} or less"
+            )
+        return self
 
 
 class TrainConfig(Section, affects=(TRAINING,)):

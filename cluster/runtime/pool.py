@@ -80,7 +80,7 @@ class RolloutPool:
         settings = config.rollout
         self._settings, self._deterministic = settings, config.deterministic
         actor = ray.remote(RolloutWorker).options(
-            num_cpus=1,
+            num_cpus=settings.tensor_parallel,
             num_gpus=settings.gpus_per_worker,
             max_restarts=settings.max_restarts,
             max_concurrency=10_000,

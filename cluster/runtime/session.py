@@ -20,10 +20,9 @@ def logical_cpus(config: Config) -> int:
     Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places
     them where there is room.
     """
-    retrieval = config.retrieval.shards + 1
-    return (
-        config.rollout.workers + config.learner.workers + retrieval * config.retrieval.threads + config.sft.workers + 1
-    )
+    retrieval = (config.retrieval.shards + 1) * config.retrieval.threads
+    engines = config.rollout.workers * config.rollout.tensor_parallel
+    return engines + config.learner.workers + retrieval + config.sft.workers + 1
 
 
 @contextmanager

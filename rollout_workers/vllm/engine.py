@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora, linear_modules, read_adapters
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import Base, check_manifest
+from affect_rl.policy.tensor_parallel import check_divides
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.lora import group_adapters, slot_rank
@@ -109,9 +111,14 @@ class RolloutEngine:
     ) -> None:
         check_manifest(policy_dir)
         register()
-        use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
+        ranks = config.workers * config.tensor_parallel
+        use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // ranks))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)
+        try:
+            check_divides(config.tensor_parallel, self.policy_config.text_config.to_dict(), str(policy_dir))
+        except ValueError as error:
+            raise AffectError(str(error)) from None
         if not config.gpus_per_worker:
             _check_cpu_limits(self.policy_config, config)
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
@@ -141,7 +148,7 @@ class RolloutEngine:
             prompt: what to answer.
             max_tokens: longest answer.
             temperature: of sampling.
-            seed: of sampling.
+            seed: of sampling, with ``deterministic``; without, all draw from the engine's own generator.
             adapter: whose policy answers; None: their base. A plain policy has none and is itself under any name.
 
         Raises:
@@ -154,7 +161,8 @@ class RolloutEngine:
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
-            seed=seed,
+            # A generator of its own costs a request a turn of a loop in Python at each step.
+            seed=seed if self.config.deterministic else None,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -352,6 +360,9 @@ def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[s
         # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
         "enable_chunked_prefill": None if on_gpu else False,
         "use_tqdm_on_load": False,
+        "tensor_parallel_size": config.tensor_parallel,
+        # Inside a placement group vLLM would make each rank an actor of its own, with resources of its own.
+        "distributed_executor_backend": "mp" if config.tensor_parallel > 1 else "uni",
     }
 
 
@@ -387,12 +398,14 @@ def _engine_args(
         **engine_sizes(config, context, on_gpu=config.gpus_per_worker > 0),
         **slots,
         model=base.path if base else str(policy_dir),
-        seed=seed,
+        # Engines of one pool must not draw the same numbers; with ``deterministic`` each request brings its seed.
+        seed=seed if config.deterministic else secrets.randbits(31),
         # vLLM's "auto" would serve float32 weights in half precision.
         dtype=str(policy_config.dtype).removeprefix("torch."),
         # Behaviour log-probs are those of the distribution sampled from, temperature included.
         logprobs_mode="processed_logprobs",
-        async_scheduling=False,
+        # The next step is scheduled while the last one runs, on GPUs; on CPU vLLM does not.
+        async_scheduling=not config.deterministic,
         mm_processor_cache_gb=0,
         weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
         disable_log_stats=True,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -66,15 +64,3 @@ def group_adapters(model: Any) -> None:
     for layer in manager.modules.values():
         layer.set_mapping(kernel)
     manager._last_mapping = None
-
-
-def lora_tensors(model: Any) -> Iterator[Tensor]:
-    """What a model computes with on behalf of its adapters: A and s B of each, padded with zeros."""
-    manager = getattr(model, "lora_manager", None)
-    if manager is None:
-        return
-    slots = [slot for slot, adapter in enumerate(manager.lora_index_to_id) if adapter is not None]
-    for layer in manager.modules.values():
-        assert isinstance(layer, BaseLinearLayerWithLoRA)
-        for stacked in (*layer.lora_a_stacked, *layer.lora_b_stacked):
-            yield stacked[slots]

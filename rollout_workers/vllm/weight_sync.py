@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -29,8 +29,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import ADAPTERS, read_adapters
 from affect_rl.policy.directory import MANIFEST, WEIGHTS, Base
-from affect_rl.policy.weights import VALUE_HEAD, WeightsHandle, multiset_checksum
-from rollout_workers.vllm.lora import lora_tensors
+from affect_rl.policy.weights import VALUE_HEAD, WeightsHandle
+from rollout_workers.vllm.checksum import joined, part_sums
 from rollout_workers.vllm.model import AffectForCausalLM
 
 SHARED_MEMORY = "shared_memory"
@@ -164,9 +164,12 @@ class WeightSync:
         self._engine.reset_encoder_cache()
 
     def checksum(self) -> int:
-        """`multiset_checksum` of all that the engine computes with; equals that of the handle it came from."""
-        (checksum,) = self._engine.apply_model(_model_checksum)
-        return checksum
+        """`multiset_checksum` of all that the engine computes with; equals that of the handle it came from.
+
+        Raises:
+            RanksDisagreeError: the ranks of the engine hold other copies of the same tensors.
+        """
+        return joined(self._engine.apply_model(part_sums))
 
     def _check(self, path: Path, *, whole: bool) -> None:
         """A bad file has to be found before layers are taken apart for reloading."""
@@ -193,43 +196,12 @@ class WeightSync:
         return names
 
 
-def _model_checksum(model: AffectForCausalLM) -> int:
-    dtype = next(model.fusion.parameters()).dtype
-    tensors = (*_parameters(model), *model.fusion.buffers(), *lora_tensors(model))
-    return multiset_checksum(tensor.to(dtype) for tensor in tensors)
-
-
 @torch.no_grad()
 def _copy_fusion(model: AffectForCausalLM, path: Path) -> None:
     own = model.fusion.state_dict(keep_vars=True)
     for name, tensor in _tensors(path):
         if name.startswith(_FUSION):
             own[name.removeprefix(_FUSION)].copy_(tensor)
-
-
-def _parameters(model: nn.Module) -> Iterator[Tensor]:
-    """Each parameter once, as the engine computes with it.
-
-    On CPU vLLM packs the weights of linear layers into its kernels and drops the originals; those are
-    read through the kernel. A tied head whose packed copy is not what the embeddings are comes twice,
-    so that the checksum shows it.
-    """
-    seen: set[int] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = name == "weight" and hasattr(module, "cpu_linear")
-            tensor = _unpacked(module, parameter) if packed else parameter
-            if id(parameter) in seen and torch.equal(tensor, parameter):
-                continue
-            seen.add(id(parameter))
-            yield tensor
-
-
-@torch.no_grad()
-def _unpacked(module: Any, weight: Tensor) -> Tensor:
-    """The weight ``[out, in]`` inside a CPU kernel: what it makes of the identity (exact, as 0 x w + 1 x w is)."""
-    width = weight.shape[1] if weight.numel() else module.input_size_per_partition
-    return module.cpu_linear(torch.eye(width, dtype=weight.dtype), weight, None).T
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -32,12 +32,14 @@ SLOTS = (
 )
 
 
-def make_policy(*, tied: bool = True, slots: tuple[SlotConfig, ...] = (), noise: float = 0.1) -> AffectPolicy:
+def make_policy(
+    *, tied: bool = True, key_value_heads: int = 2, slots: tuple[SlotConfig, ...] = (), noise: float = 0.1
+) -> AffectPolicy:
     """With `noise` all parameters are random, those that start at zero as well, so that each shows in the output."""
     tokenizer = train_tokenizer(["so glad to see you again, my friend", "what a terrible, sad day it was"] * 20, 400)
     model = tiny_language_model(tokenizer, layers=2, dim=64, heads=2, context=CONTEXT, seed=0)
-    if not tied:
-        model.config.tie_word_embeddings = False
+    if not tied or key_value_heads != 2:
+        model.config.tie_word_embeddings, model.config.num_key_value_heads = tied, key_value_heads
         model = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
     policy = AffectPolicy.create(
         model,

@@ -86,6 +86,17 @@ def test_same_seed_same_numbers(
     assert asyncio.run(play(0)) == asyncio.run(play(1)) == asyncio.run(play(2))
 
 
+def test_free_answers_are_new_each_time(
+    policy_dir: Path, policy: AffectPolicy, start: Callable[..., RolloutEngine]
+) -> None:
+    """Seeds of requests count with ``deterministic`` only."""
+    engine = start(policy_dir, deterministic=False)
+    prompts = make_prompts(policy, 8)
+    first, second = (asyncio.run(answer_all(engine, prompts)) for _ in range(2))
+    assert first != second
+    assert max(gap.max() for gap in logprob_gaps(policy, prompts * 2, first + second)) < 1e-4
+
+
 def test_what_vllm_cannot_run_on_cpu_is_refused(policy: AffectPolicy, policy_dir: Path, tmp_path: Path) -> None:
     model = tiny_language_model(policy.tokenizer, layers=1, dim=64, heads=4, context=CONTEXT, seed=0)
     narrow = AffectPolicy.create(

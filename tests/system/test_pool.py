@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -79,3 +80,14 @@ def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: 
     pool._fault(0, TimeoutError("made up"))
     with pytest.raises(RolloutError, match=r"actor 0 has other weights than the learner at version 2: checksum 0x"):
         poll_until(pool, pool._manager.healthy_actor_ids)
+
+
+def test_the_ranks_of_an_engine_end_with_their_actor(config: Config, policy_dir: Path, tmp_path: Path) -> None:
+    rollout = config.rollout.model_copy(update={"tensor_parallel": 2})
+    with closing(RolloutPool(config.model_copy(update={"rollout": rollout}), policy_dir, None)) as pool:
+        pool.sync(AffectPolicy.load(policy_dir).publish(1, tmp_path), verify=True)
+        actor = psutil.Process(ray.get(pool._actors[0].apply.remote(lambda _: os.getpid()), timeout=60))
+        ranks = [child for child in actor.children(recursive=True) if "VLLM" in child.name()]
+        assert len(ranks) == 2
+    _, alive = psutil.wait_procs(ranks, timeout=240)  # closing kills the actor, which then cannot end them itself
+    assert not alive

@@ -43,6 +43,19 @@ WRONG = [
     ("episode.dropout=1.5", "episode.dropout: Input should be less than or equal to 1"),
     ("episode.groups=[]", "groups is empty; name at least one of supportive, confusing, countering"),
     ("episode.absent=[face]", "episode.absent.0: Input should be 'text', 'audio' or 'video'"),
+    (
+        "rollout.gpus_per_worker=2",
+        "rollout: gpus_per_worker=2 with tensor_parallel=1: each rank uses a card of its own, and an engine no more cards "
+        "than that; set gpus_per_worker=1, or tensor_parallel=2",
+    ),
+    ("rollout.gpus_per_worker=1.5", "set gpus_per_worker=1, or tensor_parallel=1"),
+    ("rollout.gpus_per_worker=1; rollout.tensor_parallel=2", "set gpus_per_worker=2, or tensor_parallel=1"),
+    ("rollout.gpus_per_worker=0.5; rollout.tensor_parallel=2", "set gpus_per_worker=2, or tensor_parallel=1"),
+    ("rollout.gpus_per_worker=0.5", "gpu_memory=0.6 exceeds gpus_per_worker=0.5, an actor's share of its card; set"),
+    (
+        "rollout.tensor_parallel=3",
+        "rollout.tensor_parallel=3 does not divide the 4 attention heads of model.base=tiny; choose a divisor",
+    ),
     ("train.copies=3", "train.samples_per_step=64 is not a multiple of train.copies=3"),
     ("train", "override `train` is not key=value"),
     ("train.steps=[1", "override `train.steps=[1`: value is not YAML"),
@@ -90,6 +103,10 @@ WRONG_TEAMS = [
     (
         "team.filter.policy=start; team.filter.trains=false; rollout.gpus_per_worker=1",
         "each takes rollout.gpu_memory=0.6 of the same GPU; set rollout.gpu_memory to 0.5 or less",
+    ),
+    (
+        "team.filter.policy=start; team.filter.trains=false; rollout.gpus_per_worker=0.5; rollout.gpu_memory=0.4",
+        "each takes rollout.gpu_memory=0.4 of the same GPU; set rollout.gpu_memory to 0.25 or less",
     ),
 ]
 WRONG_ALGORITHMS = [
