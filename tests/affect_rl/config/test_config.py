@@ -45,8 +45,8 @@ WRONG = [
     ("episode.absent=[face]", "episode.absent.0: Input should be 'text', 'audio' or 'video'"),
     (
         "rollout.gpus_per_worker=2",
-        "rollout: gpus_per_worker=2 with tensor_parallel=1: each rank uses a card of its own, and an engine no more cards "
-        "than that; set gpus_per_worker=1, or tensor_parallel=2",
+        "rollout: gpus_per_worker=2 with tensor_parallel=1: each rank uses a card of its own, and an engine no more "
+        "cards than that; set gpus_per_worker=1, or tensor_parallel=2",
     ),
     ("rollout.gpus_per_worker=1.5", "set gpus_per_worker=1, or tensor_parallel=1"),
     ("rollout.gpus_per_worker=1; rollout.tensor_parallel=2", "set gpus_per_worker=2, or tensor_parallel=1"),
