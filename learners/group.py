@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from affect_rl.config.actors import learners
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
@@ -44,7 +45,7 @@ class LearnerGroup:
             )
         nodes = sum(node["Alive"] for node in ray.nodes())
         self._weights_dir = new_weights_dir(weights_parent(config.rollout.weights_dir, config.run_dir, nodes))
-        actor = ray.remote(LearnerWorker).options(num_cpus=1, num_gpus=settings.gpus_per_worker)
+        actor = ray.remote(LearnerWorker).options(**learners(settings).options)
         self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
         try:
             self._start()

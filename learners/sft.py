@@ -34,6 +34,7 @@ from affect_rl.algorithms.batching import (
     turns_to_sequences,
 )
 from affect_rl.algorithms.step import flatten
+from affect_rl.config.actors import sft_workers
 from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
@@ -196,7 +197,7 @@ def run_sft(
             scaling_config=train.ScalingConfig(
                 num_workers=settings.workers,
                 use_gpu=gpu,
-                resources_per_worker={"CPU": 1} | ({"GPU": settings.gpus_per_worker} if gpu else {}),
+                resources_per_worker=sft_workers(settings).resources,
             ),
             run_config=train.RunConfig(name="sft", storage_path=storage),
         )  # fmt: skip

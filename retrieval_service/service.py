@@ -8,6 +8,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from affect_rl.config import actors
 from affect_rl.config.sections import RetrievalConfig
 from affect_rl.errors import AffectError
 from retrieval_service.client import RetrievalClient, frontend_name, shard_name
@@ -36,13 +37,16 @@ def launch_retrieval(index_dir: Path | str, config: RetrievalConfig, *, name: st
     """
     path = str(IndexDirectory.open(Path(index_dir).resolve(), config).path)
     name = name or f"retrieval-{uuid.uuid4().hex[:8]}"
-    options = {"num_cpus": config.threads, "max_restarts": -1}
     shard, frontend = ray.remote(IndexShard), ray.remote(RetrievalFrontend)
-    shards = [shard.options(**options, name=shard_name(name, i)).remote(path, config, i) for i in range(config.shards)]
+    own = actors.shards(config).options
+    shards = [
+        shard.options(**own, max_restarts=-1, name=shard_name(name, i)).remote(path, config, i)
+        for i in range(config.shards)
+    ]
     handle = frontend.options(
-        **options,
+        **actors.frontend(config).options,
         name=frontend_name(name),
-        num_gpus=config.encoder_gpus,
+        max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=_EPISODES_IN_FLIGHT,
     ).remote(path, config, name)

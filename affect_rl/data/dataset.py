@@ -95,7 +95,7 @@ class Dataset:
                 twice, or a clip or dialogue lies in two of train, dev and test.
         """
         directory = Path(directory)
-        manifest = _read_manifest(directory)
+        manifest = read_manifest(directory)
         for split, expected in manifest.splits.items():
             _check_file(directory / f"{split}.parquet", expected)
         known = {MEDIA, *(f"{split}.parquet" for split in manifest.splits)}
@@ -274,7 +274,12 @@ def _write(partial: Path, tables: Mapping[Split, pa.Table], common: Profile, nam
     )
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
+    """What a dataset says of itself, without a look at its files.
+
+    Raises:
+        AffectError: the directory holds no dataset, or one of another format.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise AffectError(f"{directory}: no {MANIFEST}, so this is not a dataset; make one with `affect-rl data`")

@@ -49,8 +49,16 @@ def tiny_language_model(
     tokenizer: PreTrainedTokenizerBase, *, layers: int, dim: int, heads: int, context: int, seed: int
 ) -> nn.Module:
     """A randomly initialised Qwen2 of `layers` blocks, `dim` wide, with tied embeddings."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    config = tiny_config(len(tokenizer), layers=layers, dim=dim, heads=heads, context=context)
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def tiny_config(vocabulary: int, *, layers: int, dim: int, heads: int, context: int) -> Qwen2Config:
+    """Configuration of `tiny_language_model`, but for its special tokens."""
+    return Qwen2Config(
+        vocab_size=vocabulary,
         hidden_size=dim,
         intermediate_size=3 * dim,
         num_hidden_layers=layers,
@@ -61,11 +69,7 @@ def tiny_language_model(
         # transformers' 0.02 fits widths around 2,000; at 128 attention starts uniform and copying is learned late.
         initializer_range=dim**-0.5,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def pretrained_language_model(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -13,6 +13,7 @@ from cluster.cli.backbone import backbone_app
 from cluster.cli.data import data_app
 from cluster.cli.experiment import experiment
 from cluster.cli.metrics import metrics
+from cluster.cli.plan import plan
 from cluster.cli.report import report
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.command()(experiment)
 app.command()(metrics)
+app.command()(plan)
 app.command()(report)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
@@ -45,7 +47,7 @@ def sft(
     """Warm start: train a policy on demonstrations, as a Ray Train job."""
     from cluster.runtime.run import open_run, run_warm_start
 
-    with open_run(_config(config_file, overrides)) as run:
+    with open_run(_config(config_file, overrides), "sft") as run:
         typer.echo(run_warm_start(run, resume=resume))
 
 
@@ -58,7 +60,7 @@ def train(
     """Train the run's SFT policy."""
     from cluster.runtime.run import open_run, run_training
 
-    with open_run(_config(config_file, overrides)) as run:
+    with open_run(_config(config_file, overrides), "train") as run:
         state = run_training(run, resume=resume)
         done = f"{state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}"
         typer.echo(f"{run.directory.path}: {done}")
@@ -74,7 +76,7 @@ def evaluate(
     """Score policies; by default the run's SFT policy against the trained one."""
     from cluster.runtime.run import open_run, run_evaluation
 
-    with open_run(_config(config_file, overrides)) as run:
+    with open_run(_config(config_file, overrides), "eval") as run:
         policies = run.policies
         if policy:
             policies = {str(path): path for path in policy}
@@ -96,7 +98,7 @@ def quickstart(
     config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
-    with open_run(config) as run:
+    with open_run(config, "sft", "train", "eval") as run:
         run_warm_start(run)
         run_training(run)
         evaluation = run_evaluation(run, run.policies, run.directory.evaluation)

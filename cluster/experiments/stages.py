@@ -100,7 +100,7 @@ def run_arm(
     _once(
         directory,
         directory,
-        lambda: _evaluate(make_run(config, dataset, services), policy, samples, directory, shown),
+        lambda: _evaluate(make_run(config, dataset, services, "eval"), policy, samples, directory, shown),
     )
     return Evaluated(directory, training)
 
@@ -145,7 +145,7 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
 
     def make() -> None:
         shutil.rmtree(run.path, ignore_errors=True)  # cut off, maybe under settings that do not matter here
-        run_warm_start(make_run(config, dataset, services))
+        run_warm_start(make_run(config, dataset, services, "sft"))
 
     _once(run.path, run.sft, make)
     return run.sft
@@ -154,7 +154,9 @@ def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
 def _bridged(config: Config, reader: Path, steps: int, dataset: Dataset, services: Services) -> Path:
     stage = Path(config.runs_dir) / bridge_key(config, reader, steps)
     policy = stage / "sft"
-    _once(stage, policy, lambda: bridge_warm_start(make_run(config, dataset, services), reader, policy, steps))
+    _once(
+        stage, policy, lambda: bridge_warm_start(make_run(config, dataset, services, "bridge"), reader, policy, steps)
+    )
     return policy
 
 
@@ -164,7 +166,7 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
     run = RunDirectory(config.run_dir)
 
     def make() -> None:
-        run_training(make_run(config, dataset, services), resume=(run.path / "metrics.jsonl").exists())
+        run_training(make_run(config, dataset, services, "train"), resume=(run.path / "metrics.jsonl").exists())
 
     _once(run.path, run.policy, make)
     if not run.policy.exists():

@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
+from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.weights import WeightsHandle
@@ -80,8 +81,7 @@ class RolloutPool:
         settings = config.rollout
         self._settings, self._deterministic = settings, config.deterministic
         actor = ray.remote(RolloutWorker).options(
-            num_cpus=settings.tensor_parallel,
-            num_gpus=settings.gpus_per_worker,
+            **engines(settings).options,
             max_restarts=settings.max_restarts,
             max_concurrency=10_000,
         )

@@ -9,16 +9,18 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from affect_rl.config.actors import Stage
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest
 from affect_rl.scoring.scoring import wheels_of
 from cluster.evaluate import Evaluation, evaluate_policies, scoring_for
+from cluster.runtime.capacity import check_resources, connected_cluster, this_machine
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.services import Services
-from cluster.runtime.session import ray_session
+from cluster.runtime.session import joins_cluster, ray_session
 from cluster.runtime.tracking import Tracker, progress
 from cluster.train import train
 from cluster.warm_start import warm_start
@@ -57,20 +59,31 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[Run]:
+def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
     """Load the dataset, meet Ray and start the evidence service; all actors end with the block.
 
+    Args:
+        config: of the run.
+        stages: what is to be done; nothing is started unless there is room for their actors.
+
     Raises:
-        AffectError: the wheels that the settings name, or the dataset, cannot be read.
+        AffectError: there are too few CPUs or GPUs, or the wheels that the settings name, or the dataset, cannot be
+            read.
     """
+    if not joins_cluster(config):
+        check_resources(config, stages, this_machine(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
     dataset = Dataset.load(config.data.dir)
     with ray_session(config), closing(Services()) as services:
-        yield make_run(config, dataset, services)
+        yield make_run(config, dataset, services, *stages)
 
 
-def make_run(config: Config, dataset: Dataset, services: Services) -> Run:
-    """A run of a process that meets Ray already."""
+def make_run(config: Config, dataset: Dataset, services: Services, *stages: Stage) -> Run:
+    """A run of a process that meets Ray already, see `open_run`."""
+    if stages:
+        cluster = connected_cluster()
+        for stage in stages:
+            check_resources(config, [stage], cluster, services.engines if stage == "sft" else [])
     return Run(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from affect_rl.config.actors import Actors, engines
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
@@ -18,7 +19,11 @@ from retrieval_service.service import launch_retrieval
 
 
 class Services:
-    """At most one evidence service and one pool of engines; `close` ends both."""
+    """At most one evidence service and one pool of engines; `close` ends both.
+
+    Attributes:
+        engines: those that are there; they stay while a stage without engines runs.
+    """
 
     def __init__(self) -> None:
         self._retrieval: RetrievalClient | None = None
@@ -26,6 +31,7 @@ class Services:
         self._pool: RolloutPool | None = None
         self._pool_settings: object = None
         self._pool_retrieval: RetrievalClient | None = None
+        self.engines: list[Actors] = []
 
     def retrieval(self, config: Config, dataset: Dataset) -> RetrievalClient | None:
         """The evidence service for a job; None if its episodes have none."""
@@ -50,6 +56,7 @@ class Services:
             self._close_pool()
             self._pool = RolloutPool(config, policy, retrieval)
             self._pool_settings, self._pool_retrieval = settings, retrieval
+            self.engines = [engines(config.rollout)]
         return self._pool
 
     def close(self) -> None:
@@ -62,4 +69,4 @@ class Services:
     def _close_pool(self) -> None:
         if self._pool is not None:
             self._pool.close()
-        self._pool = None
+        self._pool, self.engines = None, []

@@ -9,20 +9,10 @@ from contextlib import contextmanager
 
 import ray
 
+from affect_rl.config.actors import logical_cpus
 from affect_rl.config.load import Config
 
 _STATE_API = "RAY_API_SERVER_ADDRESS"
-
-
-def logical_cpus(config: Config) -> int:
-    """Logical CPUs that a job's actors ask for: engines, learners, shards, the retrieval frontend and SFT workers.
-
-    Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places
-    them where there is room.
-    """
-    retrieval = (config.retrieval.shards + 1) * config.retrieval.threads
-    engines = config.rollout.workers * config.rollout.tensor_parallel
-    return engines + config.learner.workers + retrieval + config.sft.workers + 1
 
 
 @contextmanager
@@ -43,6 +33,16 @@ def deaf_to_other_rays() -> Iterator[None]:
             os.environ[_STATE_API] = before
 
 
+def cluster_address(config: Config) -> str:
+    """The cluster that a job joins; empty: none, so it starts a Ray of its own."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def joins_cluster(config: Config) -> bool:
+    """Whether a job runs on a Ray that is there already."""
+    return ray.is_initialized() or bool(cluster_address(config))
+
+
 @contextmanager
 def ray_session(config: Config) -> Iterator[None]:
     """Connect to Ray for the duration of a job.
@@ -55,8 +55,7 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
-    if address:
+    if address := cluster_address(config):
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     else:
         with deaf_to_other_rays():

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from affect_rl.config.actors import logical_cpus
 from affect_rl.config.load import Config, load_config
-from cluster.runtime.session import logical_cpus
 
 Json = dict[str, Any]
 

@@ -1,0 +1,94 @@
+"""What each actor of a job asks Ray for, and which actors live at the same time.
+
+The one place that knows: whoever starts an actor takes its options from here, and so does ``affect-rl plan``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from affect_rl.config.load import Config
+from affect_rl.config.sections import LearnerConfig, RetrievalConfig, RolloutConfig, SftConfig
+
+Stage = Literal["sft", "bridge", "train", "eval"]
+"""A part of a job whose actors live at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """Actors of one kind.
+
+    Attributes:
+        role: what they are called in tables and messages.
+        count: how many.
+        cpus: logical CPUs of each.
+        gpus: GPUs of each, all on one node.
+        settings: what changes their number or size.
+    """
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+    settings: str
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Arguments of Ray's ``.options(...)``."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """The same by the names of Ray's resources; without GPUs if there are none."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def engines(rollout: RolloutConfig) -> Actors:
+    """The rollout actors; all ranks of an engine lie in its actor."""
+    return Actors(
+        "engine",
+        rollout.workers,
+        rollout.tensor_parallel,
+        rollout.gpus_per_worker,
+        "rollout.workers, rollout.tensor_parallel, rollout.gpus_per_worker",
+    )
+
+
+def learners(learner: LearnerConfig) -> Actors:
+    """The ranks of the learner."""
+    return Actors("learner", learner.workers, 1, learner.gpus_per_worker, "learner.workers, learner.gpus_per_worker")
+
+
+def sft_workers(sft: SftConfig) -> Actors:
+    """The workers of the warm start's Ray Train job."""
+    return Actors("sft worker", sft.workers, 1, sft.gpus_per_worker, "sft.workers, sft.gpus_per_worker")
+
+
+def shards(retrieval: RetrievalConfig) -> Actors:
+    """The shards of the evidence index."""
+    return Actors("shard", retrieval.shards, retrieval.threads, 0, "retrieval.shards, retrieval.threads")
+
+
+def frontend(retrieval: RetrievalConfig) -> Actors:
+    """The actor that encodes queries and asks the shards."""
+    return Actors("frontend", 1, retrieval.threads, retrieval.encoder_gpus, "retrieval.threads, retrieval.encoder_gpus")
+
+
+def actors_of(config: Config, stage: Stage) -> list[Actors]:
+    """The actors of a job that live in `stage`; those that ask for most first."""
+    play, learn, warm = engines(config.rollout), learners(config.learner), sft_workers(config.sft)
+    own = {"sft": [warm], "bridge": [play, warm], "train": [play, learn], "eval": [play]}[stage]
+    evidence = [frontend(config.retrieval), shards(config.retrieval)] if config.team.retrieval else []
+    return sorted([*own, *evidence], key=lambda actors: (-actors.gpus, -actors.cpus))
+
+
+def logical_cpus(config: Config) -> int:
+    """Logical CPUs that a local Ray needs to run all actors of a job at once.
+
+    Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places them where there
+    is room.
+    """
+    retrieval = [frontend(config.retrieval), shards(config.retrieval)]
+    every = [engines(config.rollout), learners(config.learner), sft_workers(config.sft), *retrieval]
+    return 1 + sum(actors.count * int(actors.cpus) for actors in every)

@@ -1,0 +1,98 @@
+"""What a cluster has against what a job asks for."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from affect_rl.config.actors import actors_of, engines
+from affect_rl.config.load import Config, load_config
+from affect_rl.errors import AffectError
+from cluster.runtime.capacity import Capacity, Node, check_resources, shortages
+from cluster.runtime.run import open_run
+
+GPU = "configs/gpu.yaml"
+
+
+def cluster(*nodes: tuple[float, float], largest: Node | None = None) -> Capacity:
+    return Capacity("the cluster", tuple(Node(cpus, gpus) for cpus, gpus in nodes), largest)
+
+
+def job(*overrides: str) -> Config:
+    return load_config(GPU, overrides)
+
+
+def test_says_need_against_have() -> None:
+    (line,) = shortages(job(), "train", cluster((32, 2), (32, 2)))
+    assert line.startswith("train needs 6 GPUs (2 x 1 for each engine, 4 x 1 for each learner), the cluster has 4 on 2")
+    assert "lower rollout.workers" in line and "learner.workers" in line
+
+
+def test_says_all_that_is_missing() -> None:
+    found = [*shortages(job(), "train", cluster((8, 2)))]
+    assert [line.split(" (")[0] for line in found] == ["train needs 6 GPUs", "train needs 26 CPUs"]
+
+
+def test_a_job_that_fits_lacks_nothing() -> None:
+    for nodes in (((26, 6),), ((14, 4), (14, 2)), ((8, 1),) * 6):
+        assert not [*shortages(job(), "train", cluster(*nodes))]
+
+
+def test_gpus_on_several_nodes_do_not_make_one_actor() -> None:
+    config = job(
+        "rollout.gpus_per_worker=2", "rollout.tensor_parallel=2", "rollout.workers=3", "learner.gpus_per_worker=0"
+    )
+    (line,) = shortages(config, "train", cluster((32, 3), (32, 3)))
+    assert line.startswith("train: each engine needs 2 CPUs and 2 GPUs on one node")
+    assert "the nodes have 32 CPUs and 3 GPUs, 32 CPUs and 3 GPUs" in line
+    assert not [*shortages(config, "train", cluster((32, 4), (32, 2)))]
+
+
+def test_a_fraction_lies_on_one_card() -> None:
+    config = job("rollout.gpus_per_worker=0.6", "rollout.workers=3")
+    assert [*shortages(config, "eval", cluster((32, 2)))]
+    assert not [*shortages(config, "eval", cluster((32, 3)))]
+    assert not [
+        *shortages(
+            job("rollout.gpus_per_worker=0.5", "rollout.gpu_memory=0.5", "rollout.workers=4"), "eval", cluster((32, 2))
+        )
+    ]
+
+
+def test_an_autoscaler_may_bring_what_is_missing() -> None:
+    assert not [*shortages(job(), "train", cluster((4, 0), largest=Node(64, 8)))]
+    (line,) = shortages(job(), "train", cluster((4, 0), largest=Node(64, 4)))
+    assert "the cluster has 4 with all that its autoscaler may add" in line
+
+
+def test_engines_that_stay_take_their_place() -> None:
+    config = job()
+    assert not [*shortages(config, "sft", cluster((64, 4)))]
+    assert [*shortages(config, "sft", cluster((64, 4)), beside=[engines(config.rollout)])]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)), min_size=1, max_size=4))
+def test_more_nodes_never_take_room_away(nodes: list[tuple[int, int]]) -> None:
+    config = job()
+    if not [*shortages(config, "train", cluster(*nodes))]:
+        need = actors_of(config, "train")
+        assert sum(n[1] for n in nodes) >= sum(a.count * a.gpus for a in need)
+        assert not [*shortages(config, "train", cluster(*nodes, (1, 1)))]
+
+
+def test_check_resources_names_every_stage() -> None:
+    with pytest.raises(AffectError, match=r"(?s)sft needs 4 GPUs.*train needs 6 GPUs"):
+        check_resources(job(), ["sft", "train"], cluster((64, 0)))
+
+
+def test_a_run_that_cannot_be_is_not_begun() -> None:
+    config = load_config("configs/quickstart.yaml", ["rollout.gpus_per_worker=1", "rollout.workers=999"])
+    began = time.monotonic()
+    with pytest.raises(AffectError, match=r"train needs 999 GPUs .* this machine has \d+"), open_run(config, "train"):
+        pass
+    assert time.monotonic() - began < 10
+    assert not ray.is_initialized()
