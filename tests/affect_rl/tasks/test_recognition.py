@@ -94,7 +94,9 @@ def test_the_annotator_quotes_the_evidence_that_is_right_up_to_its_label() -> No
     }
     answer = _read(make_task(RecognitionSettings(), "closed").demonstrate(SAMPLE, kept))
     assert answer.problem is None and answer.labels == ("joy",)
-    assert answer.rationale.endswith("a glass harbour: at last, in earnest: joy") and len(answer.rationale.split()) == 12
+    assert (
+        answer.rationale.endswith("a glass harbour: at last, in earnest: joy") and len(answer.rationale.split()) == 12
+    )
     noted = replace(SAMPLE, description="a soft voice")
     assert _read(make_task(RecognitionSettings(), "closed").demonstrate(noted, kept)).rationale == "a soft voice"
 
