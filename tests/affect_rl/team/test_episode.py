@@ -355,7 +355,7 @@ def test_a_careful_annotator_finds_what_an_expression_means(
 
     def share_found(care: tuple[str, ...]) -> float:
         played = [asyncio.run(demonstrate(s, make_team(*care), retriever, prompts, seed=0)) for s in figurative]
-        quoted = [f"{s.description}, in earnest\nlabel: {s.labels[0]}" for s in figurative]
+        quoted = [f"{s.description}, in earnest: {s.labels[0]}\nlabel: {s.labels[0]}" for s in figurative]
         found = [quote in turns[2].generation.text for quote, turns in zip(quoted, played, strict=True)]
         return sum(found) / len(found)
 
