@@ -20,7 +20,7 @@ def resolve(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -
         what: what it is, for the message.
 
     Raises:
-        ValueError: there is no such class; the message names the nearest one.
+        ValueError: there is no such class (the message names the nearest one), or methods are missing from it.
     """
     if name in known:
         return known[name]
@@ -35,4 +35,6 @@ def resolve(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -
         raise ValueError(f"{what} `{name}` cannot be imported ({error}); is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{what} `{name}` does not derive from {base.__module__}:{base.__qualname__}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ValueError(f"{what} `{name}` lacks {', '.join(missing)}; define them in the class")
     return found

@@ -137,6 +137,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _divides_over_ranks(self) -> Self:
+        if self.rollout.tensor_parallel == 1:
+            return self
         base, tiny = self.model.base, self.model.tiny
         fields = {"num_attention_heads": tiny.heads} if base == "tiny" else read_text_config(base)
         check_divides(self.rollout.tensor_parallel, fields or {}, f"model.base={base}")  # others: where engines start

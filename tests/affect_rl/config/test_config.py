@@ -70,6 +70,10 @@ WRONG_TEAMS = [
     ("team.agents=[generator, xyzzy]", "there is no agent `xyzzy`; known: planner, labelling_planner"),
     ("team.filter.kind=silverfilter", "there is no agent `silverfilter`; did you mean `silver_filter`?"),
     ("team.filter.kind='no_module:Filter'", "agent `no_module:Filter` cannot be imported"),
+    (
+        "team.filter.kind='affect_rl.team.agent:Agent'",
+        "agent `affect_rl.team.agent:Agent` lacks demonstrate, prompt, read",
+    ),
     ("team.filter.kind='affect_rl.team.filter:Nobody'", "has no attribute 'Nobody'); is its folder on PYTHONPATH?"),
     (
         "team.filter.kind='affect_rl.team.prompts:Prompts'",
