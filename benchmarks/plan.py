@@ -1,6 +1,6 @@
 """Does ``affect-rl plan`` foresee the memory that a learner's processes take?
 
-Prints one JSON line. Each rank is a process of its own that loads a policy and makes one update on the CPU, at three
+Prints one JSON line. Each rank is a process of its own that loads a policy and makes two updates on the CPU, at three
 sizes and in four ways. Measured is what its peak grew by after everything was imported; planned is the peak of
 `cluster.plan.rank_memory`. Both are in GiB; ``ratio`` is planned over measured.
 
@@ -88,17 +88,18 @@ def make_work(config: Config, way: dict[str, Any], directory: Path) -> tuple[Any
 
 
 def grown(config: Config, directory: Path, rank: int, port: int, step: Any, share: Any) -> int:
-    """Bytes by which the peak of this process grows while it is a rank that loads the policy and makes an update."""
+    """Bytes by which the peak of this process grows while it is a rank that loads the policy and makes updates."""
     import deepspeed  # noqa: F401  (before anything is measured)
 
     # Models that fill a card have no small tensors; here, they would leave holes in the heap.
-    engine.LARGE_BLOCK = 2**16
+    engine.LARGE_BLOCK = 2**18
     engine.give_memory_back()
     gc.collect()
     before = _status("VmRSS")
     worker = LearnerWorker(config, directory, rank, 0)
     worker.start("127.0.0.1", port)
-    worker.update(step, share)
+    for _ in range(2):  # the first one makes the moments
+        worker.update(step, share)
     return _status("VmHWM") - before
 
 
