@@ -1,8 +1,8 @@
 """Does ``affect-rl plan`` foresee the memory that a learner's processes take?
 
-Prints one JSON line. Each rank is a process of its own that loads a policy and makes one update on the CPU, at three
-sizes and in four ways. Measured is what its peak grew by after everything was imported; planned is the peak of
-`cluster.plan.rank_memory`. Both are in GiB; ``ratio`` is planned over measured.
+Prints one JSON line. Each rank is a process of its own that loads a policy and makes two updates on the CPU, at three
+sizes and in four ways. Measured is the most that it held, planned the peak of `cluster.plan.rank_memory`. Both are in
+GiB; ``ratio`` is planned over measured.
 
 - ``full``: float32, all weights, ZeRO stage 1, activations kept.
 - ``lora``: float32, adapters, stage 1, activations recomputed.
@@ -15,9 +15,10 @@ Run with ``python -m benchmarks.plan [small] [middle] [large]`` (default: all si
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
+import os
+import resource
 import socket
 import sys
 import tempfile
@@ -87,19 +88,17 @@ def make_work(config: Config, way: dict[str, Any], directory: Path) -> tuple[Any
     return deal(episodes, AGENTS, config.learner, (0, 0), separate_critic=False, adapters=adapters)
 
 
-def grown(config: Config, directory: Path, rank: int, port: int, step: Any, share: Any) -> int:
-    """Bytes by which the peak of this process grows while it is a rank that loads the policy and makes an update."""
-    import deepspeed  # noqa: F401  (before anything is measured)
-
+def peak_of(config: Config, directory: Path, rank: int, port: int, step: Any, share: Any) -> int:
+    """Bytes that this process has held at its peak, after it was a rank that loads the policy and makes updates."""
+    os.dup2(2, 1)  # DeepSpeed prints
     # Models that fill a card have no small tensors; here, they would leave holes in the heap.
-    engine.LARGE_BLOCK = 2**16
+    engine.LARGE_BLOCK = 2**18
     engine.give_memory_back()
-    gc.collect()
-    before = _status("VmRSS")
     worker = LearnerWorker(config, directory, rank, 0)
     worker.start("127.0.0.1", port)
-    worker.update(step, share)
-    return _status("VmHWM") - before
+    for _ in range(2):  # the first one makes the moments
+        worker.update(step, share)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def measure(config: Config, way: dict[str, Any]) -> list[int]:
@@ -113,7 +112,7 @@ def measure(config: Config, way: dict[str, Any]) -> list[int]:
             port = probe.getsockname()[1]
         with ProcessPoolExecutor(len(shares), spawn) as ranks:
             jobs = [
-                ranks.submit(grown, config, Path(folder) / "policy", rank, port, step, share)
+                ranks.submit(peak_of, config, Path(folder) / "policy", rank, port, step, share)
                 for rank, share in enumerate(shares)
             ]
             return [job.result() for job in jobs]
@@ -124,12 +123,6 @@ def planned(config: Config) -> Memory:
     tiny = config.model.tiny
     shape = tiny_config(tiny.vocabulary, layers=tiny.layers, dim=tiny.dim, heads=tiny.heads, context=2048)
     return rank_memory(config, policy_sizes(shape, config.model, AUDIO_DIM, VIDEO_DIM), config.learner)
-
-
-def _status(name: str) -> int:
-    """A figure of this process in bytes, see proc(5)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) << 10
 
 
 def main() -> None:

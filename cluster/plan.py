@@ -25,6 +25,8 @@ LIVE = 1_000_000_000
 """Parameters that ZeRO stage 3 keeps gathered at a time, DeepSpeed's default."""
 CONTEXT = 3 * GIB // 2
 """What CUDA, cuBLAS and NCCL take of a card for a process; an estimate."""
+LIBRARIES = 6 * GIB // 10
+"""What Python, torch and the other libraries take of main memory for a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,8 @@ def rank_memory(config: Config, model: PolicySizes, settings: LearnerConfig | Sf
         "update": {"update": max(map(update, engines))},
         "load and save": {"gathered weights": whole(policy)},
     }
-    if policy.gpu:
-        kept["CUDA context"] = CONTEXT
-    else:
+    kept["libraries"] = CONTEXT if policy.gpu else LIBRARIES
+    if not policy.gpu:
         # While a model is loaded its tensors are there twice, and in the place of what training needs.
         phases["load"] = {"file": max(0, b * model.total - kept["optimiser"] - kept["gradients"])}
     return Memory(kept, phases)
@@ -288,8 +289,7 @@ def engine_memory(config: Config, model: PolicySizes, card: int) -> Memory:
     held["KV cache"] = max(0, room)
     engines = _engines(config)
     kept = {name: engines * size for name, size in held.items()}
-    if gpu:
-        kept["CUDA context"] = engines * CONTEXT
+    kept["libraries"] = engines * CONTEXT if gpu else LIBRARIES
     return Memory(kept, {"step": {}})
 
 

@@ -31,7 +31,7 @@ class Actors:
     count: int
     cpus: float
     gpus: float
-    settings: str
+    settings: tuple[str, ...]
 
     @property
     def options(self) -> dict[str, float]:
@@ -51,28 +51,32 @@ def engines(rollout: RolloutConfig) -> Actors:
         rollout.workers,
         rollout.tensor_parallel,
         rollout.gpus_per_worker,
-        "rollout.workers, rollout.tensor_parallel, rollout.gpus_per_worker",
+        ("rollout.workers", "rollout.tensor_parallel", "rollout.gpus_per_worker"),
     )
 
 
 def learners(learner: LearnerConfig) -> Actors:
     """The ranks of the learner."""
-    return Actors("learner", learner.workers, 1, learner.gpus_per_worker, "learner.workers, learner.gpus_per_worker")
+    return Actors(
+        "learner", learner.workers, 1, learner.gpus_per_worker, ("learner.workers", "learner.gpus_per_worker")
+    )
 
 
 def sft_workers(sft: SftConfig) -> Actors:
     """The workers of the warm start's Ray Train job."""
-    return Actors("sft worker", sft.workers, 1, sft.gpus_per_worker, "sft.workers, sft.gpus_per_worker")
+    return Actors("sft worker", sft.workers, 1, sft.gpus_per_worker, ("sft.workers", "sft.gpus_per_worker"))
 
 
 def shards(retrieval: RetrievalConfig) -> Actors:
     """The shards of the evidence index."""
-    return Actors("shard", retrieval.shards, retrieval.threads, 0, "retrieval.shards, retrieval.threads")
+    return Actors("shard", retrieval.shards, retrieval.threads, 0, ("retrieval.shards", "retrieval.threads"))
 
 
 def frontend(retrieval: RetrievalConfig) -> Actors:
     """The actor that encodes queries and asks the shards."""
-    return Actors("frontend", 1, retrieval.threads, retrieval.encoder_gpus, "retrieval.threads, retrieval.encoder_gpus")
+    return Actors(
+        "frontend", 1, retrieval.threads, retrieval.encoder_gpus, ("retrieval.threads", "retrieval.encoder_gpus")
+    )
 
 
 def actors_of(config: Config, stage: Stage) -> list[Actors]:

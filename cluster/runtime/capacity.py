@@ -130,14 +130,14 @@ def shortages(config: Config, stage: Stage, capacity: Capacity, beside: Sequence
             named = ", ".join(f"{a.count} x {getattr(a, attribute):g} for each {a.role}" for a in asking)
             yield (
                 f"{stage} needs {_amount(need, kind)} ({named}), {capacity.name} has {have:g}"
-                f"{_on_nodes(capacity)}; lower {'; '.join(a.settings for a in asking)}{_or_more(capacity)}"
+                f"{_on_nodes(capacity)}; lower {', '.join(_levers(asking, kind))}{_or_more(capacity)}"
             )
     if not short and not capacity.largest and (homeless := _homeless(actors, capacity.nodes)):
         asks = f"{_amount(homeless.cpus, 'CPU')} and {_amount(homeless.gpus, 'GPU')}"
         each = ", ".join(f"{_amount(n.cpus, 'CPU')} and {_amount(n.gpus, 'GPU')}" for n in capacity.nodes)
         yield (
             f"{stage}: each {homeless.role} needs {asks} on one node, and beside the others there is no room for "
-            f"{homeless.count}; the nodes have {each}. Change {homeless.settings}, or take larger nodes"
+            f"{homeless.count}; the nodes have {each}; change {', '.join(homeless.settings)}, or take larger nodes"
         )
 
 
@@ -154,6 +154,12 @@ def _homeless(actors: Sequence[Actors], nodes: Sequence[Node]) -> Actors | None:
         if not all(any(room.take(one) for room in rooms) for _ in range(one.count)):
             return one
     return None
+
+
+def _levers(actors: Sequence[Actors], kind: str) -> list[str]:
+    """The settings that say how many CPUs or GPUs actors ask for."""
+    other = "gpus" if kind == "CPU" else "threads"
+    return [name for name in dict.fromkeys(name for a in actors for name in a.settings) if other not in name]
 
 
 def _amount(number: float, unit: str) -> str:

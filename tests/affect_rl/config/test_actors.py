@@ -21,8 +21,8 @@ def test_options_are_those_of_the_settings() -> None:
 
 
 def test_resources_name_gpus_only_where_there_are_some() -> None:
-    assert Actors("one", 1, 2, 0, "").resources == {"CPU": 2}
-    assert Actors("one", 1, 2, 1, "").resources == {"CPU": 2, "GPU": 1}
+    assert Actors("one", 1, 2, 0, ()).resources == {"CPU": 2}
+    assert Actors("one", 1, 2, 1, ()).resources == {"CPU": 2, "GPU": 1}
 
 
 @pytest.mark.parametrize(
