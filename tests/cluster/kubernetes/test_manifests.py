@@ -8,14 +8,15 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from affect_rl.config.actors import logical_cpus
+from affect_rl.config.actors import Stage
 from affect_rl.config.load import Config, load_config
+from cluster.runtime.capacity import Capacity, Node, shortages
 
 Json = dict[str, Any]
 
@@ -155,10 +156,10 @@ def entrypoint(job: str) -> list[str]:
     return shlex.split(manifest(f"{job}-job")["spec"]["entrypoint"])
 
 
-def configuration(job: str) -> Config:
-    """What the entrypoint's command trains with."""
+def configuration(job: str, *more: str) -> Config:
+    """What the entrypoint's command trains with, and with `more` settings."""
     _, run, file, *settings = entrypoint(job)
-    config = load_config(REPOSITORY / file.removeprefix(IN_THE_IMAGE), settings)
+    config = load_config(REPOSITORY / file.removeprefix(IN_THE_IMAGE), [*settings, *more])
     return config.model_copy(update={"runs_dir": str(Path(run).parent), "name": Path(run).name})
 
 
@@ -185,22 +186,34 @@ def test_files_of_a_run_lie_where_all_pods_see_them(job: str) -> None:
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_workers_that_are_there_from_the_start_are_enough_for_the_job(job: str) -> None:
-    """Of all actors at once; the head offers no CPU, and so no actor is put there."""
-    cpus = gpus = 0
+def workers(job: str) -> list[Node]:
+    """The nodes that are there before the job starts, as Ray counts them; the head offers no CPU."""
+    nodes = []
     for group in ray_cluster(f"{job}-job")["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        cpus += group["minReplicas"] * int(group["rayStartParams"].get("num-cpus", limits["cpu"]))
-        gpus += group["minReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+        cpus = int(group["rayStartParams"].get("num-cpus", limits["cpu"]))
+        nodes += group["minReplicas"] * [Node(cpus, int(limits.get("nvidia.com/gpu", 0)))]
+    return nodes
+
+
+def lacking(config: Config, nodes: list[Node]) -> list[str]:
+    """What the stages of a job would lack on these nodes."""
+    cluster = Capacity("the cluster", tuple(nodes))
+    return [line for stage in get_args(Stage) for line in shortages(config, stage, cluster)]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_job_fits_on_workers_that_are_there_from_the_start(job: str) -> None:
+    assert lacking(configuration(job), workers(job)) == []
+    cluster = ray_cluster(f"{job}-job")
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
-    config = configuration(job)
-    rollout, learner, sft = config.rollout, config.learner, config.sft
-    training = rollout.workers * rollout.gpus_per_worker + learner.workers * learner.gpus_per_worker
-    warm_start = sft.workers * sft.gpus_per_worker
-    assert logical_cpus(config) <= cpus
-    assert max(training, warm_start) + config.retrieval.encoder_gpus <= gpus
-    assert ray_cluster(f"{job}-job")["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_a_job_that_has_grown_does_not_fit() -> None:
+    problems = lacking(configuration("gpu", "rollout.workers=3"), workers("gpu"))
+    assert any(problem.startswith("train needs 7 GPUs") for problem in problems)
 
 
 @pytest.mark.parametrize("job", JOBS)
