@@ -31,6 +31,7 @@ from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import choose_device
 from learners.learner import LearnerWorker
+from learners.meeting import seats
 from learners.shares import Share, deal
 
 REPEATS = 5
@@ -84,7 +85,8 @@ def main() -> None:
     tokens = share.tokens * config.learner.epochs
     with tempfile.TemporaryDirectory() as folder:
         worker = LearnerWorker(config, policy.save(Path(folder) / "policy"), rank=0, seed=0)
-        worker.start(*worker.place())
+        address, port = worker.place()
+        worker.start(*seats([address], port))
         ours, bares = [], []
         for _ in range(REPEATS):
             metrics = worker.update(step, share)

@@ -8,7 +8,6 @@ again; when all are, they become a dataset.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from joblib import cpu_count
 
 from affect_rl.config.load import Config
 from affect_rl.config.sections import ClusterConfig
@@ -229,7 +229,7 @@ def _make_parts(
         for path, chunk in parts.items()
     ]
     actors = min(workers.count, len(items))
-    config = Config(cluster=ClusterConfig(num_cpus=max(actors + 1, os.cpu_count() or 1)))
+    config = Config(cluster=ClusterConfig(num_cpus=max(actors + 1, cpu_count())))
     with ray_session(config), progress("extract", len(items)) as show:
         _warn_if_short(actors, workers.gpus)
         made = ray.data.from_items(items, override_num_blocks=len(items)).map(

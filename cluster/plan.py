@@ -106,12 +106,13 @@ def gradients(of: Training) -> int:
 def buckets(of: Training) -> int:
     """Buffers of gradients on their way to the other ranks: b times 500 million.
 
-    Stages 2 and 3 hold them during the pass; a GPU takes them whole, and at stage 2 twice, for it fills one while it
-    sends the other. Main memory is taken as it is written to, so for T elements at the most.
+    Stages 2 and 3 hold them during the pass, stage 2 twice, for it fills one while it sends the other. A GPU takes them
+    whole; main memory is taken as it is written to, so for T elements at the most.
     """
     if of.stage < 2:
         return 0
-    return of.element * (BUCKET * (2 if of.stage == 2 else 1) if of.gpu else min(BUCKET, of.trained))
+    room = BUCKET * (2 if of.stage == 2 else 1)
+    return of.element * (room if of.gpu else min(room, of.trained))
 
 
 def update(of: Training) -> int:

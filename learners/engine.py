@@ -9,35 +9,40 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from joblib import cpu_count
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.batches import PolicyOutput, TokenBatch
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.weights import VALUE_HEAD
+from learners.value_head import HeadTrainer, trains_apart, value_head_apart
 
 WEIGHTS = "weights.safetensors"
 LARGE_BLOCK = 2**22
 
 
-def choose_device(gpu: bool, threads: int, workers: int) -> torch.device:
-    """The device of this process, and on how many CPU threads it runs (0: the cores divided by `workers`).
+def choose_device(gpu: bool, threads: int, neighbours: int) -> torch.device:
+    """The device of this process, and on how many CPU threads it runs.
 
-    Ray shows an actor its own GPUs only; Ray Train shows a worker its neighbours' too and sets LOCAL_RANK.
+    Args:
+        gpu: whether it has one; Ray shows it no other.
+        threads: CPU threads; 0: its share of the cores that affinity and cgroup leave to this machine's processes.
+        neighbours: ranks on this machine, itself included, which share the cores.
     """
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(threads or max(1, cpu_count() // neighbours))
     os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
     if not gpu:
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.setdefault("LOCAL_RANK", "0")))
+    device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     return device
 
@@ -53,15 +58,6 @@ def give_memory_back() -> None:
         mallopt(-3, LARGE_BLOCK)  # M_MMAP_THRESHOLD
 
 
-def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool, timeout_s: float) -> None:
-    """Join the process group of a training job; a collective that takes longer than `timeout_s` fails."""
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    if not gpu and address == "127.0.0.1":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s))
-
-
 def has_bfloat16_units(device: torch.device) -> bool:
     """Whether hardware computes bfloat16; without it, matrix products take a hundred times longer than float32."""
     if device.type == "cuda":
@@ -71,9 +67,9 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 
 def deepspeed_config(
-    device: torch.device, dtype: torch.dtype, *, zero_stage: int, max_grad_norm: float, autocast: bool = False
+    dtype: torch.dtype, *, zero_stage: int, max_grad_norm: float, autocast: bool = False
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for a model with weights of `dtype`, the largest gradient norm included.
+    """DeepSpeed's configuration for a model with weights of `dtype`, the same on GPUs and on the CPU.
 
     Gradients add up in float32 whatever the weights are: a sum of many passes outgrows bfloat16's 3 digits.
     """
@@ -85,7 +81,8 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": zero_stage,
             # With batches that the caller ends, only stages that reduce gradients in each pass can do so meanwhile.
-            "overlap_comm": device.type == "cuda" and zero_stage >= 2,
+            # On the CPU nothing overlaps.
+            "overlap_comm": zero_stage >= 2,
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -98,7 +95,8 @@ class Engine:
     """A policy with its AdamW, sharded over the ranks as the ZeRO stage says.
 
     Losses given to `backward` are parts of one whole: they are summed over passes and ranks, never
-    averaged. Dropout is off. `checkpoint_activations` trades time for memory and changes no number.
+    averaged. Dropout is off. `checkpoint_activations` trades time for memory and changes no number. The
+    value head of a bfloat16 policy stays float32, see `learners.value_head`.
 
     Attributes:
         policy: the module; under ZeRO stage 3 its parameters are whole only inside `gathered`.
@@ -130,12 +128,18 @@ class Engine:
         trained = [p for p in policy.parameters() if p.requires_grad]
         groups: dict[str, list[torch.nn.Parameter]] = {}
         for name, parameter in policy.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not (trains_apart(policy) and name.startswith(VALUE_HEAD)):
                 groups.setdefault(group_of(name), []).append(parameter)
-        self._groups = list(groups)
-        # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
-        params = [{"params": members} for members in groups.values()]
-        self._optimizer = torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+        def adamw(params: Iterable[Any]) -> torch.optim.AdamW:
+            # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
+            return torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+        self._optimizer = adamw([{"params": members} for members in groups.values()])
+        self._head = None
+        if trains_apart(policy) and policy.value_head.weight.requires_grad:
+            self._head = HeadTrainer(policy.value_head, adamw(policy.value_head.parameters()), max_grad_norm)
+        self._groups = [*groups] + ([group_of(f"{VALUE_HEAD}weight")] if self._head else [])
         if self._stage == 0:
             # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
             def clip(*_: Any) -> None:
@@ -143,18 +147,18 @@ class Engine:
 
             self._optimizer.register_step_pre_hook(clip)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        self._engine = deepspeed.initialize(
-            model=policy,
-            optimizer=self._optimizer,
-            config=deepspeed_config(
-                device,
-                dtype,
-                zero_stage=self._stage,
-                max_grad_norm=max_grad_norm,
-                autocast=autocast and has_bfloat16_units(device),
-            ),
-            dist_init_required=False,
-        )[0]
+        with value_head_apart(policy):
+            self._engine = deepspeed.initialize(
+                model=policy,
+                optimizer=self._optimizer,
+                config=deepspeed_config(
+                    dtype,
+                    zero_stage=self._stage,
+                    max_grad_norm=max_grad_norm,
+                    autocast=autocast and has_bfloat16_units(device),
+                ),
+                dist_init_required=False,
+            )[0]
         if self._stage == 3:
             # DeepSpeed wants equally many module calls on all ranks, but their heads have unequal numbers of chunks.
             # So the head belongs to the whole policy: gathered once for a pass, and called without its own hooks.
@@ -175,10 +179,13 @@ class Engine:
         Args:
             lr: learning rate of all parameters, or of each group.
         """
-        for name, group in zip(self._groups, self._optimizer.param_groups, strict=True):
+        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
+        for name, group in zip(self._groups, groups, strict=True):
             group["lr"] = lr[name] if isinstance(lr, Mapping) else lr
-        self._engine.step()
-        return float(self._norm if self._stage == 0 else self._engine.get_global_grad_norm())
+        with value_head_apart(self.policy):
+            self._engine.step()
+        norm = float(self._norm if self._stage == 0 else self._engine.get_global_grad_norm())
+        return self._head.step(norm) if self._head else norm
 
     @contextmanager
     def gathered(self, modifier: int | None = None) -> Iterator[None]:
@@ -198,8 +205,8 @@ class Engine:
                 weights = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
                 save_file(weights, directory / WEIGHTS)
         shard: dict[str, Tensor] = {}
-        for number, master in enumerate(self._masters()):
-            for name, tensor in {"master": master, **self._optimizer.state.get(master, {})}.items():
+        for number, (master, optimizer) in enumerate(self._masters()):
+            for name, tensor in {"master": master, **optimizer.state.get(master, {})}.items():
                 shard[f"{number}.{name}"] = tensor.detach().cpu().contiguous()
         save_file(shard, directory / _shard_name())
 
@@ -211,7 +218,7 @@ class Engine:
         """
         weights, shard = load_file(directory / WEIGHTS), load_file(directory / _shard_name())
         masters = self._masters()
-        sizes = {f"{number}.master": master.shape for number, master in enumerate(masters)}
+        sizes = {f"{number}.master": master.shape for number, (master, _) in enumerate(masters)}
         if {n for n, _ in self._trained()} != set(weights) or sizes != {
             name: tensor.shape for name, tensor in shard.items() if name.endswith(".master")
         }:
@@ -223,19 +230,28 @@ class Engine:
                 for name, parameter in self._trained():
                     parameter.copy_(weights[name])
         with torch.no_grad():
-            for number, master in enumerate(masters):
+            for number, (master, optimizer) in enumerate(masters):
                 state = {n.removeprefix(f"{number}."): t for n, t in shard.items() if n.startswith(f"{number}.")}
                 master.copy_(state.pop("master"))
-                self._optimizer.state[master] = {n: t.to(self.device) for n, t in state.items()}
+                optimizer.state[master] = {n: t.to(self.device) for n, t in state.items()}
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
 
-    def _masters(self) -> list[Tensor]:
-        """The tensors that AdamW updates on this rank: fp32, flat and sharded from stage 1 on."""
-        if self._stage == 3:  # there the optimiser sees them only while it steps
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [master for group in self._optimizer.param_groups for master in group["params"]]
+    def _optimizers(self) -> list[torch.optim.AdamW]:
+        return [self._optimizer, *([self._head.optimizer] if self._head else [])]
+
+    def _masters(self) -> list[tuple[Tensor, torch.optim.AdamW]]:
+        """The tensors that are updated on this rank, with their AdamW: fp32, flat and sharded from stage 1 on.
+
+        A value head of its own is float32 and whole.
+        """
+        masters = [(m, o) for o in self._optimizers() for group in o.param_groups for m in group["params"]]
+        if self._stage < 3:
+            return masters
+        # There the optimiser sees them only while it steps.
+        sharded = [(m, self._optimizer) for m in self._engine.optimizer.fp32_partitioned_groups_flat]
+        return sharded + [(m, o) for m, o in masters if o is not self._optimizer]
 
 
 def _deepspeed() -> Any:

@@ -18,6 +18,7 @@ from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker
+from learners.meeting import seats
 from learners.shares import deal
 
 
@@ -34,7 +35,10 @@ class LearnerGroup:
     """
 
     def __init__(self, config: Config, policy_dir: Path, *, seed: int) -> None:
-        """Start the ranks and load the policy directory, which is also the frozen reference."""
+        """Start the ranks and load the policy directory, which is also the frozen reference.
+
+        Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
+        """
         settings = config.learner
         self._config, self._seed, self._updates = config, seed, 0
         self._deadline_s, self._version = settings.deadline_s, 0
@@ -56,10 +60,7 @@ class LearnerGroup:
     def _start(self) -> None:
         """Let the ranks meet and load the policy."""
         places = self._all("place")
-        address, port = places[0]
-        if all(place[0] == address for place in places):
-            address = "127.0.0.1"
-        self._all("start", address, port)
+        self._each("start", [(seat,) for seat in seats([address for address, _ in places], places[0][1])])
 
     def update(self, episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
         """One training step on episodes; `version` is that of the weights being updated. Returns metrics.

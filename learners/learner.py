@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import socket
 from pathlib import Path
 
+import ray
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,8 @@ from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.reference import Reference
 from affect_rl.policy.weights import WeightsHandle
-from learners.engine import Engine, choose_device, join_group
+from learners.engine import Engine, choose_device
+from learners.meeting import Seat, join_group, open_store
 from learners.shares import Share
 from learners.update import Models, Updater
 
@@ -44,19 +45,16 @@ class LearnerWorker:
         self._policy_dir, self._rank, self._seed = policy_dir, rank, seed
 
     def place(self) -> tuple[str, int]:
-        """Address of this process's machine, and a port that is free on it."""
-        import ray
+        """Address of this rank's node; on rank 0 with the port of the store that it opens for all, elsewhere 0."""
+        self._store = open_store(self._settings.deadline_s) if self._rank == 0 else None
+        return ray.util.get_node_ip_address(), self._store.port if self._store else 0
 
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-    def start(self, address: str, port: int) -> None:
-        """Join the other ranks at `address` and load the policy."""
+    def start(self, seat: Seat) -> None:
+        """Join the other ranks and load the policy."""
         settings, gpu = self._settings, self._settings.gpus_per_worker > 0
         torch.manual_seed(self._seed)  # adapters start at random, and on all ranks alike
-        self._device = choose_device(gpu, settings.threads, settings.workers)
-        join_group(self._rank, settings.workers, address, port, gpu=gpu, timeout_s=settings.deadline_s)
+        self._device = choose_device(gpu, settings.threads, seat.neighbours)
+        join_group(seat, gpu=gpu, timeout_s=settings.deadline_s, store=self._store)
         policy = self._load_policy()
         if (lora := self._config.model.lora).rank:
             names = list(dict.fromkeys(self._config.team.adapters.values()))
@@ -73,7 +71,7 @@ class LearnerWorker:
         self._updater = Updater(self._config, self._models, self._device)
 
     def _load_policy(self) -> AffectPolicy:
-        return AffectPolicy.load(self._policy_dir, dtype=getattr(torch, self._config.model.dtype))
+        return AffectPolicy.load(self._policy_dir, dtype=getattr(torch, self._config.model.dtype), verify=False)
 
     def _critic_model(self) -> AffectPolicy:
         model = self._load_policy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import queue
 import shutil
 import tempfile
 import threading
@@ -21,8 +22,10 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import train
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from affect_rl.algorithms.batching import (
     TokenSequence,
@@ -46,6 +49,7 @@ from affect_rl.policy.fusion import load_balance
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
+from learners.meeting import Seat, join_group, open_store
 
 OnStep = Callable[[dict[str, float]], None]
 POLL_S = 1.0
@@ -164,7 +168,7 @@ def run_sft(
     Args:
         config: sections `sft` and `model`, and the seed.
         demonstrations: the turns of each demonstrated episode, or a Ray object that holds them.
-        policy_in: policy directory; all workers must be able to read it.
+        policy_in: policy directory that `check_manifest` has passed; all workers must be able to read it.
         policy_out: policy directory to write; must not exist yet.
         on_step: called in this process with the metrics of each step, as they arrive.
         resume: go on from the last checkpoint, if there is one, to the same numbers; otherwise from the beginning.
@@ -174,7 +178,7 @@ def run_sft(
 
     Raises:
         AffectError: the checkpoint to resume belongs to another policy, seed or layout of workers.
-        TimeoutError: the job took longer than `sft.deadline_s`.
+        TimeoutError: no step came for `sft.deadline_s`.
         ray.train.TrainingFailedError: a worker failed.
     """
     settings, checkpoint = config.sft, checkpoint_of(policy_out)
@@ -193,7 +197,7 @@ def run_sft(
                 "config": config, "episodes": [episodes], "policy_in": policy_in.resolve(),
                 "policy_out": policy_out.resolve(), "state": state, "steps": steps,
             },
-            torch_config=TorchConfig("nccl" if gpu else "gloo", timeout_s=int(settings.deadline_s)),
+            torch_config=_NoGroup(),
             scaling_config=train.ScalingConfig(
                 num_workers=settings.workers,
                 use_gpu=gpu,
@@ -202,7 +206,7 @@ def run_sft(
             run_config=train.RunConfig(name="sft", storage_path=storage),
         )  # fmt: skip
         try:
-            metrics = _follow(trainer, steps, on_step or (lambda _: None), settings.deadline_s)
+            metrics = follow(trainer.fit, steps, on_step or (lambda _: None), settings.deadline_s)
         finally:
             steps.shutdown(force=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -253,38 +257,68 @@ def _write_checkpoint(engine: Engine, directory: Path, state: dict[str, Any]) ->
         replace_directory(partial, directory)
 
 
-def _follow(trainer: TorchTrainer, steps: Queue, on_step: OnStep, deadline_s: float) -> dict[str, float]:
-    """Run the job on a thread of its own and hand its steps to `on_step` as they come."""
-    job: Future[Any] = Future()
+class _NoGroup(TorchConfig):
+    """Ray Train starts the workers and leaves it to them to form a process group.
 
-    def fit() -> None:
+    Its own looks for a free port beforehand, and lets gloo ask for the name of the host, see `learners.meeting`.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend
+
+
+def follow(
+    job: Callable[[], object], steps: Queue | queue.Queue[dict[str, float]], on_step: OnStep, deadline_s: float
+) -> dict[str, float]:
+    """Run a job on a thread of its own and hand its steps to `on_step` as they come.
+
+    Returns:
+        The last step.
+
+    Raises:
+        TimeoutError: no step came for `deadline_s`; the job runs on.
+    """
+    running: Future[object] = Future()
+
+    def run() -> None:
         try:
-            job.set_result(trainer.fit())
+            running.set_result(job())
         except BaseException as error:  # reported by the thread that waits
-            job.set_exception(error)
+            running.set_exception(error)
 
-    threading.Thread(target=fit, name="sft", daemon=True).start()
-    ends, metrics = time.monotonic() + deadline_s, {}
+    threading.Thread(target=run, name="sft", daemon=True).start()
+    last: dict[str, float] = {}
+    heard = time.monotonic()
+    for step in _news(steps, running):
+        if step:
+            last, heard = step, time.monotonic()
+            on_step(step)
+        elif time.monotonic() > heard + deadline_s:
+            raise TimeoutError(f"sft: no step came within sft.deadline_s={deadline_s:g}; last step: {last}")
+    running.result()
+    return last
+
+
+def _news(steps: Queue | queue.Queue[dict[str, float]], job: Future[object]) -> Iterator[dict[str, float] | None]:
+    """The steps until the job ends, as they come; None when there was none for `POLL_S`."""
     while True:
         finished = job.done()  # asked before the queue is emptied, so that no step is missed
-        with contextlib.suppress(Empty):
+        with contextlib.suppress(queue.Empty):
             while True:
-                metrics = steps.get(timeout=POLL_S)
-                on_step(metrics)
+                yield steps.get(timeout=POLL_S)
         if finished:
-            job.result()
-            return metrics
-        if time.monotonic() > ends:
-            raise TimeoutError(f"sft: the job did not end within sft.deadline_s={deadline_s:g}; last step: {metrics}")
+            return
+        yield None
 
 
 def _worker(given: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     config: Config = given["config"]
     settings = config.sft
-    device = choose_device(settings.gpus_per_worker > 0, settings.threads, settings.workers)
+    device = _join(settings)
     torch.manual_seed(config.seed)
-    policy = AffectPolicy.load(given["policy_in"], dtype=getattr(torch, config.model.dtype))
+    policy = AffectPolicy.load(given["policy_in"], dtype=getattr(torch, config.model.dtype), verify=False)
     if (lora := config.model.lora).rank:
         policy.add_adapters(Lora(lora.rank, lora.alpha, lora.targets))
     engine = Engine(
@@ -309,3 +343,16 @@ def _worker(given: dict[str, Any]) -> None:
     with engine.gathered():
         if first:
             policy.save(given["policy_out"], merge=TEAM)
+    dist.destroy_process_group()
+
+
+def _join(settings: SftConfig) -> torch.device:
+    """Join the other workers; returns the device of this one."""
+    worker, gpu = train.get_context(), settings.gpus_per_worker > 0
+    rank, neighbours, address = worker.get_world_rank(), worker.get_local_world_size(), ray.util.get_node_ip_address()
+    store = open_store(settings.deadline_s) if rank == 0 else None
+    meeting = broadcast_from_rank_zero((address, store.port) if store else None)
+    device = choose_device(gpu, settings.threads, neighbours)
+    seat = Seat(rank, worker.get_world_size(), neighbours, address, meeting)
+    join_group(seat, gpu=gpu, timeout_s=settings.deadline_s, store=store)
+    return device

@@ -9,13 +9,13 @@ is `affect_rl.scoring.free_text.WordReader`.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from joblib import cpu_count
 from transformers import AutoConfig, AutoTokenizer
 
 from affect_rl.config.sections import RolloutConfig
@@ -159,7 +159,7 @@ class LabelExtractor:
 
         from rollout_workers.vllm.engine import engine_sizes, use_threads
 
-        use_threads(self._config.threads or len(os.sched_getaffinity(0)))
+        use_threads(self._config.threads or cpu_count())
         try:
             return LLM(
                 self._checkpoint.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from affect_rl.backbones.systems import System
 from affect_rl.policy.slots import SlotConfig, check_heads
@@ -32,6 +32,18 @@ from affect_rl.section import (
 NOTHING = Affects()
 """Where something runs, how long it may take, what is written down: nothing that comes out."""
 Seconds = Annotated[PositiveFloat, NOTHING]
+
+
+def _whole_card(gpus: float) -> int:
+    """Raise `ValueError` unless a rank gets one GPU or none."""
+    if gpus not in (0, 1):
+        fault = "NCCL refuses two ranks on one card" if gpus < 1 else "a rank uses one card and would block the others"
+        raise ValueError(f"{fault}; set it to 1, or to 0 for the CPU, and `workers` beside it to the number of cards")
+    return int(gpus)
+
+
+RankGpus = Annotated[NonNegative, AfterValidator(_whole_card)]
+"""GPUs of a rank of a process group: 1, or 0 for the CPU."""
 
 
 class DataConfig(Section, affects=(POLICY, SFT, TRAINING, EVALUATION, SCORES)):
@@ -211,8 +223,8 @@ class SftConfig(Section, affects=(SFT,)):
     teaches a model that starts from nothing to look things up; a pretrained one needs none."""
     workers: Positive = 1
     """Ray Train workers."""
-    gpus_per_worker: NonNegative = 0
-    """GPUs of each worker; 0: CPU."""
+    gpus_per_worker: RankGpus = 0
+    """1: a GPU for each worker; 0: CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     tokens_per_microbatch: Positive = 8192
@@ -225,9 +237,9 @@ class SftConfig(Section, affects=(SFT,)):
     autocast: bool = False
     """Compute in bfloat16 with float32 weights, where the processor has units for it; elsewhere in float32."""
     threads: Natural = 0
-    """CPU threads of each worker; 0: the cores divided by the workers."""
-    deadline_s: Seconds = 3600.0
-    """The warm start ends with an error if it takes longer."""
+    """CPU threads of each worker; 0: the cores of its node divided by the workers there."""
+    deadline_s: Seconds = 1800.0
+    """The warm start ends with an error if nothing is heard of it for so long: no worker that starts, no step."""
 
 
 class LearnerConfig(Section, affects=(TRAINING,)):
@@ -235,8 +247,8 @@ class LearnerConfig(Section, affects=(TRAINING,)):
 
     workers: Positive = 1
     """World size: DeepSpeed ranks, one actor each."""
-    gpus_per_worker: NonNegative = 0
-    """GPUs of each rank; 0: CPU."""
+    gpus_per_worker: RankGpus = 0
+    """1: a GPU for each rank; 0: CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     lr: NonNegative = 1e-4
@@ -260,7 +272,7 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     adapters do not share. Pays where the sample is a good part of the prompts: attention in longer rows, under a mask,
     costs more. Not for models with sliding windows."""
     threads: Natural = 0
-    """CPU threads of each rank; 0: the cores divided by the ranks."""
+    """CPU threads of each rank; 0: the cores of its node divided by the ranks there."""
     deadline_s: Seconds = 600.0
     """A call to the learners that takes longer ends the run with a message."""
 

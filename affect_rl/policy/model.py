@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -56,7 +57,7 @@ from affect_rl.policy.weights import WeightsHandle, multiset_checksum, publish_w
 
 
 class ValueHead(nn.Linear):
-    """``[..., lm_dim]`` states to ``[...]`` values, in float32 whatever the weights are: bfloat16 has 3 digits."""
+    """``[..., lm_dim]`` states to ``[...]`` values, in float32 whatever the policy's type: bfloat16 has 3 digits."""
 
     def __init__(self, lm_dim: int) -> None:
         super().__init__(lm_dim, 1)
@@ -65,7 +66,7 @@ class ValueHead(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            return nn.functional.linear(states.float(), self.weight.float(), self.bias.float())[..., 0]
+            return super().forward(states.float())[..., 0]
 
 
 class AffectPolicy(nn.Module):
@@ -89,7 +90,7 @@ class AffectPolicy(nn.Module):
         # buffers that engines hold in float32.
         dtype = next(language_model.parameters()).dtype
         self.fusion = make_fusion(shape_from_dict(config.fusion)).to(dtype)
-        self.value_head = ValueHead(config.text_config.hidden_size).to(dtype)
+        self.value_head = ValueHead(config.text_config.hidden_size)
 
     # -- making, saving and loading -------------------------------------------------------------
 
@@ -171,26 +172,35 @@ class AffectPolicy(nn.Module):
         return directory
 
     @classmethod
-    def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None) -> AffectPolicy:
-        """Read a policy directory, in the dtype that it was written in or in another; adapters stay adapters.
+    def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None, verify: bool = True) -> AffectPolicy:
+        """Read a policy directory; adapters stay adapters.
+
+        Args:
+            directory: which one.
+            dtype: of the weights; None: as they were written. The value head's is float32.
+            verify: hash the files to compare them with the manifest; not twice, where another process has done so.
 
         Raises:
             AffectError: the directory is not a policy, or a file does not match the manifest, or adapters' base is
                 not there.
         """
         directory = Path(directory)
-        check_manifest(directory)
+        check_manifest(directory, content=verify)
         base = Base.read(directory) or Base.of(directory)
         config = AffectConfig.from_pretrained(directory)
         config.dtype = dtype or config.dtype
         tokenizer = AutoTokenizer.from_pretrained(directory)
         # Of the base, the parts that the policy has of its own are overwritten.
         tensors = load_file(Path(base.path) / WEIGHTS) | load_file(directory / WEIGHTS)
-        language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
+        with init_empty_weights(include_buffers=False):  # names and shapes; random weights would take minutes
+            language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
         policy = cls(config, language_model, tokenizer)
         misfit = f"{directory / WEIGHTS}: weights do not fit config.json"
+        types = {name: tensor.dtype for name, tensor in policy.state_dict().items()}
+        # Copies, for tensors of a file are a window on it.
+        tensors = {name: t.to(types.get(name, t.dtype), copy=True) for name, t in tensors.items()}
         try:
-            missing, unexpected = policy.load_state_dict(tensors, strict=False)
+            missing, unexpected = policy.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
             raise AffectError(f"{misfit}: {' '.join(str(error).split())}") from error
         tied = {f"language_model.{name}" for name in getattr(language_model, "_tied_weights_keys", None) or ()}

@@ -5,12 +5,12 @@ Ray itself would let an actor wait for ever that fits on no node.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
 import torch
+from joblib import cpu_count
 
 from affect_rl.config.actors import Actors, Stage, actors_of, logical_cpus
 from affect_rl.config.load import Config
@@ -77,7 +77,7 @@ class _Room:
 
 def this_machine(config: Config) -> Capacity:
     """What a Ray started on this machine would offer, see `cluster.runtime.session.ray_session`."""
-    cpus = config.cluster.num_cpus or max(logical_cpus(config), os.cpu_count() or 1)
+    cpus = config.cluster.num_cpus or max(logical_cpus(config), cpu_count())
     return Capacity("this machine", (Node(cpus, torch.cuda.device_count()),))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from joblib import cpu_count
 
 from affect_rl.config.actors import logical_cpus
 from affect_rl.config.load import Config
@@ -61,7 +62,7 @@ def ray_session(config: Config) -> Iterator[None]:
         with deaf_to_other_rays():
             ray.init(
                 address="local",
-                num_cpus=config.cluster.num_cpus or max(logical_cpus(config), os.cpu_count() or 1),
+                num_cpus=config.cluster.num_cpus or max(logical_cpus(config), cpu_count()),
                 object_store_memory=config.cluster.object_store_mib << 20,
                 include_dashboard=config.cluster.dashboard,
                 dashboard_host="127.0.0.1",

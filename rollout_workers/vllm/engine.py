@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from transformers import AutoTokenizer
 from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
@@ -112,7 +113,7 @@ class RolloutEngine:
         check_manifest(policy_dir)
         register()
         ranks = config.workers * config.tensor_parallel
-        use_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // ranks))
+        use_threads(config.threads or max(1, cpu_count() // ranks))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)
         try:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from affect_rl.algorithms.batching import MicroBatch, collate, rows_of, turns_to_sequences
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import Engine, choose_device, deepspeed_config, has_bfloat16_units, join_group
+from learners.engine import Engine, choose_device, deepspeed_config, has_bfloat16_units
+from learners.meeting import LOOPBACK, Seat, join_group, open_store
 from learners.sft import sft_steps
 
 SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)
@@ -32,11 +35,9 @@ STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def device() -> Iterator[torch.device]:
     """A process group of one; the environment and the group are put back afterwards."""
     environment = dict(os.environ)
-    device = choose_device(gpu=False, threads=1, workers=1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    join_group(0, 1, "127.0.0.1", port, gpu=False, timeout_s=60)
+    device = choose_device(gpu=False, threads=1, neighbours=1)
+    store = open_store(60)
+    join_group(Seat(0, 1, 1, LOOPBACK, (LOOPBACK, store.port)), gpu=False, timeout_s=60, store=store)
     yield device
     dist.destroy_process_group()
     os.environ.clear()
@@ -50,8 +51,16 @@ def batches() -> list[MicroBatch]:
     return [collate(rows_of(sequences), rows, policy.fusion.shape, 0) for rows in ([0, 1, 2], [3, 4, 5, 6], [7, 8])]
 
 
+def policy_of(dtype: torch.dtype) -> AffectPolicy:
+    """The tiny policy as it would be loaded in `dtype`."""
+    policy = tiny_policy()
+    for part in (policy.language_model, policy.fusion):
+        part.to(dtype)
+    return policy
+
+
 def make(device: torch.device, stage: int, dtype: torch.dtype = torch.float32, **options: bool) -> Engine:
-    policy = tiny_policy().to(dtype)
+    policy = policy_of(dtype)
     return Engine(policy, device, zero_stage=stage, weight_decay=0.01, max_grad_norm=0.5, **options)
 
 
@@ -129,47 +138,175 @@ def test_recomputed_activations_change_no_number(device: torch.device, batches: 
     assert all(torch.equal(tensor, weights(kept)[name]) for name, tensor in weights(recomputed).items())
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@STAGES
-def test_deepspeed_accepts_the_configuration(kind: str, dtype: torch.dtype, stage: int) -> None:
-    config = deepspeed_config(torch.device(kind), dtype, zero_stage=stage, max_grad_norm=0.5)
-    assert config["zero_optimization"] == {"stage": stage, "overlap_comm": kind == "cuda" and stage >= 2}
-    assert config["gradient_clipping"] == (0.5 if stage else 0)  # stage 0 is clipped by the engine
-    assert config["bf16"]["enabled"] == (dtype == torch.bfloat16)
-    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+def initialised(config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine on a small model: here it validates the configuration."""
+    import deepspeed  # after the group is there
+
+    model = torch.nn.Linear(8, 8).to(torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
-def test_values_of_bfloat16_weights_are_float32(device: torch.device, batches: list[MicroBatch]) -> None:
-    engine = make(device, 1, torch.bfloat16)
-    values = engine(batches[0].tokens, logprobs=False, values=True).values
-    assert values.dtype == torch.float32
-    assert not torch.equal(values, values.bfloat16().float())
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [*((stage, torch.float32) for stage in range(4)), *((stage, torch.bfloat16) for stage in (1, 2, 3))],
+)
+def test_deepspeed_accepts_the_configuration(
+    device: torch.device, dtype: torch.dtype, stage: int, autocast: bool
+) -> None:
+    """It does not depend on the device, so what DeepSpeed says of it here it says on a GPU."""
+    engine = initialised(deepspeed_config(dtype, zero_stage=stage, max_grad_norm=0.5, autocast=autocast))
+    assert engine.zero_overlap_comm() == (stage >= 2)
+    assert engine.get_data_types() == (dtype, torch.float32)
+    assert engine.gradient_clipping() == (0.5 if stage else 0)  # stage 0 is clipped by our engine
+    before = engine.module.state_dict() if stage < 3 else {}
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    for _ in range(2):
+        engine.backward(engine(torch.ones(2, 8, dtype=dtype)).float().square().sum())
+    engine.step()
+    assert all(not torch.equal(engine.module.get_parameter(name), tensor) for name, tensor in before.items())
 
 
-def unequal_chunks(rank: int, port: int, results: Path) -> None:
+@pytest.mark.parametrize("stage", [0, 1])
+def test_deepspeed_refuses_overlap_at_low_stages(device: torch.device, stage: int) -> None:
+    config = deepspeed_config(torch.float32, zero_stage=stage, max_grad_norm=0.5)
+    config["zero_optimization"]["overlap_comm"] = True
+    with pytest.raises(AssertionError, match="supports ZeRO overlap_comm only with ZeRO stage 2"):
+        initialised(config)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_norm_of_bfloat16_weights_is_that_of_all_gradients(
+    device: torch.device, batches: list[MicroBatch], stage: int
+) -> None:
+    def head_alone(engine: Engine) -> float:
+        output = engine(batches[0].tokens, logprobs=False, values=True)
+        engine.backward(100 * output.values.sum() + 0 * output.router.sum())
+        return engine.step({"policy": 0.0, "critic": 0.0})
+
+    exact, rough = (
+        Engine(policy_of(dtype), device, zero_stage=stage, weight_decay=0.0, max_grad_norm=1.0, group_of=group)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert head_alone(rough) == pytest.approx(head_alone(exact), rel=0.01)
+
+
+def group(name: str) -> str:
+    return "critic" if name.startswith("value_head.") else "policy"
+
+
+def meet(rank: int, ports: Any) -> torch.device:
+    """Join the other one of two ranks, which are told through a queue where rank 0's store is."""
+    device = choose_device(gpu=False, threads=1, neighbours=2)
+    store = open_store(60) if rank == 0 else None
+    if store:
+        ports.put(store.port)
+    seat = Seat(rank, 2, 2, LOOPBACK, (LOOPBACK, store.port if store else ports.get()))
+    join_group(seat, gpu=False, timeout_s=60, store=store)
+    return device
+
+
+def regressed(read: list[torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+    """The value head after least squares on the states that it reads, in float64 by plain torch."""
+    head = torch.nn.Linear(read[0].shape[-1], 1)
+    head.load_state_dict(tiny_policy().value_head.state_dict())
+    head.double()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(steps):
+        torch.stack([(head(states.double())[:, 0] - 1).square().sum() for states in read]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return head.state_dict()
+
+
+def values_alone(rank: int, ports: Any, folder: Path) -> None:
+    """One of two ranks on which only the value head of a bfloat16 policy learns."""
+    device = meet(rank, ports)
+    sequences = turns_to_sequences(e.turns for e in random_episodes(tiny_policy(), 4))
+    for stage in (1, 2, 3):
+        policy = policy_of(torch.bfloat16)
+        rows = ([0, 1, 2], [3, 4, 5, 6]) if rank == 0 else ([7], [8])
+        batches = [collate(rows_of(sequences), r, policy.fusion.shape, 0) for r in rows]
+        engine = Engine(policy, device, zero_stage=stage, weight_decay=0.0, max_grad_norm=1e6, group_of=group)
+        head, read = policy.value_head, list[torch.Tensor]()
+        head.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0].detach()))
+        for _ in range(3):
+            for batch in batches:
+                output = engine(batch.tokens, logprobs=False, values=True)
+                engine.backward((output.values - 1).square().sum())
+                assert head.weight.grad is not None and head.weight.grad.dtype == torch.float32
+            engine.step({"policy": 0.0, "critic": 1e-3})
+        everybodys: list[list[torch.Tensor]] = [[], []]
+        dist.all_gather_object(everybodys, read[:2])  # the states stay, for the rest does not learn
+        expected = regressed([*everybodys[0], *everybodys[1]], 3)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(head.get_parameter(name).double(), tensor, atol=1e-7, rtol=0)
+        weight = expected["weight"].float()
+        assert (weight.bfloat16() - weight).abs().max() > 2e-5, "in bfloat16 it would be another head"
+        engine.save(folder)
+        states = load_file(folder / f"rank-{rank}-of-2.safetensors")
+        assert {tensor.dtype for tensor in states.values()} == {torch.float32}
+        dist.barrier()
+    if rank == 0:
+        (folder / "done").touch()
+
+
+def test_the_value_head_of_bfloat16_weights_trains_in_float32(tmp_path: Path) -> None:
+    in_two_ranks(values_alone, tmp_path)
+    assert (tmp_path / "done").exists()
+
+
+def in_two_ranks(function: Callable[..., None], *args: Any) -> None:
+    ports = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(partial(_called, function, ports, args), nprocs=2)
+
+
+def _called(function: Callable[..., None], ports: Any, args: tuple[Any, ...], rank: int) -> None:
+    function(rank, ports, *args)
+
+
+def unequal_chunks(rank: int, ports: Any, results: Path) -> None:
     """One of two ranks whose passes have unequally many chunks, with a head that ZeRO 3 really shards."""
-    device = choose_device(gpu=False, threads=1, workers=2)
-    join_group(rank, 2, "127.0.0.1", port, gpu=False, timeout_s=60)
+    device = meet(rank, ports)
     policy = tiny_policy(vocabulary=4000)
     sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 3))
     rows = ([0, 1, 2, 3, 4, 5], [6])
     batch = [collate(rows_of(sequences), r, policy.fusion.shape, 0) for r in rows]
-    policy.chunk_logits = 4000 * 8
-    engine = Engine(policy, device, zero_stage=3, weight_decay=0.01, max_grad_norm=0.5, checkpoint_activations=True)
-    norms = train(engine, [batch[rank]], 1)
+    expected = bare(policy, batch, 2)
+    for stage in (2, 3):  # where communication overlaps with computing
+        policy = tiny_policy(vocabulary=4000)
+        policy.chunk_logits = 4000 * 8
+        engine = Engine(
+            policy, device, zero_stage=stage, weight_decay=0.01, max_grad_norm=0.5, checkpoint_activations=True
+        )
+        assert train(engine, [batch[rank]], 2) == pytest.approx(expected, rel=1e-4)
+        assert (policy.head.weight.numel() == 0) == (stage == 3)  # there the other rank holds a part of it
     if rank == 0:
-        assert norms == pytest.approx(bare(tiny_policy(vocabulary=4000), batch, 1), rel=1e-4)
-        assert policy.head.weight.numel() == 0  # the other rank holds a part of it
         results.touch()
 
 
 def test_ranks_may_have_unequally_many_chunks(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(unequal_chunks, (port, tmp_path / "done"), nprocs=2)
+    in_two_ranks(unequal_chunks, tmp_path / "done")
     assert (tmp_path / "done").exists()
+
+
+def threads(_: int, results: Any) -> None:
+    cores = os.sched_getaffinity(0)
+    for neighbours in (1, 2 * len(cores)):
+        choose_device(gpu=False, threads=0, neighbours=neighbours)
+        results.put(torch.get_num_threads())
+    os.sched_setaffinity(0, {min(cores)})
+    choose_device(gpu=False, threads=0, neighbours=1)
+    results.put(torch.get_num_threads())
+    choose_device(gpu=False, threads=3, neighbours=1)
+    results.put(torch.get_num_threads())
+
+
+def test_ranks_share_the_cores_that_they_may_use() -> None:
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(threads, (results,), nprocs=1)
+    assert [results.get() for _ in range(4)] == [len(os.sched_getaffinity(0)), 1, 1, 3]
 
 
 def test_autocast_stays_near_float32(device: torch.device, batches: list[MicroBatch]) -> None:

@@ -20,6 +20,14 @@ WRONG = [
     ("train.steps=0", "train.steps: Input should be greater than 0"),
     ("train.max_staleness=-1", "train.max_staleness: Input should be greater than or equal to 0"),
     ("learner.zero_stage=4", "learner.zero_stage: Input should be 0, 1, 2 or 3"),
+    (
+        "learner.gpus_per_worker=0.5",
+        "learner.gpus_per_worker: NCCL refuses two ranks on one card; set it to 1, or to 0 for the CPU, and `workers` "
+        "beside it to the number of cards (given: 0.5)",
+    ),
+    ("learner.gpus_per_worker=2", "learner.gpus_per_worker: a rank uses one card and would block the others; set it"),
+    ("sft.gpus_per_worker=0.25", "sft.gpus_per_worker: NCCL refuses two ranks on one card; set it to 1, or to 0"),
+    ("sft.gpus_per_worker=4", "sft.gpus_per_worker: a rank uses one card and would block the others; set it to 1"),
     ("model.dtype=float16", "model.dtype: Input should be 'float32' or 'bfloat16'"),
     ("model.fusion.top_k=9", "top_k=9 exceeds experts=4; lower top_k or raise experts"),
     ("model.fusion.heads=3", "heads=3 does not divide dim=64; choose heads from the divisors of dim"),

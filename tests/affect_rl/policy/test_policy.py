@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from affect_rl.algorithms.batching import TokenSequence, collate, rows_of, turns_to_sequences
@@ -76,9 +78,52 @@ def test_bfloat16_spares_the_rotary_frequencies(policy: AffectPolicy, tmp_path: 
     rounded = AffectPolicy.load(policy.save(tmp_path / "float32"), dtype=torch.bfloat16)
     again = AffectPolicy.load(rounded.save(tmp_path / "bfloat16"))
     for coarse in (created, rounded, again):
-        assert {p.dtype for p in coarse.parameters()} == {torch.bfloat16}
+        assert {p.dtype for n, p in coarse.named_parameters() if "value_head" not in n} == {torch.bfloat16}
         assert rotary(coarse).dtype == torch.float32
         assert torch.equal(rotary(coarse), rotary(policy))
+
+
+def test_the_value_head_is_float32_whatever_the_policy_is(policy: AffectPolicy, tmp_path: Path) -> None:
+    rounded = AffectPolicy.load(policy.save(tmp_path / "float32"), dtype=torch.bfloat16)
+    again = AffectPolicy.load(rounded.save(tmp_path / "bfloat16"))
+    for coarse in (rounded, again):
+        assert torch.equal(coarse.value_head.weight, policy.value_head.weight)
+    assert not torch.equal(policy.value_head.weight, policy.value_head.weight.bfloat16().float())
+
+
+class RandomNumbers(TorchDispatchMode):
+    """Counts the random numbers that are written to real memory."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags and not out.is_meta:
+            self.count += out.numel()
+        return out
+
+
+def test_loading_makes_no_random_language_model(policy: AffectPolicy, tmp_path: Path) -> None:
+    policy.save(tmp_path / "policy")
+    with RandomNumbers() as made:
+        AutoModelForCausalLM.from_config(policy.config.text_config)
+    assert made.count > 10_000
+    with RandomNumbers() as made:
+        AffectPolicy.load(tmp_path / "policy")
+    parts = [*policy.fusion.parameters(), *policy.value_head.parameters()]
+    assert 0 < made.count <= sum(p.numel() for p in parts)
+
+
+def test_files_that_were_hashed_once_are_not_hashed_again(policy: AffectPolicy, tmp_path: Path) -> None:
+    directory = policy.save(tmp_path / "policy")
+    with (directory / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    AffectPolicy.load(directory, verify=False)
+    (directory / "tokenizer_config.json").unlink()
+    with pytest.raises(AffectError, match=r"tokenizer_config\.json is missing"):
+        AffectPolicy.load(directory, verify=False)
 
 
 def test_save_replaces_what_a_killed_run_left(policy: AffectPolicy, tmp_path: Path) -> None:
