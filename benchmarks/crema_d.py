@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/crema-d"))
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    seeds = []
+    seeds: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         data = args.runs / f"data-{seed}"
         if not data.exists():

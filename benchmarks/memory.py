@@ -19,6 +19,7 @@ import multiprocessing
 import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 
@@ -26,8 +27,13 @@ from affect_rl.algorithms.batching import collate, rows_of, turns_to_sequences
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import give_memory_back
 
-WAYS = {"whole": (False, False), "chunked": (True, False), "checkpointed": (False, True), "both": (True, True)}
-DEFAULTS = {"vocabulary": 150_000, "sequences": 24, "layers": 8}
+WAYS = {
+    "whole": {"chunks": False, "recompute": False},
+    "chunked": {"chunks": True, "recompute": False},
+    "checkpointed": {"chunks": False, "recompute": True},
+    "both": {"chunks": True, "recompute": True},
+}
+DEFAULTS: dict[str, Any] = {"vocabulary": 150_000, "sequences": 24, "layers": 8}
 
 
 def peak_gb() -> float:
@@ -35,7 +41,7 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def pass_gb(chunks: bool, recompute: bool, vocabulary: int, sequences: int, layers: int) -> float:
+def pass_gb(*, chunks: bool, recompute: bool, vocabulary: int, sequences: int, layers: int) -> float:
     """GB that one pass adds to the process."""
     torch.set_num_threads(1)
     give_memory_back()
@@ -63,7 +69,7 @@ def main() -> None:
     peaks = {}
     for name, way in WAYS.items():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-            peaks[name] = child.submit(pass_gb, *way, **settings).result()
+            peaks[name] = child.submit(pass_gb, **way, **settings).result()
     rounded = {name: round(gb, 3) for name, gb in peaks.items()}
     print(json.dumps(rounded | {"ratio": round(peaks["both"] / peaks["whole"], 3)} | settings))
 

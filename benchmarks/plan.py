@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import resource
-import socket
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from cluster.plan import GIB, Memory, rank_memory
 from cluster.sizes import policy_sizes
 from learners import engine
 from learners.learner import LearnerWorker
+from learners.meeting import LOOPBACK, Seat, open_store, seats
 from learners.shares import deal
 
 SIZES = {
@@ -88,14 +88,14 @@ def make_work(config: Config, way: dict[str, Any], directory: Path) -> tuple[Any
     return deal(episodes, AGENTS, config.learner, (0, 0), separate_critic=False, adapters=adapters)
 
 
-def peak_of(config: Config, directory: Path, rank: int, port: int, step: Any, share: Any) -> int:
+def peak_of(config: Config, directory: Path, seat: Seat, step: Any, share: Any) -> int:
     """Bytes that this process has held at its peak, after it was a rank that loads the policy and makes updates."""
     os.dup2(2, 1)  # DeepSpeed prints
     # Models that fill a card have no small tensors; here, they would leave holes in the heap.
     engine.LARGE_BLOCK = 2**18
     engine.give_memory_back()
-    worker = LearnerWorker(config, directory, rank, 0)
-    worker.start("127.0.0.1", port)
+    worker = LearnerWorker(config, directory, seat.rank, 0)
+    worker.start(seat)
     for _ in range(2):  # the first one makes the moments
         worker.update(step, share)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -107,13 +107,11 @@ def measure(config: Config, way: dict[str, Any]) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         with ProcessPoolExecutor(1, spawn) as maker:
             step, shares = maker.submit(make_work, config, way, Path(folder) / "policy").result()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        store = open_store(600)
         with ProcessPoolExecutor(len(shares), spawn) as ranks:
             jobs = [
-                ranks.submit(peak_of, config, Path(folder) / "policy", rank, port, step, share)
-                for rank, share in enumerate(shares)
+                ranks.submit(peak_of, config, Path(folder) / "policy", seat, step, share)
+                for seat, share in zip(seats([LOOPBACK] * len(shares), store.port), shares, strict=True)
             ]
             return [job.result() for job in jobs]
 

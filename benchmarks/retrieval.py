@@ -64,10 +64,10 @@ async def measure(index_dir: Path, config: RetrievalConfig, dim: int, repeats: i
     results: dict[str, object] = {}
     for batch in BATCHES:
 
-        async def unsharded(batch: int = batch) -> object:
+        async def unsharded(batch: int = batch) -> tuple[np.ndarray, ...]:
             return whole.search(queries[:batch], TOP)
 
-        async def sharded(batch: int = batch) -> object:
+        async def sharded(batch: int = batch) -> tuple[np.ndarray, ...]:
             return (await pool.search("audio", queries[:batch], TOP))[0]
 
         async def alone(batch: int = batch) -> object:

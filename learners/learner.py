@@ -7,10 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
-import ray
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.step import Step
@@ -22,7 +22,7 @@ from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.reference import Reference
 from affect_rl.policy.weights import WeightsHandle
 from learners.engine import Engine, choose_device
-from learners.meeting import Seat, join_group, open_store
+from learners.meeting import Seat, join_group, node_address, open_store
 from learners.shares import Share
 from learners.update import Models, Updater
 
@@ -43,11 +43,13 @@ class LearnerWorker:
     def __init__(self, config: Config, policy_dir: Path, rank: int, seed: int) -> None:
         self._config, self._settings = config, config.learner
         self._policy_dir, self._rank, self._seed = policy_dir, rank, seed
+        self._store: Store | None = None
 
     def place(self) -> tuple[str, int]:
         """Address of this rank's node; on rank 0 with the port of the store that it opens for all, elsewhere 0."""
-        self._store = open_store(self._settings.deadline_s) if self._rank == 0 else None
-        return ray.util.get_node_ip_address(), self._store.port if self._store else 0
+        store = open_store(self._settings.deadline_s) if self._rank == 0 else None
+        self._store = store
+        return node_address(), store.port if store else 0
 
     def start(self, seat: Seat) -> None:
         """Join the other ranks and load the policy."""

@@ -47,6 +47,15 @@ def seats(addresses: Sequence[str], port: int) -> list[Seat]:
     ]
 
 
+def node_address() -> str:
+    """Address of this process's node in Ray; without Ray, which a learner alone does not need, that of the loopback."""
+    try:
+        import ray
+    except ImportError:
+        return LOOPBACK
+    return ray.util.get_node_ip_address()
+
+
 def open_store(timeout_s: float) -> TCPStore:
     """The store of rank 0, on a port that the system chooses, see its ``port``; it lives as long as the object."""
     timeout = timedelta(seconds=timeout_s)

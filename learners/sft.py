@@ -49,7 +49,7 @@ from affect_rl.policy.fusion import load_balance
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
-from learners.meeting import Seat, join_group, open_store
+from learners.meeting import Seat, join_group, node_address, open_store
 
 OnStep = Callable[[dict[str, float]], None]
 POLL_S = 1.0
@@ -349,7 +349,7 @@ def _worker(given: dict[str, Any]) -> None:
 def _join(settings: SftConfig) -> torch.device:
     """Join the other workers; returns the device of this one."""
     worker, gpu = train.get_context(), settings.gpus_per_worker > 0
-    rank, neighbours, address = worker.get_world_rank(), worker.get_local_world_size(), ray.util.get_node_ip_address()
+    rank, neighbours, address = worker.get_world_rank(), worker.get_local_world_size(), node_address()
     store = open_store(settings.deadline_s) if rank == 0 else None
     meeting = broadcast_from_rank_zero((address, store.port) if store else None)
     device = choose_device(gpu, settings.threads, neighbours)
