@@ -113,7 +113,7 @@ def learner_half(config: Config, policy: Path, weights: Path) -> tuple[dict[str,
     begun = time.perf_counter()
     handle = worker.publish(1, weights)
     assert handle is not None
-    found = {
+    found: dict[str, Any] = {
         "seconds": (best := min(seconds[1:])),
         "tokens_per_s": share.tokens / best,
         "prepare_s": metrics["learner/prepare_s"],

@@ -10,7 +10,7 @@ from affect_rl.trajectory import FULL
 from cluster.evaluate import check_dropped
 from cluster.runtime.run import Run
 from cluster.warm_start import training_samples
-from learners.sft import run_sft
+from learners.sft_job import run_sft
 from rollout_workers.worker import EpisodeSpec
 
 

@@ -28,7 +28,7 @@ from affect_rl.team.demonstrations import demonstrate
 from affect_rl.team.prompts import Prompts, template_texts
 from affect_rl.team.team import Team
 from affect_rl.trajectory import Turn
-from learners.sft import run_sft
+from learners.sft_job import run_sft
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
 from affect_rl.section import POLICY, SFT, TRAINING, flat_settings
 from affect_rl.trajectory import Trajectory
-from learners.sft import checkpoint_of
+from learners.sft_job import checkpoint_of
 
 
 @dataclass(frozen=True, slots=True)

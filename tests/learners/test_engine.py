@@ -1,7 +1,8 @@
 """The DeepSpeed engine, and the supervised training on it, against plain torch; one rank, no Ray.
 
 One file, because DeepSpeed remembers the first process group it sees: the group is made once and
-ended before the tests of other files.
+ended before the tests of other files. On a machine with a GPU it runs there: ``pytest -m gpu tests/learners`` needs
+neither Ray nor vLLM.
 """
 
 from __future__ import annotations
@@ -29,26 +30,33 @@ from learners.sft import sft_steps
 
 SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
+GPU = torch.cuda.is_available()
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[torch.device]:
     """A process group of one; the environment and the group are put back afterwards."""
     environment = dict(os.environ)
-    device = choose_device(gpu=False, threads=1, neighbours=1)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what CUDA needs to repeat itself
+    torch.use_deterministic_algorithms(GPU, warn_only=True)
+    device = choose_device(gpu=GPU, threads=1, neighbours=1)
     store = open_store(60)
-    join_group(Seat(0, 1, 1, LOOPBACK, (LOOPBACK, store.port)), gpu=False, timeout_s=60, store=store)
+    join_group(Seat(0, 1, 1, LOOPBACK, (LOOPBACK, store.port)), gpu=GPU, timeout_s=60, store=store)
     yield device
+    torch.use_deterministic_algorithms(False)
     dist.destroy_process_group()
     os.environ.clear()
     os.environ |= environment
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[MicroBatch]:
+def batches(device: torch.device) -> list[MicroBatch]:
     policy = tiny_policy()
     sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 4))
-    return [collate(rows_of(sequences), rows, policy.fusion.shape, 0) for rows in ([0, 1, 2], [3, 4, 5, 6], [7, 8])]
+    rows = ([0, 1, 2], [3, 4, 5, 6], [7, 8])
+    return [collate(rows_of(sequences), chosen, policy.fusion.shape, 0).to(device) for chosen in rows]
 
 
 def policy_of(dtype: torch.dtype) -> AffectPolicy:
@@ -94,7 +102,7 @@ def bare(policy: AffectPolicy, batches: list[MicroBatch], steps: int) -> list[fl
 
 @STAGES
 def test_steps_equal_plain_adamw(device: torch.device, batches: list[MicroBatch], stage: int) -> None:
-    engine, policy = make(device, stage), tiny_policy()
+    engine, policy = make(device, stage), tiny_policy().to(device)
     assert train(engine, batches, 3) == pytest.approx(bare(policy, batches, 3), rel=1e-4)
     for name, tensor in weights(engine).items():
         torch.testing.assert_close(tensor, policy.get_parameter(name), atol=5e-5, rtol=0)
@@ -138,11 +146,11 @@ def test_recomputed_activations_change_no_number(device: torch.device, batches: 
     assert all(torch.equal(tensor, weights(kept)[name]) for name, tensor in weights(recomputed).items())
 
 
-def initialised(config: dict[str, Any]) -> Any:
+def initialised(config: dict[str, Any], device: torch.device) -> Any:
     """DeepSpeed's engine on a small model: here it validates the configuration."""
     import deepspeed  # after the group is there
 
-    model = torch.nn.Linear(8, 8).to(torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
+    model = torch.nn.Linear(8, 8).to(device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
@@ -156,14 +164,14 @@ def test_deepspeed_accepts_the_configuration(
     device: torch.device, dtype: torch.dtype, stage: int, autocast: bool
 ) -> None:
     """It does not depend on the device, so what DeepSpeed says of it here it says on a GPU."""
-    engine = initialised(deepspeed_config(dtype, zero_stage=stage, max_grad_norm=0.5, autocast=autocast))
+    engine = initialised(deepspeed_config(dtype, zero_stage=stage, max_grad_norm=0.5, autocast=autocast), device)
     assert engine.zero_overlap_comm() == (stage >= 2)
     assert engine.get_data_types() == (dtype, torch.float32)
     assert engine.gradient_clipping() == (0.5 if stage else 0)  # stage 0 is clipped by our engine
     before = engine.module.state_dict() if stage < 3 else {}
     before = {name: tensor.clone() for name, tensor in before.items()}
     for _ in range(2):
-        engine.backward(engine(torch.ones(2, 8, dtype=dtype)).float().square().sum())
+        engine.backward(engine(torch.ones(2, 8, dtype=dtype, device=device)).float().square().sum())
     engine.step()
     assert all(not torch.equal(engine.module.get_parameter(name), tensor) for name, tensor in before.items())
 
@@ -173,7 +181,7 @@ def test_deepspeed_refuses_overlap_at_low_stages(device: torch.device, stage: in
     config = deepspeed_config(torch.float32, zero_stage=stage, max_grad_norm=0.5)
     config["zero_optimization"]["overlap_comm"] = True
     with pytest.raises(AssertionError, match="supports ZeRO overlap_comm only with ZeRO stage 2"):
-        initialised(config)
+        initialised(config, device)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

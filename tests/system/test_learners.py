@@ -24,7 +24,7 @@ from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
 from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
 from learners.group import LearnerGroup
-from learners.sft import run_sft
+from learners.sft_job import run_sft
 
 SFT = (
     "sft.steps=60", "sft.batch_samples=4", "sft.warmup=2", "sft.lr=0.01", "sft.workers=2", "sft.threads=1",
