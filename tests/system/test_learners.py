@@ -246,6 +246,7 @@ def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:
     assert metrics["logprob_gap/max"] > 0
 
 
+@pytest.mark.chaos
 def test_sft_runs_as_a_ray_train_job_and_resumes_when_killed(cluster: None, policy_dir: Path, tmp_path: Path) -> None:
     demonstrations = [e.turns for e in random_episodes(tiny_policy(), 8)]
     config = configure(*SFT)
