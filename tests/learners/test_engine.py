@@ -272,6 +272,8 @@ def in_two_ranks(function: Callable[..., None], *args: Any) -> None:
 
 def _called(function: Callable[..., None], ports: Any, args: tuple[Any, ...], rank: int) -> None:
     function(rank, ports, *args)
+    dist.barrier()
+    dist.destroy_process_group()  # its threads must not outlive the interpreter
 
 
 def unequal_chunks(rank: int, ports: Any, results: Path) -> None:
