@@ -52,7 +52,7 @@ from affect_rl.policy.directory import WEIGHTS, Base, check_manifest, write_mani
 from affect_rl.policy.fusion import Fusion, FusionShape, shape_from_dict
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
 from affect_rl.policy.slots import SlotConfig
-from affect_rl.policy.tokens import PERCEPT_TOKEN
+from affect_rl.policy.special_tokens import PERCEPT_TOKEN
 from affect_rl.policy.weights import WeightsHandle, multiset_checksum, publish_weights
 
 

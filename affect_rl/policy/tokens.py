@@ -18,10 +18,7 @@ from transformers import (
 )
 
 from affect_rl.errors import AffectError
-
-PAD_TOKEN = "<|pad|>"
-END_TOKEN = "<|end|>"
-PERCEPT_TOKEN = "<|percept|>"
+from affect_rl.policy.special_tokens import END_TOKEN, PAD_TOKEN, PERCEPT_TOKEN
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:

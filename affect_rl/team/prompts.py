@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Self
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
-from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.fusion import shape_from_dict
-from affect_rl.policy.tokens import PERCEPT_TOKEN
+from affect_rl.policy.special_tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Found
 from affect_rl.trajectory import Percept, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
@@ -50,6 +50,11 @@ class Prompts:
     @classmethod
     def for_policy(cls, policy_dir: Path, *, context: int, evidence_tokens: int) -> Self:
         """For the tokenizer and the soft tokens of the policy in a directory."""
+        # Not above: configurations know the agents, and reading one must not take the seconds of this import.
+        from transformers import AutoTokenizer
+
+        from affect_rl.policy.config import AffectConfig
+
         return cls(
             AutoTokenizer.from_pretrained(policy_dir),
             soft_tokens=shape_from_dict(AffectConfig.from_pretrained(policy_dir).fusion).tokens,

@@ -15,7 +15,7 @@ from team_cases import CAREFUL, NONE, Recorder, make_team, play, turn_of
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, CognitiveResult, Exclusion, Group, Support
-from affect_rl.policy.tokens import PERCEPT_TOKEN
+from affect_rl.policy.special_tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
 from affect_rl.team.agent import Request
 from affect_rl.team.demonstrations import Annotator, demonstrate

@@ -13,7 +13,8 @@ from team_cases import make_team
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, Evidence
-from affect_rl.policy.tokens import END_TOKEN, PERCEPT_TOKEN, train_tokenizer
+from affect_rl.policy.special_tokens import END_TOKEN, PERCEPT_TOKEN
+from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Board
 from affect_rl.team.demonstrations import demonstrate
