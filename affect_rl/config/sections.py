@@ -390,6 +390,20 @@ class EvaluateConfig(Section, affects=(EVALUATION,)):
         return self
 
 
+class TrackingConfig(Section, affects=()):
+    """Where a run's numbers go, beside ``metrics.jsonl``, which every run has."""
+
+    trackers: tuple[Literal["tensorboard", "prometheus", "wandb", "mlflow"], ...] = ("tensorboard", "prometheus")
+    """``prometheus`` publishes on Ray's own metrics ports; ``wandb`` and ``mlflow`` are packages to install, and find
+    their server by the environment variables of their own."""
+    project: str = "affect-rl"
+    """Project of W&B, experiment of MLflow."""
+    interval_s: Seconds = 5.0
+    """How often engines and the evidence service are asked what ``prometheus`` publishes of them."""
+    timeline: bool = True
+    """Write ``timeline.json``: who played, learned, loaded and waited."""
+
+
 class ClusterConfig(Section, affects=()):
     """How the job meets Ray."""
 
