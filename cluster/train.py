@@ -25,7 +25,7 @@ from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.tracking import Stopwatch, progress
 from cluster.sampler import StepSampler
-from cluster.step_metrics import engine_metrics, episode_metrics
+from cluster.step_metrics import EngineMeter, episode_metrics
 from cluster.watching.trackers import Tracker, log_to
 from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeSpec
@@ -66,6 +66,7 @@ def train(
         learner.load_checkpoint(checkpoint / "learner")
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     in_flight: dict[int, list[object]] = {}
+    meter = EngineMeter(pool.stats, config.rollout.workers)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
         state, scored = _select(pool, config, judged, scoring, learner, directory, state)
@@ -81,9 +82,9 @@ def train(
                 if step not in in_flight:
                     in_flight[step] = pool.submit(_specs(config, step, sampler.batch(step)))
             with watch("rollout"):
-                before = pool.stats()
+                meter.begin()
                 played, stale = _collect(pool, config, sampler, state.step, in_flight.pop(state.step))
-                engines = engine_metrics(before, pool.stats(), config.rollout.workers)
+                engines = meter.end()
             state = replace(state, dropped=check_dropped(config, played, state.dropped))
             episodes = _playable(played)
             with watch("learning"):

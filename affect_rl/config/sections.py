@@ -312,6 +312,8 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     weights_dir: Annotated[str, NOTHING] = ""
     """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
     nodes must see it."""
+    vllm_statistics: Annotated[bool, NOTHING] = False
+    """Publish vLLM's own statistics on Ray's metrics ports, as ``ray_vllm_...``. Costs a little of each engine step."""
     deadline_s: Seconds = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3

@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,38 @@ class _Outage:
     deadline: float
     next_probe: float
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the pool knows of an engine.
+
+    Attributes:
+        healthy: it is given episodes.
+        playing: episodes that it has.
+        faults: how often it failed.
+    """
+
+    healthy: bool
+    playing: int
+    faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What the pool has to do, for whoever watches it.
+
+    Attributes:
+        version: of the weights that all healthy engines have.
+        waiting: episodes that no engine has yet.
+        replayed: episodes played again because their actor was lost.
+        engines: by number of the actor.
+    """
+
+    version: int
+    waiting: int
+    replayed: int
+    engines: dict[int, EngineState]
 
 
 class RolloutPool:
@@ -281,6 +314,27 @@ class RolloutPool:
     def stats(self) -> Counter[str]:
         """Counters of the healthy engines since their start, added up."""
         return sum((Counter(stats) for _, stats in self._ask("stats")), Counter())
+
+    def state(self) -> PoolState:
+        """How things stand; may be asked from any thread."""
+        playing: Counter[int] = Counter()
+        for call in list(self._calls.values()):
+            playing[call.actor] += len(call.specs)
+        engines = {
+            actor: EngineState(actor not in self._outages, playing[actor], faults)
+            for actor, faults in list(self._faults.items())
+        }
+        return PoolState(self.version, len(self._waiting), self.replayed, engines)
+
+    def engine_stats(self, timeout_s: float) -> dict[int, dict[str, float]]:
+        """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""
+        asked = {handle.stats.remote(): actor for actor, handle in list(self._actors.items())}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+        answers = {}
+        for ref in ready:
+            with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself
+                answers[asked[ref]] = ray.get(ref)
+        return answers
 
     def _ask(self, method: str, **kwargs: Any) -> list[tuple[int, Any]]:
         """Call all healthy actors and wait; an actor that fails or is late is taken out of service."""

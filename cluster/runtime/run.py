@@ -24,6 +24,7 @@ from cluster.runtime.session import joins_cluster, ray_session
 from cluster.runtime.tracking import progress
 from cluster.train import train
 from cluster.warm_start import warm_start
+from cluster.watching.prometheus import Watcher
 from cluster.watching.trackers import Tracker, check_trackers, close_all, log_to, make_trackers
 from learners.group import LearnerGroup
 from retrieval_service.client import RetrievalClient
@@ -145,6 +146,8 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
         stack.callback(close_all, own)
         learner = stack.enter_context(closing(LearnerGroup(config, initial, seed=config.seed)))
         pool = run.pool(initial)
+        if "prometheus" in config.tracking.trackers:
+            stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
         return train(config, run.dataset, directory, pool, learner, start, stop_requested, [*own, *trackers])
 
 

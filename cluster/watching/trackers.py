@@ -101,6 +101,10 @@ def make_trackers(config: Config, first_step: int = 0, stage: str = "") -> list[
     for name in config.tracking.trackers:
         if name == "tensorboard":
             trackers.append(TensorBoardTracker(config.run_dir, first_step, stage))
+        elif name == "prometheus":
+            from cluster.watching.prometheus import PrometheusTracker
+
+            trackers.append(PrometheusTracker(config.name, warm_start=stage == "sft"))
         elif name == "wandb":
             from cluster.watching.hosted import WandbTracker
 

@@ -27,6 +27,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
@@ -76,6 +77,8 @@ class EngineStats:
         prompt_tokens: prompt tokens of finished requests.
         cached_tokens: prompt tokens that the prefix cache served.
         retrieval_s: seconds in which at least one episode waited for retrieval, or for an engine of frozen agents.
+        busy_s: seconds spent in steps.
+        kv_cache_steps: shares of the KV cache that were in use, added up over the steps.
     """
 
     steps: int = 0
@@ -83,6 +86,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     retrieval_s: float = 0.0
+    busy_s: float = 0.0
+    kv_cache_steps: float = 0.0
 
 
 class RolloutEngine:
@@ -125,7 +130,8 @@ class RolloutEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
         slots = _slots(policy_dir, self.policy_config, lora, adapters)
         args = _engine_args(policy_dir, self.policy_config, config, context, seed, slots)
-        self._engine = LLMEngine.from_engine_args(args)
+        loggers = [RayPrometheusStatLogger] if config.vllm_statistics else None
+        self._engine = LLMEngine.from_engine_args(args, stat_loggers=loggers)
         if slots and not config.gpus_per_worker:
             self._engine.apply_model(group_adapters)
         self._sync = WeightSync(self._engine, policy_dir, slots.get("max_loras", 0))
@@ -218,11 +224,22 @@ class RolloutEngine:
                 await self._settle()
                 self._admit()
                 if self._running:
-                    self._stats.steps += 1
-                    for output in self._engine.step():
+                    for output in self._step():
                         self._finish(output)
         except Exception as error:
             self._die(error)
+
+    def _step(self) -> list[RequestOutput]:
+        begun = time.perf_counter()
+        outputs = self._engine.step()
+        self._stats.steps += 1
+        self._stats.busy_s += time.perf_counter() - begun
+        self._stats.kv_cache_steps += self._kv_cache_use()
+        return outputs
+
+    def _kv_cache_use(self) -> float:
+        """Share of the KV cache's blocks that requests hold; those kept for their prefix alone do not count."""
+        return self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
 
     async def _settle(self) -> None:
         """Let the coroutines run that the last step has woken, so that they share the next one."""
@@ -312,8 +329,10 @@ class RolloutEngine:
     # -- the rest --------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """The counters of `EngineStats` by name, and how many requests are `running` and `waiting`."""
-        return {**asdict(self._stats), "running": len(self._running), "waiting": len(self._arrived)}
+        """The counters of `EngineStats` by name; and of now: the weight `version`, the share of the KV cache in use, and
+        how many requests are `running` and `waiting`."""
+        now = {"running": len(self._running), "waiting": len(self._arrived), "version": self.version}
+        return {**asdict(self._stats), **now, "kv_cache_use": self._kv_cache_use()}
 
     def check(self) -> None:
         """Raise what the engine died of, if it did."""
@@ -409,5 +428,5 @@ def _engine_args(
         async_scheduling=not config.deterministic,
         mm_processor_cache_gb=0,
         weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
-        disable_log_stats=True,
+        disable_log_stats=not config.vllm_statistics,
     )
