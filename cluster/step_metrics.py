@@ -18,9 +18,7 @@ def episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, f
         "episode/generated_tokens": fmean(t.generated_tokens for t in episodes),
         "episode/prompt_tokens": fmean(t.prompt_tokens for t in episodes),
         "episode/staleness": fmean(version - t.oldest_version for t in episodes),
-        "episode/token_age": fmean(
-            version - v for t in episodes for u in t.turns for v in u.generation.weight_versions
-        ),
+        "episode/token_age": fmean(version - v for t in turns if t.trained for v in t.generation.weight_versions),
     }
     for line in dict.fromkeys(line for t in episodes for line in t.scores):
         name = "episode/score" if line == FULL else f"episode/score_without_{line}"

@@ -118,13 +118,11 @@ class RetrievalFrontend:
         return found
 
     async def stats(self) -> dict[str, Any]:
-        """The counters of `ServiceCounts`; ``latency_seconds`` and ``latency_p95_seconds`` of the latest searches;
+        """The counters of `ServiceCounts`; ``latency_p95_seconds`` of the latest searches;
         ``waiting_queries``, not encoded yet; and under ``shards`` the counters of `ShardCounts`, in order."""
-        latest = np.array(self._latencies or [0.0])
         return {
             **asdict(self._counts),
-            "latency_seconds": float(latest.mean()),
-            "latency_p95_seconds": float(np.quantile(latest, 0.95)),
+            "latency_p95_seconds": float(np.quantile(self._latencies or [0.0], 0.95)),
             "waiting_queries": self._encode_batch.waiting,
             "shards": [asdict(counts) for counts in self._shards.counts],
         }

@@ -92,7 +92,6 @@ LIVE: Mapping[str, tuple[str, ...]] = {
     "affect_retrieval_searches_total": (),
     "affect_retrieval_seconds_total": (),
     "affect_retrieval_degraded_total": (),
-    "affect_retrieval_latency_seconds": (),
     "affect_retrieval_latency_p95_seconds": (),
     "affect_retrieval_queries_total": (),
     "affect_retrieval_batches_total": (),

@@ -329,8 +329,8 @@ class RolloutEngine:
     # -- the rest --------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """The counters of `EngineStats` by name; and of now: the weight `version`, the share of the KV cache in use, and
-        how many requests are `running` and `waiting`."""
+        """The counters of `EngineStats` by name; and of now: the weight version, the share of the KV cache in use, and
+        how many requests are running and waiting."""
         now = {"running": len(self._running), "waiting": len(self._arrived), "version": self.version}
         return {**asdict(self._stats), **now, "kv_cache_use": self._kv_cache_use()}
 
