@@ -19,6 +19,7 @@ from affect_rl.sample import AffectSample, Split
 from affect_rl.scoring.scoring import Scoring
 from affect_rl.seeds import derived_seed
 from affect_rl.team.store import write_trajectories
+from affect_rl.timeline import Timeline
 from affect_rl.trajectory import Trajectory
 from cluster.evaluate import check_dropped, scoring_for
 from cluster.runtime.pool import RolloutPool
@@ -66,6 +67,7 @@ def train(
         learner.load_checkpoint(checkpoint / "learner")
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     in_flight: dict[int, list[object]] = {}
+    timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
     meter = EngineMeter(pool.stats, config.rollout.workers)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
@@ -102,6 +104,8 @@ def train(
                 metrics |= scored
             metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
             log_to(trackers, state.step, metrics)
+            if timeline:
+                timeline.write({"loop": watch.spans.fetch(), **pool.spans(), **learner.spans()})
             if settings.save_trajectories:
                 write_trajectories(episodes, directory.trajectories / f"step-{state.step:05d}.parquet")
             if last or stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):

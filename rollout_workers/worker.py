@@ -29,6 +29,7 @@ from affect_rl.team.agent import EpisodeSettings, Request
 from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team, TeamConfig
+from affect_rl.timeline import Span
 from affect_rl.trajectory import Generation, Output, Prompt, Trajectory
 
 if TYPE_CHECKING:
@@ -213,6 +214,10 @@ class RolloutWorker:
     async def stats(self) -> dict[str, float]:
         """Those of `RolloutEngine.stats`, and of `SearchStats`."""
         return {**self.engine.stats(), **asdict(self._searches)}
+
+    async def spans(self) -> list[Span]:
+        """What the engine has done since this was asked last."""
+        return self.engine.spans.fetch()
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `func` on this actor: RLlib's actor manager reaches every method through this one."""

@@ -26,6 +26,7 @@ from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.weights import WeightsHandle
+from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 PROBE_S = 1.0
+READ_S = 5.0
 EPISODES_PER_CALL = 16
 """Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
 
@@ -328,7 +330,15 @@ class RolloutPool:
 
     def engine_stats(self, timeout_s: float) -> dict[int, dict[str, float]]:
         """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""
-        asked = {handle.stats.remote(): actor for actor, handle in list(self._actors.items())}
+        return self._read("stats", timeout_s)
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What the engines that answer have done since this was asked last."""
+        return {f"rollout-{actor}": found for actor, found in self._read("spans", READ_S).items()}
+
+    def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
+        """Answers for whoever watches: they have no say in who is healthy."""
+        asked = {getattr(handle, method).remote(): actor for actor, handle in list(self._actors.items())}
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
         answers = {}
         for ref in ready:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from affect_rl.timeline import Spans
+
 console = Console(stderr=True)
 
 
@@ -41,15 +43,17 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Any]:
 
 
 class Stopwatch:
-    """Seconds spent per stage of a step."""
+    """Seconds spent per stage of a step, and the spans that they were spent in."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.spans = Spans()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            yield
+            with self.spans(stage):
+                yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

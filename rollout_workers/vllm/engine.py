@@ -36,6 +36,7 @@ from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import Base, check_manifest
 from affect_rl.policy.tensor_parallel import check_divides
 from affect_rl.policy.weights import WeightsHandle
+from affect_rl.timeline import Spans
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
@@ -142,7 +143,7 @@ class RolloutEngine:
         self._waiting_elsewhere, self._waiting_since = 0, 0.0
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
-        self._stats = EngineStats()
+        self._stats, self.spans = EngineStats(), Spans()
 
     # -- generating ------------------------------------------------------------------------------
 
@@ -214,18 +215,21 @@ class RolloutEngine:
         finally:
             self._waiting_elsewhere -= 1
             if not self._waiting_elsewhere:
-                self._stats.retrieval_s += time.perf_counter() - self._waiting_since
+                seconds = time.perf_counter() - self._waiting_since
+                self._stats.retrieval_s += seconds
+                self.spans.add("wait for retrieval", time.time() - seconds, seconds)
                 if self._back and not self._back.done():
                     self._back.set_result(None)
 
     async def _pump_steps(self) -> None:
         try:
-            while self._arrived or self._running:
-                await self._settle()
-                self._admit()
-                if self._running:
-                    for output in self._step():
-                        self._finish(output)
+            with self.spans("play"):
+                while self._arrived or self._running:
+                    await self._settle()
+                    self._admit()
+                    if self._running:
+                        for output in self._step():
+                            self._finish(output)
         except Exception as error:
             self._die(error)
 
@@ -316,7 +320,8 @@ class RolloutEngine:
         Requests in flight need not be waited for: the pump never steps while this runs.
         """
         self.check()
-        return self._sync.update(handle)
+        with self.spans("load weights"):
+            return self._sync.update(handle)
 
     def forget(self) -> None:
         """Drop the prefix cache and the cached soft tokens."""
