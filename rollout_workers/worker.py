@@ -34,6 +34,7 @@ from affect_rl.trajectory import Generation, Output, Prompt, Trajectory
 
 if TYPE_CHECKING:
     from rollout_workers.vllm.engine import RolloutEngine
+    from rollout_workers.vllm.statistics import Sample
 
 Found = TypeVar("Found", CognitiveResult, Support)
 
@@ -214,6 +215,10 @@ class RolloutWorker:
     async def stats(self) -> dict[str, float]:
         """Those of `RolloutEngine.stats`, and of `SearchStats`."""
         return {**self.engine.stats(), **asdict(self._searches)}
+
+    async def vllm_statistics(self) -> list[Sample]:
+        """See `RolloutEngine.vllm_statistics`."""
+        return self.engine.vllm_statistics()
 
     async def spans(self) -> list[Span]:
         """What the engine has done since this was asked last."""

@@ -313,7 +313,7 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
     nodes must see it."""
     vllm_statistics: Annotated[bool, NOTHING] = False
-    """Publish vLLM's own statistics on Ray's metrics ports, as ``ray_vllm_...``. Costs a little of each engine step."""
+    """Keep vLLM's own statistics, for ``tracking.trackers: [prometheus]``; costs a little of each engine step."""
     deadline_s: Seconds = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
@@ -30,6 +30,9 @@ from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
+
+if TYPE_CHECKING:
+    from rollout_workers.vllm.statistics import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -332,13 +335,21 @@ class RolloutPool:
         """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""
         return self._read("stats", timeout_s)
 
+    def vllm_statistics(self, timeout_s: float) -> dict[int, list[Sample]]:
+        """`RolloutWorker.vllm_statistics` of the engines that answer in time; may be asked from any thread."""
+        return self._read("vllm_statistics", timeout_s) if self._settings.vllm_statistics else {}
+
     def spans(self) -> dict[str, list[Span]]:
         """What the engines that answer have done since this was asked last."""
         return {f"rollout-{actor}": found for actor, found in self._read("spans", READ_S).items()}
 
     def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
-        """Answers for whoever watches: they have no say in who is healthy."""
-        asked = {getattr(handle, method).remote(): actor for actor, handle in list(self._actors.items())}
+        """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
+        asked = {
+            getattr(handle, method).remote(): actor
+            for actor, handle in list(self._actors.items())
+            if actor not in self._outages
+        }
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
         answers = {}
         for ref in ready:

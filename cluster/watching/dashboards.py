@@ -65,8 +65,8 @@ def per(part: str, whole: str, by: str) -> str:
 
 
 def vllm(name: str) -> str:
-    """A series of vLLM itself. It knows no run; its engine is told by the process."""
-    return f"ray_vllm_{name}"
+    """A series of vLLM itself in the chosen runs."""
+    return of(f"vllm_{name}")
 
 
 OVERVIEW = Dashboard(
@@ -143,11 +143,11 @@ ENGINES = Dashboard(
             "prefix cache": of("affect_rollout_cached_share"),
         }, "percentunit"),
         Panel("vLLM: requests", {
-            "{{WorkerId}} running": vllm("num_requests_running"), "{{WorkerId}} waiting": vllm("num_requests_waiting"),
+            "{{actor}} running": vllm("num_requests_running"), "{{actor}} waiting": vllm("num_requests_waiting"),
         }, says="vLLM's own panels need rollout.vllm_statistics: true."),
-        Panel("vLLM: KV cache in use", {"{{WorkerId}}": vllm("kv_cache_usage_perc")}, "percentunit"),
+        Panel("vLLM: KV cache in use", {"{{actor}}": vllm("kv_cache_usage_perc")}, "percentunit"),
         Panel("vLLM: preemptions per second", {
-            "{{WorkerId}}": f"rate({vllm('num_preemptions_total')}[$__rate_interval])",
+            "{{actor}}": f"rate({vllm('num_preemptions_total')}[$__rate_interval])",
         }, says="The KV cache was full; raise it, or lower rollout.max_num_seqs."),
         Panel("vLLM: time to the first token, 95 %", {
             "all engines": "histogram_quantile(0.95, sum by (le) "

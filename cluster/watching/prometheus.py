@@ -111,6 +111,10 @@ class Watcher:
                 "busy_seconds_total": stats["busy_s"], "elsewhere_seconds_total": stats["retrieval_s"],
             })  # fmt: skip
 
+        for actor, samples in self._pool.vllm_statistics(ASKED_S).items():
+            for name, tags, value in samples:
+                self._publisher.set(name, value, **tags, actor=f"rollout-{actor}")
+
     def _of_engine(self, actor: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._publisher.set(f"affect_engine_{name}", value, actor=f"rollout-{actor}")

@@ -27,7 +27,6 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
@@ -41,6 +40,7 @@ from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
+from rollout_workers.vllm.statistics import Sample, samples
 from rollout_workers.vllm.weight_sync import SHARED_MEMORY, WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
@@ -131,8 +131,7 @@ class RolloutEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
         slots = _slots(policy_dir, self.policy_config, lora, adapters)
         args = _engine_args(policy_dir, self.policy_config, config, context, seed, slots)
-        loggers = [RayPrometheusStatLogger] if config.vllm_statistics else None
-        self._engine = LLMEngine.from_engine_args(args, stat_loggers=loggers)
+        self._engine = LLMEngine.from_engine_args(args)
         if slots and not config.gpus_per_worker:
             self._engine.apply_model(group_adapters)
         self._sync = WeightSync(self._engine, policy_dir, slots.get("max_loras", 0))
@@ -338,6 +337,10 @@ class RolloutEngine:
         how many requests are running and waiting."""
         now = {"running": len(self._running), "waiting": len(self._arrived), "version": self.version}
         return {**asdict(self._stats), **now, "kv_cache_use": self._kv_cache_use()}
+
+    def vllm_statistics(self) -> list[Sample]:
+        """vLLM's own; empty without ``rollout.vllm_statistics``."""
+        return list(samples(self._engine.get_metrics())) if self.config.vllm_statistics else []
 
     def check(self) -> None:
         """Raise what the engine died of, if it did."""
