@@ -14,8 +14,8 @@ _OF_ONE_ENGINE = {"model_name", "engine"}
 
 
 Sample = tuple[str, dict[str, str], float]
-"""The name that Prometheus has for a series; the tags that tell series of one engine apart, such as ``finished_reason``,
-or ``le`` of a bucket; and its value. A plain tuple, so that who receives it needs no vLLM."""
+"""Prometheus' name of a series; the tags that tell series of one engine apart, such as ``finished_reason``, or ``le``
+of a bucket; and its value. A plain tuple, so that who receives it needs no vLLM."""
 
 
 def samples(metrics: Iterable[Metric]) -> Iterator[Sample]:
