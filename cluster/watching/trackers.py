@@ -38,12 +38,12 @@ class JsonlTracker:
         kept = [line for line in self._lines() if line["step"] <= first_step] if first_step else []
         with whole_file(self._path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._started = time.time()
+        self._started = time.monotonic()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time() - self._started, 3), **clean}) + "\n")
+            file.write(json.dumps({"step": step, "time": round(time.monotonic() - self._started, 3), **clean}) + "\n")
 
     def close(self) -> None:
         """Nothing is left to write."""
