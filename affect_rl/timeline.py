@@ -102,7 +102,7 @@ class Timeline:
 
         Each kind has a thread of its own, for spans of one thread may not overlap.
         """
-        process, thread = zlib.crc32(who.encode()), zlib.crc32(f"{who} {span.what}".encode())
+        process, thread = _number(who), _number(f"{who} {span.what}")
         if thread not in self._named:
             self._named.add(thread)
             of = {"ph": "M", "pid": process, "tid": thread}
@@ -110,6 +110,11 @@ class Timeline:
             yield {**of, "name": "thread_name", "args": {"name": span.what}}
         times = {"ts": round(span.begun * 1e6), "dur": round(span.seconds * 1e6)}
         yield {"ph": "X", "name": span.what, "cat": who, "pid": process, "tid": thread, **times}
+
+
+def _number(name: str) -> int:
+    """The same for a name in every run and on every resumption; viewers want positive numbers of 32 bits with sign."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def read_timeline(path: Path) -> dict[str, list[Span]]:
