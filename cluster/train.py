@@ -19,13 +19,15 @@ from affect_rl.sample import AffectSample, Split
 from affect_rl.scoring.scoring import Scoring
 from affect_rl.seeds import derived_seed
 from affect_rl.team.store import write_trajectories
+from affect_rl.timeline import Timeline
 from affect_rl.trajectory import Trajectory
 from cluster.evaluate import check_dropped, scoring_for
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
-from cluster.runtime.tracking import Stopwatch, Tracker, progress
+from cluster.runtime.tracking import Stopwatch, progress
 from cluster.sampler import StepSampler
-from cluster.step_metrics import engine_metrics, episode_metrics
+from cluster.step_metrics import EngineMeter, episode_metrics
+from cluster.watching.trackers import Tracker, log_to
 from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeSpec
 
@@ -40,6 +42,7 @@ def train(
     learner: LearnerGroup,
     resume_from: tuple[Progress, Path | None] = (Progress(), None),
     stop_requested: Callable[[], bool] = lambda: False,
+    trackers: Sequence[Tracker] = (),
 ) -> Progress:
     """Train from the run's initial policy, or from a checkpoint, and write the run's policy.
 
@@ -51,6 +54,7 @@ def train(
         learner: at the run's initial policy.
         resume_from: progress and checkpoint to go on from.
         stop_requested: asked after each step; True ends the run with a checkpoint.
+        trackers: are told each step's metrics; whoever made them closes them.
     """
     settings = config.train
     samples = dataset.samples("train", config.data.max_train)
@@ -61,9 +65,10 @@ def train(
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
-    tracker = Tracker(directory.path, state.step)
     pool.sync(learner.publish(state.step), verify=settings.verify_sync)
     in_flight: dict[int, list[object]] = {}
+    timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
+    meter = EngineMeter(pool.stats, config.rollout.workers)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
         state, scored = _select(pool, config, judged, scoring, learner, directory, state)
@@ -79,9 +84,9 @@ def train(
                 if step not in in_flight:
                     in_flight[step] = pool.submit(_specs(config, step, sampler.batch(step)))
             with watch("rollout"):
-                before = pool.stats()
+                meter.begin()
                 played, stale = _collect(pool, config, sampler, state.step, in_flight.pop(state.step))
-                engines = engine_metrics(before, pool.stats(), config.rollout.workers)
+                engines = meter.end()
             state = replace(state, dropped=check_dropped(config, played, state.dropped))
             episodes = _playable(played)
             with watch("learning"):
@@ -98,7 +103,9 @@ def train(
                     state, scored = _select(pool, config, judged, scoring, learner, directory, state)
                 metrics |= scored
             metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
-            tracker.log(state.step, metrics)
+            log_to(trackers, state.step, metrics)
+            if timeline:
+                timeline.write({"loop": watch.spans.fetch(), **pool.spans(), **learner.spans()})
             if settings.save_trajectories:
                 write_trajectories(episodes, directory.trajectories / f"step-{state.step:05d}.parquet")
             if last or stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
@@ -107,7 +114,6 @@ def train(
             if stop:
                 logger.warning("stop requested: stopped after step %d; go on with --resume", state.step)
                 break
-    tracker.close()
     if state.finished(settings):
         for keys in in_flight.values():  # begun for steps that the budget of tokens did not reach; others use the pool
             pool.collect(keys)

@@ -16,6 +16,7 @@ from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
+from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker
 from learners.meeting import seats
@@ -82,6 +83,10 @@ class LearnerGroup:
         """Write the current weights as version `version` for the engines to read."""
         self._version = version
         return self._all("publish", version, self._weights_dir)[0]
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What the ranks have done since this was asked last."""
+        return {f"learner-{rank}": found for rank, found in enumerate(self._all("spans"))}
 
     def save_policy(self, directory: Path) -> None:
         """Write or replace a policy directory, adapters beside the name of their base."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.reference import Reference
 from affect_rl.policy.weights import WeightsHandle
+from affect_rl.timeline import Span, Spans
 from learners.engine import Engine, choose_device
 from learners.meeting import Seat, join_group, node_address, open_store
 from learners.shares import Share
@@ -44,6 +46,7 @@ class LearnerWorker:
         self._config, self._settings = config, config.learner
         self._policy_dir, self._rank, self._seed = policy_dir, rank, seed
         self._store: Store | None = None
+        self._spans = Spans()
 
     def place(self) -> tuple[str, int]:
         """Address of this rank's node; on rank 0 with the port of the store that it opens for all, elsewhere 0."""
@@ -91,13 +94,21 @@ class LearnerWorker:
 
     def update(self, step: Step, share: Share) -> dict[str, float]:
         """One training step, see `learners.update`; returns metrics, the same on every rank."""
-        return self._updater.update(step, share)
+        begun = time.time()
+        metrics = self._updater.update(step, share)
+        self._spans.add("prepare", begun, metrics["learner/prepare_s"])
+        self._spans.add("optimise", begun + metrics["learner/prepare_s"], metrics["learner/optimise_s"])
+        return metrics
+
+    def spans(self) -> list[Span]:
+        """What this rank has done since this was asked last."""
+        return self._spans.fetch()
 
     # -- what leaves the learner -------------------------------------------------------------------
 
     def publish(self, version: int, directory: Path) -> WeightsHandle | None:
         """Write the weights for the engines (rank 0; None elsewhere)."""
-        with self._models.actor.gathered():
+        with self._spans("publish"), self._models.actor.gathered():
             if self._rank == 0:
                 return self._models.actor.policy.publish(version, directory)
         return None

@@ -51,6 +51,11 @@ class MicroBatcher(Generic[Item, Result]):
             worker.add_done_callback(self._workers.discard)
         return await future
 
+    @property
+    def waiting(self) -> int:
+        """Items that no call has yet."""
+        return len(self._waiting)
+
     async def _work(self) -> None:
         try:
             while self._waiting:

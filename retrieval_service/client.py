@@ -74,6 +74,15 @@ class RetrievalClient:
         """
         return await self._answer("perceptual path", self.frontend.perceptual.remote(audio, video, exclusion))
 
+    def stats(self, timeout_s: float) -> dict[str, Any]:
+        """`RetrievalFrontend.stats`; may be asked from any thread, but not inside an actor's event loop.
+
+        Raises:
+            ray.exceptions.GetTimeoutError: no answer in time.
+            ray.exceptions.RayActorError: the frontend is down.
+        """
+        return ray.get(self.frontend.stats.remote(), timeout=timeout_s)
+
     def close(self) -> None:
         """Stop the service's actors."""
         for actor in (self.frontend, *self.shards):

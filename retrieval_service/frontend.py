@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections import defaultdict, deque
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ray.actor import ActorHandle
@@ -28,8 +29,46 @@ from retrieval_service.retriever import Found, Retriever
 
 _SEARCHES_IN_FLIGHT = 4
 _RETRY_S = 0.2
+_LATEST = 1000
+"""Searches that latencies are told of."""
+
+Answer = TypeVar("Answer", CognitiveResult, Support)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ServiceCounts:
+    """What a frontend counts since its start.
+
+    Attributes:
+        searches_total: questions of episodes answered.
+        seconds_total: from question to answer, added up.
+        degraded_total: answers that lack a shard.
+        queries_total: texts encoded.
+        batches_total: calls of the encoder for them.
+    """
+
+    searches_total: int = 0
+    seconds_total: float = 0.0
+    degraded_total: int = 0
+    queries_total: int = 0
+    batches_total: int = 0
+
+
+@dataclass(slots=True)
+class ShardCounts:
+    """What a frontend counts of a shard since its start.
+
+    Attributes:
+        searches_total: batches of queries answered.
+        seconds_total: that they took, added up, the way there and back included.
+        failures_total: batches that it did not answer, or not in time.
+    """
+
+    searches_total: int = 0
+    seconds_total: float = 0.0
+    failures_total: int = 0
 
 
 class RetrievalFrontend:
@@ -52,6 +91,8 @@ class RetrievalFrontend:
         self._search_batch: MicroBatcher[_Query, Found] = MicroBatcher(
             self._search_many, max_batch=config.max_batch, window_s=0, concurrency=_SEARCHES_IN_FLIGHT
         )
+        self._counts = ServiceCounts()
+        self._latencies: deque[float] = deque(maxlen=_LATEST)
         directory = IndexDirectory.reopen(index_dir)
         self._retriever = Retriever(directory, config, self._encode, self._search)
 
@@ -60,16 +101,38 @@ class RetrievalFrontend:
 
     async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
         """See `affect_rl.evidence.Retrieve`."""
-        return await self._retriever.cognitive(queries, k, exclusion)
+        return await self._counted(self._retriever.cognitive(queries, k, exclusion))
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """See `affect_rl.evidence.Retrieve`."""
-        return await self._retriever.perceptual(audio, video, exclusion)
+        return await self._counted(self._retriever.perceptual(audio, video, exclusion))
+
+    async def _counted(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
+        begun = time.perf_counter()
+        found = await answer
+        seconds = time.perf_counter() - begun
+        self._latencies.append(seconds)
+        self._counts.searches_total += 1
+        self._counts.seconds_total += seconds
+        self._counts.degraded_total += found.degraded
+        return found
+
+    async def stats(self) -> dict[str, Any]:
+        """The counters of `ServiceCounts`; ``latency_p95_seconds`` of the latest searches;
+        ``waiting_queries``, not encoded yet; and under ``shards`` the counters of `ShardCounts`, in order."""
+        return {
+            **asdict(self._counts),
+            "latency_p95_seconds": float(np.quantile(self._latencies or [0.0], 0.95)),
+            "waiting_queries": self._encode_batch.waiting,
+            "shards": [asdict(counts) for counts in self._shards.counts],
+        }
 
     async def _encode(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack(await asyncio.gather(*map(self._encode_batch, texts)))
 
     async def _encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        self._counts.queries_total += len(texts)
+        self._counts.batches_total += 1
         return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
 
     async def _search(self, index: IndexName, query: np.ndarray, k: int) -> Found:
@@ -101,6 +164,7 @@ class ShardPool:
         self._shards = shards
         self._timeout_s, self._deadline_s = config.shard_timeout_s, config.deadline_s
         self._late: dict[int, asyncio.Future[Hits]] = {}
+        self.counts = [ShardCounts() for _ in shards]
 
     async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
         """The merged answer to `queries` ``[Q, d]``, and whether a shard is missing from it.
@@ -123,16 +187,23 @@ class ShardPool:
 
     async def _ask(self, i: int, index: IndexName, queries: np.ndarray, k: int) -> Hits | None:
         """One shard's answer, or None. A shard that is late is not asked again until it has caught up."""
-        late = self._late.get(i)
+        late, counts = self._late.get(i), self.counts[i]
         if late is not None and not late.done():
+            counts.failures_total += 1
             return None
+        begun = time.perf_counter()
         call = asyncio.wrap_future(self._shards[i].search.remote(index, queries, k).future())
         try:
-            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
+            hits = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
         except TimeoutError:
             logger.warning("retrieval shard %d has not answered in %g s; going on without it", i, self._timeout_s)
             call.add_done_callback(lambda done: done.exception())
             self._late[i] = call
         except RayActorError as error:
             logger.warning("retrieval shard %d is down (%s); going on without it", i, type(error).__name__)
+        else:
+            counts.searches_total += 1
+            counts.seconds_total += time.perf_counter() - begun
+            return hits
+        counts.failures_total += 1
         return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -28,10 +29,14 @@ from affect_rl.team.agent import EpisodeSettings, Request
 from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team, TeamConfig
+from affect_rl.timeline import Span
 from affect_rl.trajectory import Generation, Output, Prompt, Trajectory
 
 if TYPE_CHECKING:
     from rollout_workers.vllm.engine import RolloutEngine
+    from rollout_workers.vllm.statistics import Sample
+
+Found = TypeVar("Found", CognitiveResult, Support)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +113,7 @@ class RolloutWorker:
         self._frozen_engine: RolloutEngine | None = None
         self._frozen_policy: Path | None = None
         self._retrieval = retrieval
+        self._searches = SearchStats()
         self._prompts = Prompts.for_policy(
             policy_dir, context=config.model.context, evidence_tokens=config.episode.evidence_tokens
         )
@@ -162,7 +168,7 @@ class RolloutWorker:
 
     async def _play(self, spec: EpisodeSpec) -> Trajectory:
         """One episode; where its sample is at fault, a trajectory without turns that says why."""
-        retrieval = _AnnouncedRetrieval(self._retrieval, self._engines) if self._retrieval else None
+        retrieval = _AnnouncedRetrieval(self._retrieval, self._engines, self._searches) if self._retrieval else None
         team = Team(spec.team, spec.episode, make_task(spec.task, spec.sample.label_kind))
         async with self._places:
             try:
@@ -207,8 +213,16 @@ class RolloutWorker:
         return self.engine.checksum()
 
     async def stats(self) -> dict[str, float]:
-        """See `RolloutEngine.stats`."""
-        return self.engine.stats()
+        """Those of `RolloutEngine.stats`, and of `SearchStats`."""
+        return {**self.engine.stats(), **asdict(self._searches)}
+
+    async def vllm_statistics(self) -> list[Sample]:
+        """See `RolloutEngine.vllm_statistics`."""
+        return self.engine.vllm_statistics()
+
+    async def spans(self) -> list[Span]:
+        """What the engine has done since this was asked last."""
+        return self.engine.spans.fetch()
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `func` on this actor: RLlib's actor manager reaches every method through this one."""
@@ -221,20 +235,40 @@ class RolloutWorker:
         return "pong"
 
 
-class _AnnouncedRetrieval:
-    """A retrieval service that tells the engines when an episode waits for it."""
+@dataclass(slots=True)
+class SearchStats:
+    """Searches of a worker's episodes since its start.
 
-    def __init__(self, retrieve: Retrieve, engines: Sequence[RolloutEngine]) -> None:
-        self._retrieve, self._engines = retrieve, engines
+    Attributes:
+        searches: how many.
+        search_s: seconds that episodes waited for them, added up.
+        degraded_searches: those that a shard did not answer in time.
+    """
+
+    searches: int = 0
+    search_s: float = 0.0
+    degraded_searches: int = 0
+
+
+class _AnnouncedRetrieval:
+    """A retrieval service that tells the engines when an episode waits for it, and counts."""
+
+    def __init__(self, retrieve: Retrieve, engines: Sequence[RolloutEngine], stats: SearchStats) -> None:
+        self._retrieve, self._engines, self._stats = retrieve, engines, stats
 
     async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
-        with ExitStack() as waiting:
-            for engine in self._engines:
-                waiting.enter_context(engine.waiting_elsewhere())
-            return await self._retrieve.cognitive(queries, k, exclusion)
+        return await self._announced(self._retrieve.cognitive(queries, k, exclusion))
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
+        return await self._announced(self._retrieve.perceptual(audio, video, exclusion))
+
+    async def _announced(self, search: Coroutine[Any, Any, Found]) -> Found:
         with ExitStack() as waiting:
             for engine in self._engines:
                 waiting.enter_context(engine.waiting_elsewhere())
-            return await self._retrieve.perceptual(audio, video, exclusion)
+            begun = time.perf_counter()
+            found = await search
+        self._stats.searches += 1
+        self._stats.search_s += time.perf_counter() - begun
+        self._stats.degraded_searches += found.degraded
+        return found

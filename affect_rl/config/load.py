@@ -25,6 +25,7 @@ from affect_rl.config.sections import (
     RetrievalConfig,
     RolloutConfig,
     SftConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from affect_rl.errors import AffectError
@@ -77,6 +78,8 @@ class Config(Section):
     """Loop."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Numbers."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
 

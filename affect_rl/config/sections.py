@@ -312,6 +312,8 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     weights_dir: Annotated[str, NOTHING] = ""
     """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
     nodes must see it."""
+    vllm_statistics: Annotated[bool, NOTHING] = False
+    """Keep vLLM's own statistics, for ``tracking.trackers: [prometheus]``; costs a little of each engine step."""
     deadline_s: Seconds = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3
@@ -388,6 +390,20 @@ class EvaluateConfig(Section, affects=(EVALUATION,)):
         if self.mapping != "unibench" and not self.wheels:
             raise ValueError(f"mapping={self.mapping} is of the published wheels; give their directory with wheels")
         return self
+
+
+class TrackingConfig(Section, affects=()):
+    """Where a run's numbers go, beside ``metrics.jsonl``, which every run has."""
+
+    trackers: tuple[Literal["tensorboard", "prometheus", "wandb", "mlflow"], ...] = ("tensorboard", "prometheus")
+    """``prometheus`` publishes on Ray's own metrics ports; ``wandb`` and ``mlflow`` are packages to install, and find
+    their server by the environment variables of their own."""
+    project: str = "affect-rl"
+    """Project of W&B, experiment of MLflow."""
+    interval_s: Seconds = 5.0
+    """How often engines and the evidence service are asked what ``prometheus`` publishes of them."""
+    timeline: bool = True
+    """Write ``timeline.json``: who played, learned, loaded and waited."""
 
 
 class ClusterConfig(Section, affects=()):

@@ -7,6 +7,7 @@
 ``predictions.parquet``  each sample's answer under each arm and seed (`PREDICTIONS`)
 ``episodes.parquet``  some episodes in full (`affect_rl.team.store.SCHEMA`, with arm and seed)
 ``curves.parquet``  the metrics of every training step (long form: arm, seed, step, metric, value)
+``timeline.parquet``  the last training steps of the first seed (arm, seed, who, what, begun, seconds)
 ``details.parquet``  what an experiment measures beyond the metrics (arm, seed, sample, name, value)
 """
 
@@ -27,6 +28,7 @@ from affect_rl.scoring.tables import header, in_unit, markdown_table
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"
 EPISODES_FILE, CURVES_FILE, DETAILS_FILE = "episodes.parquet", "curves.parquet", "details.parquet"
+TIMELINE_FILE = "timeline.parquet"
 
 _KEY = [("arm", pa.string()), ("seed", pa.int32())]
 PREDICTIONS = pa.schema(
@@ -38,6 +40,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 CURVES = pa.schema([*_KEY, ("step", pa.int32()), ("metric", pa.string()), ("value", pa.float64())])
+TIMELINE = pa.schema(
+    [*_KEY, ("who", pa.string()), ("what", pa.string()), ("begun", pa.float64()), ("seconds", pa.float64())]
+)
 DETAILS = pa.schema([*_KEY, ("sample_id", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 
 

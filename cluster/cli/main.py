@@ -10,6 +10,7 @@ import typer
 
 from affect_rl.errors import AffectError
 from cluster.cli.backbone import backbone_app
+from cluster.cli.dashboards import dashboards_app
 from cluster.cli.data import data_app
 from cluster.cli.experiment import experiment
 from cluster.cli.metrics import metrics
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(dashboards_app, name="dashboards")
 app.command()(experiment)
 app.command()(metrics)
 app.command()(plan)

@@ -23,6 +23,8 @@ from affect_rl.experiments.results import (
     EPISODES_FILE,
     PREDICTIONS,
     PREDICTIONS_FILE,
+    TIMELINE,
+    TIMELINE_FILE,
     Arm,
     Comparison,
     Interval,
@@ -34,6 +36,7 @@ from affect_rl.experiments.spec import ExperimentSpec
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate
 from affect_rl.scoring.scoring import Scoring, wheels_of
+from affect_rl.timeline import read_timeline
 from cluster.evaluate import scoring_for
 from cluster.experiments.fusion_details import fusion_details
 from cluster.experiments.stages import Evaluated, run_arm
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 FEWEST_SEEDS = 3
 """Results of fewer seeds carry a note."""
+
+STEPS_SHOWN = 2
+"""Training steps in the report's timeline, the last ones."""
 
 _ANSWERS = pa.schema([PREDICTIONS.field(name) for name in ("sample_id", "labels", "predicted")])
 
@@ -157,6 +163,21 @@ def _tables(samples: Sequence[AffectSample], found: dict[str, list[Evaluated]]) 
             CURVES_FILE,
             _keyed([_curves(run.training) for _, _, run in trained if run.training], trained).cast(CURVES),
         )
+        timelines = [(arm, seed, run) for arm, seed, run in trained if seed == 0]
+        yield TIMELINE_FILE, _keyed([_timeline(run.training) for *_, run in timelines if run.training], timelines)
+
+
+def _timeline(training: Path) -> pa.Table:
+    """The spans of the last training steps; ``begun`` counts from the first of them."""
+    spans = read_timeline(training / "timeline.json")
+    begins = [span.begun for span in spans.get("loop", ()) if span.what == "rollout"][-STEPS_SHOWN:]
+    rows = [
+        {"who": who, "what": span.what, "begun": span.begun - begins[0], "seconds": span.seconds}
+        for who, own in spans.items()
+        for span in own
+        if begins and span.begun >= begins[0]
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(TIMELINE)[2:]))
 
 
 def _curves(training: Path) -> pa.Table:

@@ -13,9 +13,10 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
@@ -25,14 +26,19 @@ from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.weights import WeightsHandle
+from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
+
+if TYPE_CHECKING:
+    from rollout_workers.vllm.statistics import Sample
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 PROBE_S = 1.0
+READ_S = 5.0
 EPISODES_PER_CALL = 16
 """Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
 
@@ -66,6 +72,38 @@ class _Outage:
     deadline: float
     next_probe: float
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the pool knows of an engine.
+
+    Attributes:
+        healthy: it is given episodes.
+        playing: episodes that it has.
+        faults: how often it failed.
+    """
+
+    healthy: bool
+    playing: int
+    faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What the pool has to do, for whoever watches it.
+
+    Attributes:
+        version: of the weights that all healthy engines have.
+        waiting: episodes that no engine has yet.
+        replayed: episodes played again because their actor was lost.
+        engines: by number of the actor.
+    """
+
+    version: int
+    waiting: int
+    replayed: int
+    engines: dict[int, EngineState]
 
 
 class RolloutPool:
@@ -281,6 +319,43 @@ class RolloutPool:
     def stats(self) -> Counter[str]:
         """Counters of the healthy engines since their start, added up."""
         return sum((Counter(stats) for _, stats in self._ask("stats")), Counter())
+
+    def state(self) -> PoolState:
+        """How things stand; may be asked from any thread."""
+        playing: Counter[int] = Counter()
+        for call in list(self._calls.values()):
+            playing[call.actor] += len(call.specs)
+        engines = {
+            actor: EngineState(actor not in self._outages, playing[actor], faults)
+            for actor, faults in list(self._faults.items())
+        }
+        return PoolState(self.version, len(self._waiting), self.replayed, engines)
+
+    def engine_stats(self, timeout_s: float) -> dict[int, dict[str, float]]:
+        """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""
+        return self._read("stats", timeout_s)
+
+    def vllm_statistics(self, timeout_s: float) -> dict[int, list[Sample]]:
+        """`RolloutWorker.vllm_statistics` of the engines that answer in time; may be asked from any thread."""
+        return self._read("vllm_statistics", timeout_s) if self._settings.vllm_statistics else {}
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What the engines that answer have done since this was asked last."""
+        return {f"rollout-{actor}": found for actor, found in self._read("spans", READ_S).items()}
+
+    def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
+        """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
+        asked = {
+            getattr(handle, method).remote(): actor
+            for actor, handle in list(self._actors.items())
+            if actor not in self._outages
+        }
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+        answers = {}
+        for ref in ready:
+            with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself
+                answers[asked[ref]] = ray.get(ref)
+        return answers
 
     def _ask(self, method: str, **kwargs: Any) -> list[tuple[int, Any]]:
         """Call all healthy actors and wait; an actor that fails or is late is taken out of service."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.services import Services
 from cluster.runtime.session import joins_cluster, ray_session
-from cluster.runtime.tracking import Tracker, progress
+from cluster.runtime.tracking import progress
 from cluster.train import train
 from cluster.warm_start import warm_start
+from cluster.watching.prometheus import Watcher
+from cluster.watching.trackers import Tracker, check_trackers, close_all, log_to, make_trackers
 from learners.group import LearnerGroup
 from retrieval_service.client import RetrievalClient
 
@@ -67,9 +69,10 @@ def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
         stages: what is to be done; nothing is started unless there is room for their actors.
 
     Raises:
-        AffectError: there are too few CPUs or GPUs, or the wheels that the settings name, or the dataset, cannot be
-            read.
+        AffectError: there are too few CPUs or GPUs, or a tracker's package is not installed, or the wheels that the
+            settings name, or the dataset, cannot be read.
     """
+    check_trackers(config)
     if not joins_cluster(config):
         check_resources(config, stages, this_machine(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
@@ -98,14 +101,14 @@ def run_warm_start(run: Run, *, resume: bool = False) -> Path:
         raise AffectError(f"{run.directory.sft}: exists already; {hint}")
     run.directory.open(run.config)
     with progress("sft", run.config.sft.steps) as show, ExitStack() as open_files:
-        tracker: Tracker | None = None
+        trackers: list[Tracker] = []
 
         def on_step(metrics: dict[str, float]) -> None:
-            nonlocal tracker
             step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
-            if tracker is None:  # now it is known where a resumed one goes on
-                tracker = open_files.enter_context(closing(Tracker(run.directory.path, step - 1, stage="sft")))
-            tracker.log(step, {name: value for name, value in metrics.items() if name != "step"})
+            if not trackers:  # now it is known where a resumed one goes on
+                trackers.extend(make_trackers(run.config, step - 1, "sft"))
+                open_files.callback(close_all, trackers)
+            log_to(trackers, step, {name: value for name, value in metrics.items() if name != "step"})
             show(step, note)
             if step % max(1, run.config.sft.steps // 10) == 0:
                 logger.info("sft: step %d/%d  %s", step, run.config.sft.steps, note)
@@ -114,8 +117,13 @@ def run_warm_start(run: Run, *, resume: bool = False) -> Path:
     return run.directory.sft
 
 
-def run_training(run: Run, *, resume: bool = False) -> Progress:
+def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] = ()) -> Progress:
     """Training from the run's SFT policy, or from ``config.policy``; a signal stops it after the current step.
+
+    Args:
+        run: what is trained.
+        resume: go on from the last checkpoint.
+        trackers: are told the metrics beside those of ``config.tracking``; the caller closes them.
 
     Raises:
         AffectError: there is no policy to start from, or nothing to resume.
@@ -132,8 +140,15 @@ def run_training(run: Run, *, resume: bool = False) -> Progress:
     else:
         directory.begin_training()
     logger.info("%s", config.batch_arithmetic())
-    with _stop_on_signal() as stop_requested, closing(LearnerGroup(config, initial, seed=config.seed)) as learner:
-        return train(config, run.dataset, directory, run.pool(initial), learner, start, stop_requested)
+    with ExitStack() as stack:
+        stop_requested = stack.enter_context(_stop_on_signal())
+        own = make_trackers(config, start[0].step)
+        stack.callback(close_all, own)
+        learner = stack.enter_context(closing(LearnerGroup(config, initial, seed=config.seed)))
+        pool = run.pool(initial)
+        if "prometheus" in config.tracking.trackers:
+            stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
+        return train(config, run.dataset, directory, pool, learner, start, stop_requested, [*own, *trackers])
 
 
 def run_evaluation(run: Run, policies: Mapping[str, Path], out: Path) -> Evaluation:

@@ -10,6 +10,7 @@
                 checkpoints/step-00010 learner state and `progress.json`
                 trajectories/          one Parquet file a step
                 metrics.jsonl, sft-metrics.jsonl, tensorboard/
+                timeline.json          who played, learned, loaded and waited, as a Chrome trace
                 evaluation/            tables and predictions
 """
 

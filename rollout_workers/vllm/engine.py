@@ -35,10 +35,12 @@ from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import Base, check_manifest
 from affect_rl.policy.tensor_parallel import check_divides
 from affect_rl.policy.weights import WeightsHandle
+from affect_rl.timeline import Spans
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
+from rollout_workers.vllm.statistics import Sample, samples
 from rollout_workers.vllm.weight_sync import SHARED_MEMORY, WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
@@ -76,6 +78,8 @@ class EngineStats:
         prompt_tokens: prompt tokens of finished requests.
         cached_tokens: prompt tokens that the prefix cache served.
         retrieval_s: seconds in which at least one episode waited for retrieval, or for an engine of frozen agents.
+        busy_s: seconds spent in steps.
+        kv_cache_steps: shares of the KV cache that were in use, added up over the steps.
     """
 
     steps: int = 0
@@ -83,6 +87,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     retrieval_s: float = 0.0
+    busy_s: float = 0.0
+    kv_cache_steps: float = 0.0
 
 
 class RolloutEngine:
@@ -136,7 +142,7 @@ class RolloutEngine:
         self._waiting_elsewhere, self._waiting_since = 0, 0.0
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
-        self._stats = EngineStats()
+        self._stats, self.spans = EngineStats(), Spans()
 
     # -- generating ------------------------------------------------------------------------------
 
@@ -208,21 +214,35 @@ class RolloutEngine:
         finally:
             self._waiting_elsewhere -= 1
             if not self._waiting_elsewhere:
-                self._stats.retrieval_s += time.perf_counter() - self._waiting_since
+                seconds = time.perf_counter() - self._waiting_since
+                self._stats.retrieval_s += seconds
+                self.spans.add("wait for retrieval", time.time() - seconds, seconds)
                 if self._back and not self._back.done():
                     self._back.set_result(None)
 
     async def _pump_steps(self) -> None:
         try:
-            while self._arrived or self._running:
-                await self._settle()
-                self._admit()
-                if self._running:
-                    self._stats.steps += 1
-                    for output in self._engine.step():
-                        self._finish(output)
+            with self.spans("play"):
+                while self._arrived or self._running:
+                    await self._settle()
+                    self._admit()
+                    if self._running:
+                        for output in self._step():
+                            self._finish(output)
         except Exception as error:
             self._die(error)
+
+    def _step(self) -> list[RequestOutput]:
+        begun = time.perf_counter()
+        outputs = self._engine.step()
+        self._stats.steps += 1
+        self._stats.busy_s += time.perf_counter() - begun
+        self._stats.kv_cache_steps += self._kv_cache_use()
+        return outputs
+
+    def _kv_cache_use(self) -> float:
+        """Share of the KV cache's blocks that requests hold; those kept for their prefix alone do not count."""
+        return self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
 
     async def _settle(self) -> None:
         """Let the coroutines run that the last step has woken, so that they share the next one."""
@@ -299,7 +319,8 @@ class RolloutEngine:
         Requests in flight need not be waited for: the pump never steps while this runs.
         """
         self.check()
-        return self._sync.update(handle)
+        with self.spans("load weights"):
+            return self._sync.update(handle)
 
     def forget(self) -> None:
         """Drop the prefix cache and the cached soft tokens."""
@@ -312,8 +333,14 @@ class RolloutEngine:
     # -- the rest --------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """The counters of `EngineStats` by name, and how many requests are `running` and `waiting`."""
-        return {**asdict(self._stats), "running": len(self._running), "waiting": len(self._arrived)}
+        """The counters of `EngineStats` by name; and of now: the weight version, the share of the KV cache in use, and
+        how many requests are running and waiting."""
+        now = {"running": len(self._running), "waiting": len(self._arrived), "version": self.version}
+        return {**asdict(self._stats), **now, "kv_cache_use": self._kv_cache_use()}
+
+    def vllm_statistics(self) -> list[Sample]:
+        """vLLM's own; empty without ``rollout.vllm_statistics``."""
+        return list(samples(self._engine.get_metrics())) if self.config.vllm_statistics else []
 
     def check(self) -> None:
         """Raise what the engine died of, if it did."""
@@ -409,5 +436,5 @@ def _engine_args(
         async_scheduling=not config.deterministic,
         mm_processor_cache_gb=0,
         weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
-        disable_log_stats=True,
+        disable_log_stats=not config.vllm_statistics,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from affect_rl.evidence import Evidence
 from affect_rl.trajectory import Generation, Output, Prompt, Trajectory, Turn
-from cluster.step_metrics import engine_metrics, episode_metrics
+from cluster.step_metrics import EngineMeter, engine_metrics, episode_metrics
 
 ONE, TWO = (Evidence(name, "text", ("joy",), 0.5) for name in ("one", "two"))
 
@@ -61,7 +62,36 @@ def test_groups_out_of_play_are_not_reordered() -> None:
     assert episode_metrics([episode], 3)["episode/reordered"] == 0
 
 
+def test_the_age_of_tokens_is_a_mean_over_tokens() -> None:
+    episode = _episode(_turn("planner", version=3), _turn("generator", version=1), scores={"full": 1.0})
+    metrics = episode_metrics([episode], 3)
+    assert (metrics["episode/staleness"], metrics["episode/token_age"]) == (2, 1)
+
+
 def test_engines_are_counted_from_before_the_rollout_and_a_restarted_one_from_nought() -> None:
-    before, after = {"steps": 10, "prompt_tokens": 100, "cached_tokens": 50}, {"steps": 4, "prompt_tokens": 300}
-    metrics = engine_metrics(before, {**after, "cached_tokens": 100, "retrieval_s": 3.0}, 2)
-    assert metrics == {"engine/steps": 0, "engine/cached_share": 0.25, "time/retrieval_s": 1.5}
+    before = {"steps": 10, "prompt_tokens": 100, "cached_tokens": 50, "time_s": 100.0}
+    after = {"steps": 4, "prompt_tokens": 300, "cached_tokens": 100, "retrieval_s": 3.0, "busy_s": 2.0, "time_s": 104.0}
+    metrics = engine_metrics(before, after, 2)
+    assert metrics == {
+        "engine/steps": 0, "engine/cached_share": 0.25, "time/retrieval_s": 1.5, "engine/busy_share": 0.25,
+        "engine/kv_cache_use": 0,
+    }  # fmt: skip
+
+
+def test_searches_are_averaged_over_those_of_the_rollout() -> None:
+    after = {"searches": 4, "search_s": 0.2, "degraded_searches": 1, "steps": 10, "kv_cache_steps": 5.0}
+    metrics = engine_metrics({}, after, 1)
+    assert (metrics["retrieval/latency_s"], metrics["retrieval/degraded"]) == (pytest.approx(0.05), 0.25)
+    assert metrics["engine/kv_cache_use"] == 0.5
+
+
+def test_engines_wait_from_rollout_to_rollout() -> None:
+    counted = iter([{"busy_s": 5.0}, {"busy_s": 6.0}, {"busy_s": 7.0}])
+    meter = EngineMeter(lambda: next(counted), 1)
+    meter.begin()
+    time.sleep(0.05)
+    assert meter.end()["time/engines_waited_s"] == 0, "an engine that was busy all the time"
+    counted = iter([{"busy_s": 7.0}, {"busy_s": 7.0}])
+    meter.begin()
+    time.sleep(0.05)
+    assert meter.end()["time/engines_waited_s"] >= 0.05

@@ -174,7 +174,8 @@ def test_engine_and_learner_agree_before_and_after_every_sync(reference: Config)
 
 
 def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(reference: Config) -> None:
-    explained = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), flags=re.MULTILINE))
+    page = DOCS.read_text().split("\n## While a step runs\n")[0]
+    explained = set(re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE))
     explained = {name.replace("<agent>", agent) for name in explained for agent in AGENTS}
     logged = {name for line in _metrics(reference.run_dir) for name in line} - {"step", "time"}
     assert logged == explained

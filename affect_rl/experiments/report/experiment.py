@@ -18,6 +18,8 @@ from affect_rl.experiments.results import (
     PREDICTIONS,
     PREDICTIONS_FILE,
     RESULTS,
+    TIMELINE,
+    TIMELINE_FILE,
     Results,
 )
 from affect_rl.team.store import SCHEMA
@@ -37,6 +39,7 @@ class Experiment:
     predictions: pa.Table | None
     episodes: pa.Table | None
     curves: pa.Table | None
+    timeline: pa.Table | None = None
 
     @classmethod
     def read(cls, directory: Path) -> Experiment:
@@ -48,7 +51,9 @@ class Experiment:
         """
         results = Results.read(directory)
         _check_results(directory / RESULTS, results)
-        files = {PREDICTIONS_FILE: PREDICTIONS, EPISODES_FILE: EPISODES, CURVES_FILE: CURVES}
+        files = {
+            PREDICTIONS_FILE: PREDICTIONS, EPISODES_FILE: EPISODES, CURVES_FILE: CURVES, TIMELINE_FILE: TIMELINE,
+        }  # fmt: skip
         return cls(results, *(_read(directory / name, schema, results.arms) for name, schema in files.items()))
 
 

@@ -148,6 +148,20 @@ def _said(what: str, lines: Sequence[Curve]) -> str:
     return f"{what} over training, mean over seeds: {', '.join(ends)}"
 
 
+def timelines(table: pa.Table, key: str) -> list[Figure]:
+    """Who did what when in the last training steps; one figure an arm."""
+    arms: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in table.to_pylist():
+        lines = arms.setdefault(row["arm"], {})
+        lines.setdefault(f"{row['who']}: {row['what']}", []).append((row["begun"], row["seconds"]))
+    found = []
+    for arm, lines in arms.items():
+        said = ", ".join(f"{line} {sum(seconds for _, seconds in spans):.2f} s" for line, spans in lines.items())
+        svg = plots.timeline(lines, key=f"{key}-timeline-{arm}", alt=f"timeline of {arm}, seconds in all: {said}")
+        found.append(Figure(arm, svg))
+    return found
+
+
 def fusion(found: Sequence[Measure], experts: Sequence[str], series: Mapping[str, int], key: str) -> list[FigureGroup]:
     """Routing weights and entropy of the experts' load by state, gains by relation.
 

@@ -134,6 +134,28 @@ def grouped_bars(groups: Mapping[str, Sequence[Row]], *, key: str, alt: str) -> 
         return _svg(figure, alt)
 
 
+def timeline(lines: Mapping[str, Sequence[tuple[float, float]]], *, key: str, alt: str) -> Markup:
+    """A row of bars for each kind of work: when it began and how long it took, in seconds.
+
+    Args:
+        lines: by label, which starts with whose work it is and a colon; those of one owner have one colour.
+        key: tells this plot's ids from those of the page's other plots.
+        alt: what the plot shows, in words.
+    """
+    owners = list(dict.fromkeys(label.split(":")[0] for label in lines))
+    height = 30 * len(lines) + 44
+    with _style(key):
+        figure, axes = _axes(height, left=8, bottom=40)
+        axes.set_ylim(len(lines) - 0.4, -0.75)
+        axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        for y, (label, spans) in enumerate(lines.items()):
+            axes.broken_barh(list(spans), (y, 0.4), color=_colour(owners.index(label.split(":")[0])))
+            axes.annotate(label, (0.005, y), (0, 3), axes.get_yaxis_transform(), "offset points", va="baseline")
+        axes.set_xlabel("seconds")
+        return _svg(figure, alt)
+
+
 def _draw(axes: Axes, x: np.ndarray, y: np.ndarray, **look: object) -> None:
     """A line through the points that there are; a lone point is a dot."""
     there = np.isfinite(y)

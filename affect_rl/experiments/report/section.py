@@ -44,6 +44,7 @@ class ReportSection:
         compared: comparisons by metric and reference.
         hacking: the learning curves that tell of it, of ``rewards``.
         learning: the other learning curves.
+        timelines: who did what when in the last steps, one an arm.
         trainings: arms with a training of their own, and for each the arms that share it.
         confusions: one an arm.
         fusion: routing weights and gains, if there are any.
@@ -62,6 +63,7 @@ class ReportSection:
     compared: Sequence[Compared]
     hacking: Sequence[FigureGroup]
     learning: Sequence[FigureGroup]
+    timelines: Sequence[Figure]
     trainings: Mapping[str, Sequence[str]]
     confusions: Sequence[Confusion]
     fusion: Sequence[FigureGroup]
@@ -80,6 +82,7 @@ class ReportSection:
             ("measures", "Measures", self.measures and not self.fusion),
             ("hacking", "Reward hacking", self.hacking),
             ("curves", "Learning curves", self.learning),
+            ("timelines", "Timeline of a step", self.timelines),
             ("confusions", "Confusion matrices", self.confusions),
             ("episodes", "Episodes", self.samples),
         ]
@@ -121,6 +124,7 @@ def section(experiment: Experiment, key: str, most_episodes: int) -> ReportSecti
         compared=figures.compared(results, metrics, key),
         hacking=[group for group in groups if group.title in signs],
         learning=[group for group in groups if group.title not in signs],
+        timelines=figures.timelines(experiment.timeline, key) if experiment.timeline is not None else (),
         trainings=trainings,
         confusions=_confusions(experiment),
         fusion=figures.fusion(results.measures, experts, series, key),

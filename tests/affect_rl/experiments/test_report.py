@@ -35,6 +35,8 @@ from affect_rl.experiments.results import (
     PREDICTIONS,
     PREDICTIONS_FILE,
     RESULTS,
+    TIMELINE,
+    TIMELINE_FILE,
     Arm,
     Comparison,
     Interval,
@@ -102,6 +104,14 @@ def make_experiment(
         ),
         CURVES_FILE: pa.Table.from_pylist(
             [row for arm, seed in runs for row in _curve_rows(rng, arm, seed, steps, chance[arm])], CURVES
+        ),
+        TIMELINE_FILE: pa.Table.from_pylist(
+            [
+                {"arm": arm, "seed": 0, "who": who, "what": what, "begun": begun, "seconds": 1.5}
+                for arm in arms
+                for who, what, begun in (("loop", "rollout", 0.0), ("rollout-0", "play", 0.1), ("loop", "rollout", 4.0))
+            ],
+            TIMELINE,
         ),
     }
     if name == "fusion":
@@ -441,6 +451,7 @@ def test_same_input_same_bytes(result: Path) -> None:
         (PREDICTIONS_FILE, "Confusion matrices"),
         (EPISODES_FILE, "Episodes"),
         (CURVES_FILE, "Learning curves"),
+        (TIMELINE_FILE, "Timeline of a step"),
     ],
 )
 def test_a_part_without_its_file_is_left_out(
@@ -456,6 +467,13 @@ def test_a_part_without_its_file_is_left_out(
     assert ">Results</h3>" in page and Page(page).tables
 
 
+def test_a_timeline_has_a_row_for_each_kind_of_work_and_says_how_long_it_took(tmp_path: Path) -> None:
+    make_experiment(tmp_path, arms=("affect_agent", "no_rag"), steps=0)
+    page = _page(tmp_path)
+    assert page.count("loop: rollout 3.00 s, rollout-0: play 1.50 s") == 2
+    assert "timeline of no_rag" in page
+
+
 def test_open_label_sets_have_no_confusion_matrix(tmp_path: Path) -> None:
     make_experiment(tmp_path, steps=0, labels=[])
     assert "Confusion matrices" not in _page(tmp_path)
@@ -466,9 +484,9 @@ def test_contents_name_every_part_of_several_experiments(three: tuple[list[Path]
     page = three[1]
     nav = page[page.index("<nav") : page.index("</nav>")]
     assert re.findall(r'href="#(e\d[^"]*)"', nav) == [
-        "e1", "e1-results", "e1-comparisons", "e1-curves", "e1-confusions", "e1-episodes",
-        "e2", "e2-results", "e2-comparisons", "e2-fusion", "e2-curves", "e2-confusions", "e2-episodes",
-        "e3", "e3-results", "e3-comparisons", "e3-hacking", "e3-curves", "e3-confusions", "e3-episodes",
+        "e1", "e1-results", "e1-comparisons", "e1-curves", "e1-timelines", "e1-confusions", "e1-episodes",
+        "e2", "e2-results", "e2-comparisons", "e2-fusion", "e2-curves", "e2-timelines", "e2-confusions", "e2-episodes",
+        "e3", "e3-results", "e3-comparisons", "e3-hacking", "e3-curves", "e3-timelines", "e3-confusions", "e3-episodes",
     ]  # fmt: skip
 
 
