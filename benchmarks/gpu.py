@@ -36,6 +36,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from affect_rl.config.load import Config, load_config
+from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.weights import WeightsHandle, new_weights_dir
 from affect_rl.trajectory import Prompt
@@ -43,7 +44,7 @@ from benchmarks.workload import AGENTS, AUDIO_DIM, VIDEO_DIM, random_episodes, t
 from cluster.plan import CONTEXT, GIB, rank_memory
 from cluster.sizes import PolicySizes, policy_sizes
 from learners.learner import LearnerWorker
-from learners.meeting import LOOPBACK, open_store, seats
+from learners.meeting import seats
 from learners.shares import deal
 
 SIZES: dict[str, dict[str, Any]] = {

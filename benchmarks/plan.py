@@ -28,13 +28,14 @@ from typing import Any
 import torch
 
 from affect_rl.config.load import Config
+from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.tokens import tiny_config
 from benchmarks.workload import AGENTS, AUDIO_DIM, VIDEO_DIM, random_episodes, tiny_policy
 from cluster.plan import GIB, Memory, rank_memory
 from cluster.sizes import policy_sizes
 from learners import engine
 from learners.learner import LearnerWorker
-from learners.meeting import LOOPBACK, Seat, open_store, seats
+from learners.meeting import Seat, seats
 from learners.shares import deal
 
 SIZES = {

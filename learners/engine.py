@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from affect_rl.errors import AffectError
 from affect_rl.policy.batches import PolicyOutput, TokenBatch
 from affect_rl.policy.model import AffectPolicy
-from affect_rl.policy.weights import VALUE_HEAD
+from affect_rl.policy.publication import VALUE_HEAD, Named
 from learners.value_head import HeadTrainer, trains_apart, value_head_apart
 
 WEIGHTS = "weights.safetensors"
@@ -195,6 +195,13 @@ class Engine:
             return
         with _deepspeed().zero.GatheredParameters(list(self.policy.parameters()), modifier_rank=modifier):
             yield
+
+    def gather(self, buckets: Iterable[Sequence[Named]]) -> Iterator[Sequence[Named]]:
+        """Yield tensors of the policy bucket by bucket, each whole until the next is asked for; call on all ranks."""
+        for bucket in buckets:
+            parted = [tensor for _, tensor in bucket if hasattr(tensor, "ds_id")]
+            with _deepspeed().zero.GatheredParameters(parted) if self._stage == 3 else nullcontext():
+                yield bucket
 
     # -- checkpoints -------------------------------------------------------------------------------
 

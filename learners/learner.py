@@ -17,6 +17,7 @@ from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
+from affect_rl.network import open_store
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.model import AffectPolicy
@@ -24,7 +25,7 @@ from affect_rl.policy.reference import Reference
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.timeline import Span, Spans
 from learners.engine import Engine, choose_device
-from learners.meeting import Seat, join_group, node_address, open_store
+from learners.meeting import Seat, join_group, node_address
 from learners.shares import Share
 from learners.update import Models, Updater
 

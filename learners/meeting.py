@@ -1,8 +1,4 @@
-"""How the ranks of a process group meet: through a store that rank 0 opens, on the interfaces of their Ray addresses.
-
-Nobody asks for host names: Debian maps a machine's own to 127.0.1.1, where no other machine finds it. And nobody looks
-for a free port beforehand, for it may be taken before it is used.
-"""
+"""How the ranks of a process group meet: through a store of rank 0, on the interfaces of their Ray addresses."""
 
 from __future__ import annotations
 
@@ -11,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import psutil
 import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from affect_rl.errors import AffectError
-
-LOOPBACK = "127.0.0.1"
+from affect_rl.network import LOOPBACK, interface_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +49,6 @@ def node_address() -> str:
     return ray.util.get_node_ip_address()
 
 
-def open_store(timeout_s: float) -> TCPStore:
-    """The store of rank 0, on a port that the system chooses, see its ``port``; it lives as long as the object."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-
-
 def join_group(seat: Seat, *, gpu: bool, timeout_s: float, store: Store | None = None) -> None:
     """Join the process group; a collective that takes longer than `timeout_s` fails.
 
@@ -77,7 +64,7 @@ def join_group(seat: Seat, *, gpu: bool, timeout_s: float, store: Store | None =
     address, (host, port) = seat.address, seat.store
     if seat.neighbours == seat.world:  # the loopback interface stays when a laptop changes its network
         address = host = LOOPBACK
-    use_interface(address)
+    use_interface(address, seat.address if gpu else address)
     timeout = timedelta(seconds=timeout_s)
     # DeepSpeed takes all of these for granted.
     place = {"RANK": seat.rank, "WORLD_SIZE": seat.world, "LOCAL_RANK": 0, "MASTER_ADDR": host, "MASTER_PORT": port}
@@ -87,31 +74,15 @@ def join_group(seat: Seat, *, gpu: bool, timeout_s: float, store: Store | None =
     dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world, timeout=timeout)
 
 
-def use_interface(address: str) -> None:
-    """Let gloo and NCCL talk over the interface that holds `address`, unless their own variables say otherwise.
+def use_interface(address: str, cards_address: str) -> None:
+    """Let gloo and NCCL talk over the interfaces that hold their addresses, unless their own variables say otherwise.
+
+    NCCL's choice holds for all groups of the process, also for those with engines on other nodes.
 
     Raises:
         AffectError: this machine does not have the address.
     """
-    if {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} <= os.environ.keys():
-        return
-    interface = interface_of(address)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without the = it is a prefix of names
-
-
-def interface_of(address: str) -> str:
-    """Name of the network interface of this machine that holds an IP address.
-
-    Raises:
-        AffectError: there is none.
-    """
-    held = {
-        entry.address.partition("%")[0]: name for name, entries in psutil.net_if_addrs().items() for entry in entries
-    }
-    if address not in held:
-        raise AffectError(
-            f"no network interface of this node holds {address}, its address in Ray (found: {', '.join(held)}); start "
-            "Ray with --node-ip-address, or name the interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-        )
-    return held[address]
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_of(address)
+    if "NCCL_SOCKET_IFNAME" not in os.environ:
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface_of(cards_address)}"  # without the = it is a prefix of names

@@ -29,12 +29,13 @@ from affect_rl.config.load import Config
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import replace_directory, sha256
+from affect_rl.network import open_store
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Turn
 from learners.engine import Engine, choose_device
-from learners.meeting import Seat, join_group, node_address, open_store
+from learners.meeting import Seat, join_group, node_address
 from learners.sft import sft_steps
 
 OnStep = Callable[[dict[str, float]], None]

@@ -47,13 +47,15 @@ from affect_rl.policy.adapters import (
     using,
 )
 from affect_rl.policy.batches import PolicyOutput, TokenBatch, TokenScores
+from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import WEIGHTS, Base, check_manifest, write_manifest
 from affect_rl.policy.fusion import Fusion, FusionShape, shape_from_dict
+from affect_rl.policy.publication import Gather, Publication, buckets_of
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
 from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.special_tokens import PERCEPT_TOKEN
-from affect_rl.policy.weights import WeightsHandle, multiset_checksum, publish_weights
+from affect_rl.policy.weights import WeightsHandle, write_publication
 
 
 class ValueHead(nn.Linear):
@@ -316,25 +318,31 @@ class AffectPolicy(nn.Module):
             for name, tensor in getattr(self, part).state_dict(keep_vars=True).items():
                 yield f"{part}.{name}", tensor
 
-    def publish(self, version: int, directory: Path) -> WeightsHandle:
-        """Write what has changed, or may have, for engines to read, see `publish_weights`.
+    def publication(self, version: int, gather: Gather = iter) -> Publication:
+        """What has changed, or may have, for engines to receive: everything; with adapters these, in the type of the
+        model, and the fusion modules.
 
-        With adapters these are the adapters, in the type of the model, and the fusion modules.
+        `gather` makes parted parameters whole. Where they are, all ranks must make publications at the same time.
 
         Raises:
             AffectError: there are adapters, but their base is in no directory.
         """
         if not self.has_adapters:
-            return publish_weights(self.export(), version, directory)
+            return Publication(version, self.export(), gather=gather)
         if not self.base:
             raise AffectError("adapters are published beside a reference to their base, which is in no directory")
-        adapters = [adapter.as_type(self.config.dtype) for adapter in self.adapters()]
-        return publish_weights(self.export(), version, directory, adapters, (self.base, self.base_checksum()))
+        base = (self.base, self.base_checksum(gather))
+        return Publication(version, self.export(), self.adapters(), base, dtype=self.config.dtype, gather=gather)
 
-    def base_checksum(self) -> int:
+    def publish(self, version: int, directory: Path) -> WeightsHandle:
+        """Write a `publication` for engines to read, see `write_publication`."""
+        return write_publication(self.publication(version), directory)
+
+    def base_checksum(self, gather: Gather = iter) -> int:
         """`multiset_checksum` of the language model under the adapters, which is frozen: it is computed once."""
         if self._base_checksum is None:
-            self._base_checksum = multiset_checksum(tensor for _, tensor in self._language_model())
+            buckets = gather(buckets_of(list(self._language_model())))
+            self._base_checksum = multiset_checksum(tensor for bucket in buckets for _, tensor in bucket)
         return self._base_checksum
 
     def _language_model(self, merge: str = "") -> Iterator[tuple[str, Tensor]]:

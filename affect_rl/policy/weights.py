@@ -8,21 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.policy.adapters import ADAPTERS, Adapter
-from affect_rl.policy.directory import WEIGHTS, Base
+from affect_rl.policy.adapters import Adapter
+from affect_rl.policy.directory import Base
+from affect_rl.policy.publication import Named, Publication
+from affect_rl.policy.transfer import FileTransfer
 
-VALUE_HEAD = "value_head."
-"""Name prefix of the tensors that engines have no use for."""
-
-_INTEGER = {2: torch.int16, 4: torch.int32}
-# Elements mixed at a time: on CPU what stays in a core's cache (20 times faster than whole tensors).
-_CHUNK = {"cpu": 2**14}
 _MEMORY_FILE_SYSTEM = Path("/dev/shm")
 
 
@@ -33,7 +25,7 @@ class WeightsHandle:
     Attributes:
         version: grows by one with each publication; generated tokens carry it.
         path: directory that holds them as a policy directory does: ``model.safetensors`` and, with adapters, these and
-            the name of their base. A policy directory will do.
+            the name of their base. A policy directory will do. Empty: they were broadcast and are in no file.
         bytes: its size, of which a base is no part.
         checksum: `multiset_checksum` of all that an engine then computes with, so without the value head; 0: nobody
             computed one.
@@ -77,59 +69,34 @@ def stored_weights(directory: Path, version: int) -> WeightsHandle:
 
 
 def publish_weights(
-    named: Iterable[tuple[str, Tensor]],
+    named: Iterable[Named],
     version: int,
     directory: Path,
     adapters: Sequence[Adapter] = (),
     base: tuple[Base, int] | None = None,
 ) -> WeightsHandle:
-    """Write tensors as version `version` for engines to read, whole or not at all.
+    """Write tensors as version `version` for engines to read, see `Publication` and `write_publication`."""
+    return write_publication(Publication(version, named, adapters, base), directory)
+
+
+def write_publication(publication: Publication, directory: Path) -> WeightsHandle:
+    """Write a publication for engines to read, whole or not at all.
 
     The version before stays, for an engine may still be reading it; older ones are deleted first, so that there is
     room for two at the most.
 
     Args:
-        named: names and tensors as `AffectPolicy.export` yields them, without or with the value head.
-        version: version that generated tokens will carry; grows from call to call.
-        directory: where to write, see `new_weights_dir`.
-        adapters: in the type that engines compute in.
-        base: what the adapters stand on, and the checksum of its language model.
+        publication: what to write.
+        directory: where, see `new_weights_dir`; each version has a folder in it.
     """
-    kept = {name: tensor.detach() for name, tensor in named if not name.startswith(VALUE_HEAD)}
     for other in directory.glob("[0-9]*"):
-        if other.name.isdigit() and int(other.name) < version - 1:
+        if other.name.isdigit() and int(other.name) < publication.version - 1:
             shutil.rmtree(other)
-    checksum = multiset_checksum(kept.values())
-    with whole_directory(directory / str(version), replace=True) as partial:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, partial / WEIGHTS)
-        for adapter in adapters:
-            adapter.write(partial / ADAPTERS)
-            checksum += multiset_checksum(adapter.served())
-        if base:
-            base[0].write(partial)
-            checksum += base[1]
-    path = directory / str(version)
-    return WeightsHandle(version, str(path), _size(path), checksum % 2**64)
+    path = directory / str(publication.version)
+    with whole_directory(path, replace=True) as partial:
+        FileTransfer(partial).send(publication.announcement(), publication.tallied())
+    return WeightsHandle(publication.version, str(path), _size(path), publication.checksum)
 
 
 def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*.safetensors"))
-
-
-def multiset_checksum(tensors: Iterable[Tensor]) -> int:
-    """64-bit checksum of all elements' bits, the same however they are split, fused or zero-padded.
-
-    Engines fuse projections and pad vocabularies, so learner and engine hold the same numbers in
-    different tensors. Each element's bits are mixed (multiply, shift, multiply) and the results
-    summed modulo 2**64: one changed bit changes the sum, zeros add nothing, order does not matter.
-    """
-    total = 0
-    for tensor in tensors:
-        for part in tensor.detach().flatten().split(_CHUNK.get(tensor.device.type, 2**26)):
-            # Adding 0 turns -0 into 0: the two compute the same, and not every path preserves the sign.
-            mixed = (part + 0).view(_INTEGER[part.element_size()]).to(torch.int64)
-            mixed.mul_(0x1B873593)
-            mixed.bitwise_xor_(mixed >> 15).mul_(0x2C1B3C6D)
-            mixed.bitwise_xor_(mixed >> 12).mul_(0x297A2D39)
-            total += int(mixed.sum())
-    return total % 2**64

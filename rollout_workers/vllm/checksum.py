@@ -18,7 +18,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from affect_rl.policy.weights import multiset_checksum
+from affect_rl.policy.checksum import multiset_checksum
 from rollout_workers.vllm.model import AffectForCausalLM
 
 Part = tuple[str, Tensor]

@@ -327,7 +327,7 @@ class RolloutEngine:
         self._sync.forget()
 
     def checksum(self) -> int:
-        """`affect_rl.policy.weights.multiset_checksum` of the engine's own tensors."""
+        """`affect_rl.policy.checksum.multiset_checksum` of the engine's own tensors."""
         return self._sync.checksum()
 
     # -- the rest --------------------------------------------------------------------------------

@@ -47,9 +47,9 @@ from vllm.sequence import IntermediateTensors
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.fusion import collate_percepts, shape_from_dict
+from affect_rl.policy.publication import VALUE_HEAD
 from affect_rl.policy.slot_fusion import make_fusion
 from affect_rl.policy.special_tokens import PERCEPT_TOKEN
-from affect_rl.policy.weights import VALUE_HEAD
 from affect_rl.trajectory import Percept, Prompt
 
 MODALITY = "percept"

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from affect_rl.algorithms.batching import MicroBatch, collate, rows_of, turns_to_sequences
 from affect_rl.config.sections import SftConfig
 from affect_rl.errors import AffectError
+from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
 from learners.engine import Engine, choose_device, deepspeed_config, has_bfloat16_units
-from learners.meeting import LOOPBACK, Seat, join_group, open_store
+from learners.meeting import Seat, join_group
 from learners.sft import sft_steps
 
 SETTINGS = SftConfig(steps=40, batch_samples=4, lr=1e-2, warmup=4, tokens_per_microbatch=128)

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from affect_rl.errors import AffectError
-from learners.meeting import LOOPBACK, Seat, interface_of, join_group, open_store, seats
+from affect_rl.network import LOOPBACK, interface_of, open_store
+from learners.meeting import Seat, join_group, seats
 
 
 def own_address() -> tuple[str, str]:

@@ -15,8 +15,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
+from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.model import AffectPolicy
-from affect_rl.policy.weights import multiset_checksum, stored_weights
+from affect_rl.policy.weights import stored_weights
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.engine import RolloutEngine
 from rollout_workers.vllm.model import engine_input

@@ -13,9 +13,10 @@ import torch
 from rollout_cases import SLOTS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.directory import WEIGHTS
 from affect_rl.policy.model import AffectPolicy
-from affect_rl.policy.weights import multiset_checksum, publish_weights
+from affect_rl.policy.weights import publish_weights
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.engine import RolloutEngine
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.directory import WEIGHTS
-from affect_rl.policy.weights import multiset_checksum, new_weights_dir, publish_weights, weights_parent
+from affect_rl.policy.weights import new_weights_dir, publish_weights, weights_parent
 
 numbers = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40)
 
