@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from affect_rl.trajectory import FULL, Trajectory
+from cluster.runtime.weights import Published
 
 
 def episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
@@ -93,3 +94,12 @@ def _gained(before: Mapping[str, float], after: Mapping[str, float], name: str) 
 def _share(before: Mapping[str, float], after: Mapping[str, float], part: str, whole: str) -> float:
     gained = _gained(before, after, whole)
     return _gained(before, after, part) / gained if gained else 0.0
+
+
+def sync_metrics(published: Published) -> dict[str, float]:
+    """What it took to give the engines new weights."""
+    return {
+        "sync/bytes": float(published.handle.bytes),
+        "sync/pack_s": published.pack_s,
+        "sync/load_s": published.load_s,
+    }

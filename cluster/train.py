@@ -25,8 +25,9 @@ from cluster.evaluate import check_dropped, scoring_for
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.tracking import Stopwatch, progress
+from cluster.runtime.weights import Publisher
 from cluster.sampler import StepSampler
-from cluster.step_metrics import EngineMeter, episode_metrics
+from cluster.step_metrics import EngineMeter, episode_metrics, sync_metrics
 from cluster.watching.trackers import Tracker, log_to
 from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeSpec
@@ -65,7 +66,8 @@ def train(
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
-    pool.sync(learner.publish(state.step), verify=settings.verify_sync)
+    publisher = Publisher(config, learner, pool)
+    publisher.publish(state.step)
     in_flight: dict[int, list[object]] = {}
     timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
     meter = EngineMeter(pool.stats, config.rollout.workers)
@@ -92,9 +94,8 @@ def train(
             with watch("learning"):
                 metrics = learner.update(episodes, state.step)
             with watch("sync"):
-                handle = learner.publish(state.step + 1)
-                pool.sync(handle, verify=settings.verify_sync)
-            metrics |= episode_metrics(episodes, state.step) | engines | {"sync/bytes": float(handle.bytes)}
+                published = publisher.publish(state.step + 1)
+            metrics |= episode_metrics(episodes, state.step) | engines | sync_metrics(published)
             state = state.advanced(episodes, replayed_before + pool.replayed, stale)
 
             last, stop = state.finished(settings), stop_requested()

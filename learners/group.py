@@ -15,16 +15,24 @@ from affect_rl.config.actors import learners
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
-from affect_rl.policy.weights import WeightsHandle, new_weights_dir, weights_parent
+from affect_rl.policy.publication import Announcement
+from affect_rl.policy.transfer import Meeting
+from affect_rl.policy.weights import WeightsHandle, check_weights_dir
 from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker
 from learners.meeting import seats
 from learners.shares import deal
 
+CLOSING_S = 5.0
+"""How long rank 0 may take to delete what it published."""
+
 
 class LearnerGroup:
     """`learner.workers` ranks, one Ray actor each.
+
+    Attributes:
+        address: of the node from which weights go out, that of rank 0.
 
     Every method runs on all ranks at once and ends within `learner.deadline_s`. A rank that fails ends
     the call at once (the others would wait for it in a collective); the group is then of no more use.
@@ -48,8 +56,9 @@ class LearnerGroup:
                 f"learner.share_prefix: the model of {policy_dir} attends in sliding windows, which rows that share "
                 "their prefix would not keep; set it to false"
             )
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        self._weights_dir = new_weights_dir(weights_parent(config.rollout.weights_dir, config.run_dir, nodes))
+        check_weights_dir(config.rollout.weights_dir)
+        self._holds: int | None = None
+        self._written: set[Path] = set()
         actor = ray.remote(LearnerWorker).options(**learners(settings).options)
         self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
         try:
@@ -61,6 +70,7 @@ class LearnerGroup:
     def _start(self) -> None:
         """Let the ranks meet and load the policy."""
         places = self._all("place")
+        self.address: str = places[0][0]
         self._each("start", [(seat,) for seat in seats([address for address, _ in places], places[0][1])])
 
     def update(self, episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
@@ -68,7 +78,7 @@ class LearnerGroup:
 
         A rank is sent the episodes that it trains on, and of the others the numbers alone.
         """
-        self._version = version
+        self._version, self._holds = version, None
         config, seed = self._config, (self._seed, self._updates)
         separate = config.algorithm.separate_critic
         adapters = config.team.adapters if config.model.lora.rank else None
@@ -79,10 +89,41 @@ class LearnerGroup:
         known = ray.put(step)
         return self._each("update", [(known, share) for share in shares])[0]
 
-    def publish(self, version: int) -> WeightsHandle:
-        """Write the current weights as version `version` for the engines to read."""
-        self._version = version
-        return self._all("publish", version, self._weights_dir)[0]
+    def holds(self, version: int) -> bool:
+        """Whether the current weights are still those that were published or announced as this version."""
+        return self._holds == version
+
+    def holds(self, version: int) -> bool:
+        """Whether the current weights are still those that were published or announced as this version."""
+        return self._holds == version
+
+    def publish(self, version: int, parent: str | None = None) -> WeightsHandle:
+        """Write the current weights as version `version` for the engines to read.
+
+        `parent`: where rank 0 makes a directory for them, see `new_weights_dir`; None: as ``rollout.weights_dir`` says.
+        """
+        self._version = self._holds = version
+        where = self._config.rollout.weights_dir if parent is None else parent
+        handle: WeightsHandle = self._all("publish", version, where)[0]
+        self._written.add(Path(handle.path).parent)
+        return handle
+
+    def announce(self, version: int) -> Announcement:
+        """The current weights as version `version`, for engines to expect from `send`."""
+        self._version = self._holds = version
+        return self._all("announce", version)[0]
+
+    def open_meeting(self) -> tuple[str, int]:
+        """Address and port of a new store, at which rank 0 and the engines form a group."""
+        return self._await("open_meeting", [self._workers[0].open_meeting.remote()])[0]
+
+    def join_group(self, meeting: Meeting) -> bool:
+        """Let rank 0 meet the engines, which are on their way there; whether the group came about."""
+        return self._await("join_group", [self._workers[0].join_group.remote(meeting)])[0]
+
+    def send(self, version: int) -> bool:
+        """Broadcast what was announced to the engines, which are waiting for it; whether all of it went out."""
+        return all(self._all("send", version))
 
     def spans(self) -> dict[str, list[Span]]:
         """What the ranks have done since this was asked last."""
@@ -98,14 +139,18 @@ class LearnerGroup:
 
     def load_checkpoint(self, directory: Path) -> None:
         """Go on exactly where a checkpoint was written, with the same policy directory, seed and ranks."""
+        self._holds = None
         self._updates = self._all("load_checkpoint", directory.resolve())[0]
 
     def close(self) -> None:
         """End the ranks and remove published weights."""
+        if self._workers:
+            ray.wait([self._workers[0].withdraw.remote()], timeout=CLOSING_S)
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        shutil.rmtree(self._weights_dir, ignore_errors=True)
+        for directory in self._written:  # where rank 0 could not do it itself
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _all(self, stage: str, *args: Any) -> list[Any]:
         """Call a method with the same arguments on all ranks; results in the order of ranks."""
@@ -114,7 +159,11 @@ class LearnerGroup:
     def _each(self, stage: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method on all ranks, on each with arguments of its own; results in the order of ranks."""
         calls = zip(self._workers, args, strict=True)
-        rank_of = {getattr(worker, stage).remote(*own): rank for rank, (worker, own) in enumerate(calls)}
+        return self._await(stage, [getattr(worker, stage).remote(*own) for worker, own in calls])
+
+    def _await(self, stage: str, refs: Sequence[Any]) -> list[Any]:
+        """Results of the first ranks, in their order."""
+        rank_of = {ref: rank for rank, ref in enumerate(refs)}
         results: list[Any] = [None] * len(rank_of)
         pending, ends = list(rank_of), time.monotonic() + self._deadline_s
         while pending:

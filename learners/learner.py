@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -21,13 +22,17 @@ from affect_rl.network import open_store
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.publication import Announcement, Publication
 from affect_rl.policy.reference import Reference
-from affect_rl.policy.weights import WeightsHandle
+from affect_rl.policy.transfer import CollectiveTransfer, Meeting, TransferError
+from affect_rl.policy.weights import WeightsHandle, new_weights_dir, write_publication
 from affect_rl.timeline import Span, Spans
 from learners.engine import Engine, choose_device
 from learners.meeting import Seat, join_group, node_address
 from learners.shares import Share
 from learners.update import Models, Updater
+
+logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 CRITIC = "critic.safetensors"
@@ -46,6 +51,8 @@ class LearnerWorker:
     def __init__(self, config: Config, policy_dir: Path, rank: int, seed: int) -> None:
         self._config, self._settings = config, config.learner
         self._policy_dir, self._rank, self._seed = policy_dir, rank, seed
+        self._weights_dirs: dict[str, Path] = {}
+        self._group: CollectiveTransfer | None = None
         self._store: Store | None = None
         self._spans = Spans()
 
@@ -107,12 +114,69 @@ class LearnerWorker:
 
     # -- what leaves the learner -------------------------------------------------------------------
 
-    def publish(self, version: int, directory: Path) -> WeightsHandle | None:
-        """Write the weights for the engines (rank 0; None elsewhere)."""
-        with self._spans("publish"), self._models.actor.gathered():
-            if self._rank == 0:
-                return self._models.actor.policy.publish(version, directory)
-        return None
+    def publish(self, version: int, parent: str) -> WeightsHandle | None:
+        """Write the weights for the engines (rank 0; None elsewhere), in a directory under `parent`."""
+        with self._spans("publish"):
+            publication = self._publication(version)
+            if self._rank:
+                publication.pass_by()
+                return None
+            if parent not in self._weights_dirs:
+                self._weights_dirs[parent] = new_weights_dir(parent)
+            return write_publication(publication, self._weights_dirs[parent])
+
+    def announce(self, version: int) -> Announcement:
+        """What `send` will send; the engines may play on meanwhile."""
+        with self._spans("announce weights"):
+            publication = self._publication(version)
+            publication.count()
+            return publication.announcement()
+
+    def open_meeting(self) -> tuple[str, int]:
+        """Address of this rank's node, and the port of a new store at which the next group meets."""
+        self._leave_group()
+        self._meeting_store = open_store(self._settings.deadline_s)
+        return node_address(), self._meeting_store.port
+
+    def join_group(self, meeting: Meeting) -> bool:
+        """Meet the engines for `send` (rank 0 alone); False: not all came in time."""
+        try:
+            self._group = CollectiveTransfer(meeting, node_address(), self._meeting_store)
+        except TransferError as error:
+            logger.warning("%s", error)
+        return self._group is not None
+
+    def send(self, version: int) -> bool:
+        """Broadcast the weights to the engines, bucket by bucket (all ranks gather, rank 0 sends); False: it broke off,
+        and the group is left."""
+        with self._spans("send weights"):
+            publication = self._publication(version)
+            if self._rank or self._group is None:
+                publication.pass_by()
+                return self._rank > 0
+            buckets = publication.buckets()
+            try:
+                self._group.send(publication.announcement(), buckets)
+            except TransferError as error:
+                logger.warning("%s", error)
+                self._leave_group()  # those who wait for this rank then know at once
+                for _ in buckets:  # the other ranks gather on
+                    pass
+            return self._group is not None
+
+    def withdraw(self) -> None:
+        """Delete what was published and leave the engines' group."""
+        self._leave_group()
+        for directory in self._weights_dirs.values():
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _leave_group(self) -> None:
+        if self._group:
+            self._group.close()
+        self._group = None
+
+    def _publication(self, version: int) -> Publication:
+        return self._models.actor.policy.publication(version, self._models.actor.gather)
 
     def save_policy(self, directory: Path) -> None:
         """Write or replace a policy directory, adapters beside their base. A separate critic stays behind."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
+import ray
 
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
+from affect_rl.network import interface_of
 from affect_rl.policy.adapters import Lora
+from affect_rl.policy.publication import Announcement
+from affect_rl.policy.transfer import Meeting
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
@@ -109,6 +114,9 @@ class RolloutWorker:
     def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
         self._config = config
         self._deterministic = config.deterministic
+        if config.rollout.transfer == "collective" and config.rollout.gpus_per_worker:
+            # NCCL chooses an interface once for each process, and would choose by itself.
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface_of(ray.util.get_node_ip_address())}")
         self.engine = self._start_engine(policy_dir)
         self._frozen_engine: RolloutEngine | None = None
         self._frozen_policy: Path | None = None
@@ -207,6 +215,18 @@ class RolloutWorker:
     async def update_weights(self, handle: WeightsHandle) -> int:
         """Take other weights, episodes in flight included; returns the version the engine reports."""
         return await self.engine.update_weights(handle)
+
+    async def address(self) -> str:
+        """Address of this actor's node in Ray."""
+        return ray.util.get_node_ip_address()
+
+    async def join_group(self, meeting: Meeting) -> bool:
+        """Meet the learner for broadcasts; False: not all came in time."""
+        return await self.engine.join_group(meeting, ray.util.get_node_ip_address())
+
+    async def receive_weights(self, announcement: Announcement) -> int | None:
+        """As `update_weights`, by a broadcast; None: it broke off, and the engine rests until it has whole weights."""
+        return await self.engine.receive_weights(announcement)
 
     async def checksum(self) -> int:
         """Checksum of the engine's tensors, comparable with `WeightsHandle.checksum`."""

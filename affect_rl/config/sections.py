@@ -309,9 +309,12 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     threads: Natural = 1
     """CPU threads of each rank of each actor; 0: the cores divided by them. Threads wait for each other busily: more
     than one pays for wide models on cores of their own, and costs much where others use the cores."""
+    transfer: Annotated[Literal["file", "collective"], NOTHING] = "file"
+    """How weights come from the learner: through a file, or by a broadcast (NCCL between cards, else gloo). Engines
+    that were away, and those that a broadcast does not reach, read a file in any case."""
     weights_dir: Annotated[str, NOTHING] = ""
-    """Where weights are published; empty: in the memory file system, or with several nodes in the run directory. All
-    nodes must see it."""
+    """Where weights are published as files; empty: in the memory file system, or in the run directory if learner and
+    engines are on several nodes. All nodes must see it."""
     vllm_statistics: Annotated[bool, NOTHING] = False
     """Keep vLLM's own statistics, for ``tracking.trackers: [prometheus]``; costs a little of each engine step."""
     deadline_s: Seconds = 300.0
@@ -327,6 +330,11 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
             raise ValueError(
                 f"gpus_per_worker={gpus:g} with tensor_parallel={ranks}: each rank uses a card of its own, and an "
                 f"engine no more cards than that; set gpus_per_worker={ranks}, or {other}"
+            )
+        if self.transfer == "collective" and 0 < gpus < 1:
+            raise ValueError(
+                f"transfer=collective with gpus_per_worker={gpus:g}: NCCL refuses two ranks on one card; set "
+                "transfer=file, or give each engine a card"
             )
         if 0 < gpus < self.gpu_memory:
             raise ValueError(

@@ -163,6 +163,11 @@ class Publication:
             yield tensors
         self.checksum = total % 2**64
 
+    def pass_by(self) -> None:
+        """Take part in gathering, on a rank that sends nothing."""
+        for _ in self.buckets():
+            pass
+
     def count(self) -> None:
         """Find out the checksum, before anything is sent."""
         for _ in self.tallied():

@@ -38,15 +38,21 @@ class WeightsHandle:
 
 
 def weights_parent(setting: str, run_dir: Path, nodes: int) -> str:
-    """Where to make the directory to publish to: as ``rollout.weights_dir`` says, else where all nodes can read it.
+    """Where to make the directory to publish to: as ``rollout.weights_dir`` says, else where all `nodes` can read it.
 
-    On one node that is memory (empty, see `new_weights_dir`). On several, driver, learner and engines may each be on
-    another, so it is the run directory, which they share; it is made if need be.
+    For one node that is memory (empty, see `new_weights_dir`), for several the run directory, which they share; it is
+    made if need be.
     """
     if setting or nodes < 2:
         return setting
     run_dir.mkdir(parents=True, exist_ok=True)
     return str(run_dir)
+
+
+def check_weights_dir(setting: str) -> None:
+    """Raise `AffectError` unless ``rollout.weights_dir`` is empty or a directory."""
+    if setting and not Path(setting).is_dir():
+        raise AffectError(f"rollout.weights_dir={setting}: no such directory; make it, where all nodes see it")
 
 
 def new_weights_dir(parent: str = "") -> Path:
@@ -57,8 +63,7 @@ def new_weights_dir(parent: str = "") -> Path:
     Raises:
         AffectError: `parent` is not a directory.
     """
-    if parent and not Path(parent).is_dir():
-        raise AffectError(f"rollout.weights_dir={parent}: no such directory; make it, where all nodes see it")
+    check_weights_dir(parent)
     memory = str(_MEMORY_FILE_SYSTEM) if _MEMORY_FILE_SYSTEM.is_dir() else None
     return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent or memory)).resolve()
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,7 @@ class RolloutPool:
         self._next_call = 0
         self._handle: WeightsHandle | None = None
         self._verify = False
+        self._stored: Callable[[], WeightsHandle | None] = lambda: None
         self.replayed = 0
         self._await_start()
 
@@ -265,10 +266,13 @@ class RolloutPool:
     def _resync(self, actor: int) -> None:
         if self._handle is None:
             self._readmit(actor)
-        else:
+        elif stored := self._stored() or (self._handle if self._handle.path else None):
             self._manager.foreach_actor_async(
-                "update_weights", _RESYNC, kwargs={"handle": self._handle}, healthy_only=False, remote_actor_ids=[actor]
+                "update_weights", _RESYNC, kwargs={"handle": stored}, healthy_only=False, remote_actor_ids=[actor]
             )
+        else:  # the learner has moved on, so it waits for the next sync
+            now = time.monotonic()
+            self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
 
     def _examine(self, actor: int, version: int) -> None:
         """Let an actor back in that has the current weights, or ask first for their checksum."""
@@ -294,19 +298,37 @@ class RolloutPool:
 
     # -- weights ---------------------------------------------------------------------------------
 
-    def sync(self, handle: WeightsHandle, *, verify: bool = False) -> None:
-        """Give all healthy engines new weights and make sure that they have them.
+    def sync(
+        self,
+        handle: WeightsHandle,
+        *,
+        verify: bool = False,
+        only: Sequence[int] | None = None,
+        stored: Callable[[], WeightsHandle | None] = lambda: None,
+    ) -> None:
+        """Give healthy engines new weights and make sure that all of them have them.
+
+        Args:
+            handle: the weights, in a file unless `only` is empty.
+            verify: compare checksums as well.
+            only: the engines that do not have them yet; None: all.
+            stored: gives the same weights in a file for engines that come back, or None while there is none; they then
+                wait for the next sync.
 
         Raises:
             RolloutError: an engine reports another version or, with `verify`, another checksum.
         """
-        self._handle, self._verify = handle, verify
-        for actor, version in self._ask("update_weights", handle=handle):
+        self._handle, self._verify, self._stored = handle, verify, stored
+        for actor, version in self.ask("update_weights", only=only, handle=handle):
             if version != handle.version:
                 raise RolloutError(f"sync: actor {actor} reports weight version {version}, expected {handle.version}")
         if verify:
-            for actor, checksum in self._ask("checksum"):
+            for actor, checksum in self.ask("checksum"):
                 self._check(actor, checksum)
+
+    def incarnations(self) -> dict[int, int]:
+        """The healthy actors, and how often each has begun anew."""
+        return {actor: self._faults[actor] for actor in self._manager.healthy_actor_ids()}
 
     def _check(self, actor: int, checksum: int) -> None:
         assert self._handle is not None
@@ -318,7 +340,7 @@ class RolloutPool:
 
     def stats(self) -> Counter[str]:
         """Counters of the healthy engines since their start, added up."""
-        return sum((Counter(stats) for _, stats in self._ask("stats")), Counter())
+        return sum((Counter(stats) for _, stats in self.ask("stats")), Counter())
 
     def state(self) -> PoolState:
         """How things stand; may be asked from any thread."""
@@ -357,11 +379,27 @@ class RolloutPool:
                 answers[asked[ref]] = ray.get(ref)
         return answers
 
-    def _ask(self, method: str, **kwargs: Any) -> list[tuple[int, Any]]:
-        """Call all healthy actors and wait; an actor that fails or is late is taken out of service."""
+    def ask(
+        self,
+        method: str,
+        *,
+        only: Sequence[int] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+        **kwargs: Any,
+    ) -> list[tuple[int, Any]]:
+        """Call all healthy actors and wait; an actor that fails or is late is taken out of service.
+
+        Args:
+            method: of `RolloutWorker`.
+            only: which of them; None: all.
+            meanwhile: is done once they have been called.
+            kwargs: of the call.
+        """
         tag = f"{method}-{time.monotonic_ns()}"
-        asked = self._manager.healthy_actor_ids()
-        self._manager.foreach_actor_async(method, tag, kwargs=kwargs, remote_actor_ids=asked)
+        asked = [a for a in self._manager.healthy_actor_ids() if only is None or a in only]
+        if asked:
+            self._manager.foreach_actor_async(method, tag, kwargs=kwargs, remote_actor_ids=asked)
+        meanwhile()
         answers: dict[int, Any] = {}
         ends = time.monotonic() + self._settings.deadline_s
         while open_ := [a for a in asked if a not in answers and self._manager.is_actor_healthy(a)]:

@@ -33,7 +33,9 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora, linear_modules, read_adapters
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import Base, check_manifest
+from affect_rl.policy.publication import Announcement
 from affect_rl.policy.tensor_parallel import check_divides
+from affect_rl.policy.transfer import Meeting
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.timeline import Spans
 from affect_rl.trajectory import Generation, Prompt
@@ -41,7 +43,7 @@ from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
 from rollout_workers.vllm.statistics import Sample, samples
-from rollout_workers.vllm.weight_sync import SHARED_MEMORY, WeightSync
+from rollout_workers.vllm.weight_sync import BACKEND, WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
 # chain of awaiting tasks is a few turns deep; each turn costs microseconds.
@@ -217,8 +219,12 @@ class RolloutEngine:
                 seconds = time.perf_counter() - self._waiting_since
                 self._stats.retrieval_s += seconds
                 self.spans.add("wait for retrieval", time.time() - seconds, seconds)
-                if self._back and not self._back.done():
-                    self._back.set_result(None)
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Let the pump look again whether it may step."""
+        if self._back and not self._back.done():
+            self._back.set_result(None)
 
     async def _pump_steps(self) -> None:
         try:
@@ -249,7 +255,7 @@ class RolloutEngine:
         while True:
             for _ in range(_SETTLING_TURNS):
                 await asyncio.sleep(0)
-            if not (self._waiting_elsewhere and self.config.deterministic):
+            if not (self._sync.torn or (self._waiting_elsewhere and self.config.deterministic)):
                 break
             self._back = asyncio.get_running_loop().create_future()
             await self._back
@@ -320,7 +326,23 @@ class RolloutEngine:
         """
         self.check()
         with self.spans("load weights"):
-            return self._sync.update(handle)
+            version = self._sync.update(handle)
+        self._go_on()
+        return version
+
+    async def join_group(self, meeting: Meeting, address: str) -> bool:
+        """Meet the learner for `receive_weights`, see `WeightSync.join`; `address`: of this node in Ray."""
+        self.check()
+        return self._sync.join(meeting, address)
+
+    async def receive_weights(self, announcement: Announcement) -> int | None:
+        """As `update_weights`, by a broadcast from the learner; None: it broke off, and the engine rests until
+        `update_weights` gives it a whole version."""
+        self.check()
+        with self.spans("receive weights"):
+            version = self._sync.receive(announcement)
+        self._go_on()
+        return version
 
     def forget(self) -> None:
         """Drop the prefix cache and the cached soft tokens."""
@@ -435,6 +457,6 @@ def _engine_args(
         # The next step is scheduled while the last one runs, on GPUs; on CPU vLLM does not.
         async_scheduling=not config.deterministic,
         mm_processor_cache_gb=0,
-        weight_transfer_config=WeightTransferConfig(backend=SHARED_MEMORY),
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         disable_log_stats=not config.vllm_statistics,
     )

@@ -10,7 +10,7 @@ from vllm import ModelRegistry
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
 from rollout_workers.vllm.model import AffectForCausalLM
-from rollout_workers.vllm.weight_sync import SHARED_MEMORY, SharedMemoryTransfer
+from rollout_workers.vllm.weight_sync import BACKEND, PolicyTransfer
 
 
 def register() -> None:
@@ -19,4 +19,4 @@ def register() -> None:
     if name in ModelRegistry.get_supported_archs():
         return
     ModelRegistry.register_model(name, AffectForCausalLM)
-    WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryTransfer)
+    WeightTransferEngineFactory.register_engine(BACKEND, PolicyTransfer)

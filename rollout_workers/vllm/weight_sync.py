@@ -1,21 +1,20 @@
 """The one place that speaks vLLM's weight-transfer API, which moves between its minor versions.
 
-Weights travel through files in shared memory, laid out as a policy directory is, by a backend of ours that is
-registered with vLLM's factory. It replaces the language model by vLLM's layerwise reload, for kernels may hold packed
-copies that plain loading would leave behind. With adapters only these and the fusion modules travel; the language
-model stays unless the adapters stand on another one.
+A backend of ours, registered with vLLM's factory, receives weights in each rank of an engine by either `Transfer`. It
+replaces the language model by vLLM's layerwise reload, for kernels may hold packed copies that plain loading would
+leave behind. With adapters only these and the fusion modules travel; the language model stays unless the adapters
+stand on another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -25,58 +24,89 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.worker.worker_base import WorkerBase
 
 from affect_rl.errors import AffectError
-from affect_rl.policy.adapters import ADAPTERS, read_adapters
-from affect_rl.policy.directory import MANIFEST, WEIGHTS, Base
-from affect_rl.policy.weights import VALUE_HEAD, WeightsHandle
+from affect_rl.policy.adapters import ADAPTERS, Adapter, read_adapters
+from affect_rl.policy.directory import MANIFEST, Base
+from affect_rl.policy.publication import Announcement, Named, TensorSpec, adapter_of, split_adapters
+from affect_rl.policy.transfer import CollectiveTransfer, FileTransfer, Meeting, Transfer, TransferError
+from affect_rl.policy.weights import WeightsHandle
 from rollout_workers.vllm.checksum import joined, part_sums
 from rollout_workers.vllm.model import AffectForCausalLM
 
-SHARED_MEMORY = "shared_memory"
-_FUSION = "fusion."
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
+BACKEND = "affect_rl"
+_FUSION, _LANGUAGE_MODEL = "fusion.", "language_model."
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
-    """Nothing has to be agreed upon beforehand."""
+class PolicyInit(WeightTransferInitInfo):
+    """Where to meet the learner, and the address of this node; None: files alone."""
+
+    meeting: Meeting | None = None
+    address: str = ""
 
 
 @dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """Where the published safetensors file is."""
+class PolicyUpdate(WeightTransferUpdateInfo):
+    """What comes, and from which directory; None: from the learner. Then rank 0 writes adapters to `adapters`."""
 
-    path: str
+    announcement: Announcement
+    directory: str | None = None
+    adapters: str = ""
 
 
-class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Reads a published safetensors file tensor by tensor; one tensor at a time is held twice.
+class PolicyTransfer(WeightTransferEngine[PolicyInit, PolicyUpdate]):
+    """Receives a policy in one rank, tensor by tensor; no more than two buckets are held beside the model.
 
-    A file without a language model leaves that as it is.
+    Without a language model among them it leaves that as it is.
     """
 
-    init_info_cls = SharedMemoryInit
-    update_info_cls = SharedMemoryUpdate
+    init_info_cls = PolicyInit
+    update_info_cls = PolicyUpdate
 
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        pass
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._group: CollectiveTransfer | None = None
+
+    def init_transfer_engine(self, init_info: PolicyInit) -> None:
+        self.shutdown()
+        if init_info.meeting:
+            self._group = CollectiveTransfer(init_info.meeting, init_info.address)
 
     def start_weight_update(self) -> None:
         pass
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronises an accelerator here; reading a file has nothing to wait for.
+        # The base class synchronises an accelerator here; what loads the tensors does so where it has to.
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        path = Path(update_info.path)
-        if not any(name.startswith("language_model.") for name in _shapes(path)):
-            _copy_fusion(self.model, path)
-            return
+    def receive_weights(self, update_info: PolicyUpdate) -> None:
+        announcement, directory = update_info.announcement, update_info.directory
+        transfer: Transfer | None = FileTransfer(Path(directory)) if directory else self._group
+        if transfer is None:
+            raise TransferError("weights: this engine is in no group with the learner")
+        adapters: list[Adapter] = []
+        named = split_adapters(announcement, transfer.receive(announcement), adapters)
+        try:
+            if any(spec.name.startswith(_LANGUAGE_MODEL) for spec in announcement.layout):
+                self._reload(named)
+            else:
+                _copy_fusion(self.model, named)
+        except TransferError:
+            self.shutdown()
+            raise
+        if self.parallel_config.rank == 0:
+            for adapter in adapters:
+                adapter.write(Path(update_info.adapters))
+
+    def _reload(self, named: Iterable[Named]) -> None:
+        """Replace the whole model. Where that breaks off, its layers are put together again, some old and some new."""
         initialize_layerwise_reload(self.model)
-        self.model.load_weights(_tensors(path))
-        finalize_layerwise_reload(self.model, self.model_config)
+        try:
+            self.model.load_weights(named)
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
         # A head tied to the embeddings is given no tensors of its own; without this its kernel would
         # keep a packed copy of the old ones.
         for module in self.model.modules():
@@ -87,7 +117,29 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         pass
 
     def shutdown(self) -> None:
-        pass
+        if self._group:
+            self._group.close()
+        self._group = None
+
+
+def _join(worker: WorkerBase, meeting: Meeting, address: str) -> str:
+    """Runs on each rank; says why the group did not come about, if it did not."""
+    try:
+        worker.init_weight_transfer_engine({"meeting": meeting, "address": address})
+    except TransferError as error:
+        return str(error)
+    return ""
+
+
+def _receive(worker: WorkerBase, update: dict[str, Any]) -> str:
+    """Runs on each rank; says why the weights did not come, if they did not."""
+    worker.start_weight_update()
+    try:
+        worker.update_weights(update)
+    except TransferError as error:
+        return str(error)
+    worker.finish_weight_update()
+    return ""
 
 
 class WeightSync:
@@ -100,6 +152,11 @@ class WeightSync:
         engine: has loaded the weights of `policy_dir`, or of its base.
         policy_dir: what the engine starts with, as version 0.
         slots: how many adapters the engine can hold.
+
+    Attributes:
+        adapters: those that the engine serves, by name.
+        torn: a broadcast broke off, and some layers may be new and others old: nothing may step the engine until it
+            has received a whole version.
     """
 
     def __init__(self, engine: LLMEngine, policy_dir: Path, slots: int = 0) -> None:
@@ -107,13 +164,14 @@ class WeightSync:
         base = Base.read(policy_dir)
         loaded = base or Base.of(policy_dir)
         self._loaded = loaded.manifest  # which language model is there; empty: one of no policy directory
-        self._shapes = _shapes(Path(loaded.path) / WEIGHTS)
+        self._layout = FileTransfer(Path(loaded.path)).announcement(0).layout
         self._ids: dict[str, int] = {}
         self.adapters: dict[str, LoRARequest] = {}
+        self.torn = False
         engine.set_weight_version("0")
         engine.collective_rpc("init_weight_transfer_engine", args=({},))
         if base:
-            self._load(policy_dir, base)
+            self._load(FileTransfer(policy_dir).announcement(0), policy_dir)
 
     @property
     def version(self) -> int:
@@ -128,35 +186,71 @@ class WeightSync:
         Raises:
             AffectError: the published tensors are not those of this policy; the engine is unharmed.
         """
-        path = Path(handle.path)
-        self._load(path, Base.read(path))
-        self._engine.set_weight_version(str(handle.version))
+        directory = Path(handle.path)
+        announcement = FileTransfer(directory).announcement(handle.version)
+        self._check(announcement, str(directory))
+        self._load(announcement, directory)
+        return self._loaded_version(handle.version)
+
+    def join(self, meeting: Meeting, address: str) -> bool:
+        """Meet the learner with all ranks; False: the others did not come in time."""
+        return not any(self._engine.collective_rpc(_join, args=(meeting, address)))
+
+    def receive(self, announcement: Announcement) -> int | None:
+        """Load what the learner broadcasts, as `update` does; None: it broke off, see `torn`.
+
+        Raises:
+            AffectError: the announced tensors are not those of this policy; the engine is unharmed.
+        """
+        self._check(announcement, "the learner")
+        with tempfile.TemporaryDirectory(prefix="affect-rl-adapters-") as folder:
+            if not self._load(announcement, None, Path(folder)):
+                self.torn = True
+                return None
+        return self._loaded_version(announcement.version)
+
+    def _loaded_version(self, version: int) -> int:
+        self.torn = False
+        self._engine.set_weight_version(str(version))
         self.forget()
         return self.version
 
-    def _load(self, directory: Path, base: Base | None) -> None:
-        """Load what a directory holds, and its base if that is not the language model that is there."""
-        self._check(directory / WEIGHTS, whole=base is None)
-        names = self._check_adapters(directory)
+    def _load(self, announcement: Announcement, directory: Path | None, folder: Path | None = None) -> bool:
+        """Load what was announced, and its base if that is not the language model that is there; False: it broke off.
+
+        Args:
+            announcement: what comes.
+            directory: what it is read from; None: it comes from the learner.
+            folder: where to write adapters that come from the learner.
+        """
+        base = announcement.base
+        names = self._check_adapters(announcement, directory)
         if base and base.manifest != self._loaded:
-            self._check(Path(base.path) / WEIGHTS, whole=True)
-            self._transfer(Path(base.path) / WEIGHTS)
-        self._transfer(directory / WEIGHTS)  # which drops all adapters
-        if not base:
+            whole = FileTransfer(Path(base.path)).announcement(announcement.version)
+            self._check(whole, base.path)
+            self._transfer(whole, Path(base.path))
+        if not self._transfer(announcement, directory, folder):  # which drops all adapters
+            return False
+        if not base and directory:
             base = Base.of(directory) if (directory / MANIFEST).is_file() else None
         self._loaded = base.manifest if base else ""
         self.adapters = {}
         for name in names:
             number = self._ids.setdefault(name, len(self._ids) + 1)
-            self._engine.add_lora(LoRARequest(name, number, str((directory / ADAPTERS / name).resolve())))
+            path = directory / ADAPTERS / name if directory else (folder or Path()) / name
+            self._engine.add_lora(LoRARequest(name, number, str(path.resolve())))
             # Requests carry no path: an adapter that is there is not read again, and the path is a part of the prefix
             # cache's keys, by which requests in flight would be strangers to new ones.
             self.adapters[name] = LoRARequest(name, number, name)
+        return True
 
-    def _transfer(self, file: Path) -> None:
-        self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=({"path": str(file)},))
-        self._engine.collective_rpc("finish_weight_update")
+    def _transfer(self, announcement: Announcement, directory: Path | None, folder: Path | None = None) -> bool:
+        update = {
+            "announcement": announcement,
+            "directory": str(directory) if directory else None,
+            "adapters": str(folder or ""),
+        }
+        return not any(self._engine.collective_rpc(_receive, args=(update,)))
 
     def forget(self) -> None:
         """Drop all that was computed: KV blocks, those of requests in flight included, and soft tokens."""
@@ -171,63 +265,42 @@ class WeightSync:
         """
         return joined(self._engine.apply_model(part_sums))
 
-    def _check(self, path: Path, *, whole: bool) -> None:
-        """A bad file has to be found before layers are taken apart for reloading."""
-        shapes = _shapes(path)
-        own = {name: shape for name, shape in self._shapes.items() if whole or name.startswith(_FUSION)}
+    def _check(self, announcement: Announcement, place: str) -> None:
+        """Bad tensors have to be found before layers are taken apart for reloading."""
+        shapes = _by_name(spec for spec in announcement.layout if not adapter_of(spec.name)[0])
+        own = _by_name(s for s in self._layout if announcement.base is None or s.name.startswith(_FUSION))
         for name in sorted(shapes.keys() | own.keys()):
             if shapes.get(name) != own.get(name):
                 raise AffectError(
-                    f"{path}: tensor {name} is {_describe(shapes.get(name))}, the engine's is "
+                    f"{place}: tensor {name} is {_describe(shapes.get(name))}, the engine's is "
                     f"{_describe(own.get(name))}; publish the policy that the engine was started from"
                 )
 
-    def _check_adapters(self, directory: Path) -> list[str]:
-        """Names of a directory's adapters, which have to be found bad before the last ones are dropped."""
-        adapters = read_adapters(directory)
-        if len(adapters) > self._slots:
+    def _check_adapters(self, announcement: Announcement, directory: Path | None) -> list[str]:
+        """Names of the adapters, which have to be found bad before the last ones are dropped."""
+        place = directory or "the learner"
+        names = [adapter.name for adapter in read_adapters(directory)] if directory else list(announcement.adapters)
+        if len(names) > self._slots:
             raise AffectError(
-                f"{directory}: has {len(adapters)} adapters, the engine was started for {self._slots}; start it with "
-                "the model.lora and the adapters that the policy was trained with, or merge them"
+                f"{place}: has {len(names)} adapters, the engine was started for {self._slots}; "
+                "start it with the model.lora and the adapters that the policy was trained with, or merge them"
             )
-        names = [adapter.name for adapter in adapters]
         if (gone := sorted(self.adapters.keys() - names)) and self._engine.has_unfinished_requests():
-            raise AffectError(f"{directory}: has no adapter {gone[0]}, with which requests are running")
+            raise AffectError(f"{place}: has no adapter {gone[0]}, with which requests are running")
         return names
 
 
 @torch.no_grad()
-def _copy_fusion(model: AffectForCausalLM, path: Path) -> None:
+def _copy_fusion(model: AffectForCausalLM, named: Iterable[Named]) -> None:
     own = model.fusion.state_dict(keep_vars=True)
-    for name, tensor in _tensors(path):
+    for name, tensor in named:
         if name.startswith(_FUSION):
             own[name.removeprefix(_FUSION)].copy_(tensor)
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            yield name, file.get_tensor(name)
+def _by_name(layout: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
+    return {spec.name: spec for spec in layout}
 
 
-def _shapes(path: Path) -> Shapes:
-    """Type and shape of each tensor of a safetensors file, read from its header."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: (part.get_dtype(), tuple(part.get_shape()))
-                for name, part in slices.items()
-                if not name.startswith(VALUE_HEAD)
-            }
-    except FileNotFoundError as error:
-        raise AffectError(
-            f"{path}: no such file on this node; if learners and engines are on several, set rollout.weights_dir to a "
-            "directory that all of them see"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise AffectError(f"{path}: cannot be read as published weights: {error}; publish them again") from error
-
-
-def _describe(shape: tuple[str, tuple[int, ...]] | None) -> str:
-    return "absent" if shape is None else f"{shape[0]} {list(shape[1])}"
+def _describe(spec: TensorSpec | None) -> str:
+    return "absent" if spec is None else f"{spec.dtype} {list(spec.shape)}"

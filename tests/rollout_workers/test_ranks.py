@@ -19,6 +19,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import ADAPTERS, TEAM, Lora
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.transfer import FileTransfer
 from affect_rl.policy.weights import publish_weights
 from rollout_workers.vllm.checksum import RanksDisagreeError, joined
 from rollout_workers.vllm.engine import EngineError, RolloutEngine
@@ -93,11 +94,12 @@ def test_two_ranks_compute_what_one_does(
     assert gap(adapted, two, seed=2) < 5e-6
 
 
-def load_on_one_rank(worker: WorkerBase, rank: int, file: str) -> None:
+def load_on_one_rank(worker: WorkerBase, rank: int, directory: str) -> None:
     """Runs on each rank."""
     if worker.rank == rank:
         worker.start_weight_update()
-        worker.update_weights({"path": file})
+        announcement = FileTransfer(Path(directory)).announcement(11)
+        worker.update_weights({"announcement": announcement, "directory": directory})
         worker.finish_weight_update()
 
 
@@ -125,7 +127,7 @@ def test_the_checksum_sees_a_wrong_tensor_on_one_rank(
     for name in DIVIDED + COPIED:
         other = publish_weights({**truth, name: truth[name] + 1e-3}.items(), 11, tmp_path)
         for rank in range(2):
-            ranks._engine.collective_rpc(load_on_one_rank, args=(rank, f"{other.path}/model.safetensors"))
+            ranks._engine.collective_rpc(load_on_one_rank, args=(rank, other.path))
             assert reported(ranks) not in (handle.checksum, other.checksum), (name, rank)
             assert (reported(ranks) is None) == (name in COPIED)
             asyncio.run(ranks.update_weights(handle))
