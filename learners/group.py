@@ -93,10 +93,6 @@ class LearnerGroup:
         """Whether the current weights are still those that were published or announced as this version."""
         return self._holds == version
 
-    def holds(self, version: int) -> bool:
-        """Whether the current weights are still those that were published or announced as this version."""
-        return self._holds == version
-
     def publish(self, version: int, parent: str | None = None) -> WeightsHandle:
         """Write the current weights as version `version` for the engines to read.
 

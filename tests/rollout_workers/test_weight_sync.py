@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from rollout_cases import SLOTS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed
 
 from affect_rl.errors import AffectError
+from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.directory import WEIGHTS
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.transfer import CollectiveTransfer, Meeting
 from affect_rl.policy.weights import publish_weights
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.engine import RolloutEngine
@@ -115,3 +118,39 @@ def test_the_checksum_sees_one_changed_number(
         handle = publish_weights(changed.items(), version, tmp_path)
         asyncio.run(engine.update_weights(handle))
         assert engine.checksum() == handle.checksum != multiset_checksum(truth.values())
+
+
+def test_a_broadcast_does_what_a_file_does_and_one_that_breaks_off_can_be_made_good(
+    tmp_path: Path, start: Callable[..., RolloutEngine]
+) -> None:
+    """The learner is a thread here. After the break an engine rests until a file has made it whole."""
+    policy = make_policy()
+    engine = start(policy.save(tmp_path / "policy"))
+    prompts = make_prompts(policy, 8)
+    store = open_store(20)
+    meeting = Meeting((LOOPBACK, store.port), members=2, backend="gloo", one_node=True, timeout_s=20)
+    with ThreadPoolExecutor() as learner:
+        group = learner.submit(CollectiveTransfer, meeting, LOOPBACK, store)
+        assert asyncio.run(engine.join_group(meeting, LOOPBACK))
+        for version in (1, 2):
+            publication = perturbed(policy, 0.02).publication(version)
+            publication.count()
+            sent = learner.submit(group.result().send, publication.announcement(), publication.buckets())
+            assert asyncio.run(engine.receive_weights(publication.announcement())) == version
+            sent.result()
+            assert engine.checksum() == publication.checksum
+            assert gap(policy, prompts, asyncio.run(answer_all(engine, prompts, seed=version))) < 1e-4
+        group.result().close()
+        publication = perturbed(policy, 0.02).publication(3)
+
+        async def play() -> list[Generation]:
+            assert await engine.receive_weights(publication.announcement()) is None
+            answers = asyncio.ensure_future(answer_all(engine, prompts))
+            await asyncio.sleep(0.3)
+            assert engine.stats()["steps"] == steps
+            assert await engine.update_weights(handle) == 3
+            return await answers
+
+        handle, steps = policy.publish(3, tmp_path), engine.stats()["steps"]
+        assert gap(policy, prompts, asyncio.run(play())) < 1e-4
+        assert engine.checksum() == handle.checksum

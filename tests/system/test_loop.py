@@ -203,6 +203,17 @@ def test_the_same_seed_gives_the_same_numbers(
     assert weights[0] == weights[1]
 
 
+def test_weights_by_broadcast_give_the_numbers_of_weights_by_file(
+    reference: Config, sft: Path, settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    """Checksums included, which `train.verify_sync` compares after every sync. No file is written."""
+    before = set(Path("/dev/shm").glob("affect-rl-weights-*"))
+    config = _config(settings, sft, tmp_path, "broadcast", "rollout.transfer=collective")
+    broadcast = _train(config, services)
+    assert _numbers(broadcast) == _numbers(_metrics(reference.run_dir))
+    assert set(Path("/dev/shm").glob("affect-rl-weights-*")) <= before
+
+
 def test_a_learning_rate_of_zero_moves_nothing(
     sft: Path, settings: list[str], services: Services, tmp_path: Path
 ) -> None:
