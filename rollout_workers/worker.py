@@ -114,8 +114,8 @@ class RolloutWorker:
     def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
         self._config = config
         self._deterministic = config.deterministic
-        if config.rollout.transfer == "collective" and config.rollout.gpus_per_worker:
-            # NCCL chooses an interface once for each process, and would choose by itself.
+        if config.rollout.gpus_per_worker:
+            # NCCL chooses an interface once for each process, and by itself not the one that learners are told.
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface_of(ray.util.get_node_ip_address())}")
         self.engine = self._start_engine(policy_dir)
         self._frozen_engine: RolloutEngine | None = None

@@ -162,6 +162,7 @@ class CollectiveTransfer(Transfer):
             else:
                 rank = 0
             interface = interface_of(LOOPBACK if meeting.one_node else address)
+            store.set_timeout(self._timeout)
             group = PrefixStore("weights", store)
             self._store = store  # lives as long as the group
             self._group = _BACKENDS[meeting.backend](group, rank, meeting.members, self._timeout, interface)

@@ -49,7 +49,8 @@ class Services:
     def pool(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> RolloutPool:
         """Engines for a job, started with `policy` if there are none that fit; their weights may be any."""
         adapters = len(set(config.team.adapters.values()))
-        shape = (config.model, config.rollout, config.data, config.episode.evidence_tokens, adapters)
+        rollout = config.rollout.model_copy(update={"transfer": "file", "weights_dir": ""})  # a matter of the learner
+        shape = (config.model, rollout, config.data, config.episode.evidence_tokens, adapters)
         settings = (*shape, config.deterministic)
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:
