@@ -230,6 +230,7 @@ class WeightSync:
             self._check(whole, base.path)
             self._transfer(whole, Path(base.path))
         if not self._transfer(announcement, directory, folder):  # which drops all adapters
+            self._loaded = base.manifest if base else ""
             return False
         if not base and directory:
             base = Base.of(directory) if (directory / MANIFEST).is_file() else None
