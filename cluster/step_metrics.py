@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from affect_rl.trajectory import FULL, Trajectory
-from cluster.runtime.weights import Published
+
+if TYPE_CHECKING:
+    from cluster.runtime.weights import Published  # which brings the engines
 
 
 def episode_metrics(episodes: Sequence[Trajectory], version: int) -> dict[str, float]:

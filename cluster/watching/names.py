@@ -50,6 +50,8 @@ STEP: Mapping[str, str] = {
     "logprob_gap/mean": "affect_logprob_gap_mean",
     "ratio/first": "affect_first_ratio",
     "sync/bytes": "affect_sync_bytes",
+    "sync/pack_s": "affect_sync_pack_seconds",
+    "sync/load_s": "affect_sync_load_seconds",
     "time/<part>_s": "affect_step_seconds",
     "engine/steps": "affect_rollout_engine_steps",
     "engine/cached_share": "affect_rollout_cached_share",
