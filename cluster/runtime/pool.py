@@ -266,7 +266,7 @@ class RolloutPool:
     def _resync(self, actor: int) -> None:
         if self._handle is None:
             self._readmit(actor)
-        elif stored := self._stored() or (self._handle if self._handle.path else None):
+        elif stored := self._stored():
             self._manager.foreach_actor_async(
                 "update_weights", _RESYNC, kwargs={"handle": stored}, healthy_only=False, remote_actor_ids=[actor]
             )
@@ -304,7 +304,7 @@ class RolloutPool:
         *,
         verify: bool = False,
         only: Sequence[int] | None = None,
-        stored: Callable[[], WeightsHandle | None] = lambda: None,
+        stored: Callable[[], WeightsHandle | None] | None = None,
     ) -> None:
         """Give healthy engines new weights and make sure that all of them have them.
 
@@ -312,13 +312,13 @@ class RolloutPool:
             handle: the weights, in a file unless `only` is empty.
             verify: compare checksums as well.
             only: the engines that do not have them yet; None: all.
-            stored: gives the same weights in a file for engines that come back, or None while there is none; they then
-                wait for the next sync.
+            stored: gives the same weights in a file for engines that come back, or None if there is none any more;
+                they then wait for the next sync. By default the file of `handle`.
 
         Raises:
             RolloutError: an engine reports another version or, with `verify`, another checksum.
         """
-        self._handle, self._verify, self._stored = handle, verify, stored
+        self._handle, self._verify, self._stored = handle, verify, stored or (lambda: handle)
         for actor, version in self.ask("update_weights", only=only, handle=handle):
             if version != handle.version:
                 raise RolloutError(f"sync: actor {actor} reports weight version {version}, expected {handle.version}")

@@ -51,6 +51,7 @@ class Publisher:
         self._members: dict[int, int] = {}
         self._known: dict[int, int] = {}
         self._addresses: set[str] = set()
+        self._latest: WeightsHandle
 
     def publish(self, version: int) -> Published:
         """Give the learner's current weights to all healthy engines as version `version`.
