@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from affect_rl.config.load import Config, load_config
 from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.model import AffectPolicy
-from affect_rl.policy.weights import WeightsHandle, new_weights_dir
+from affect_rl.policy.weights import WeightsHandle
 from affect_rl.trajectory import Prompt
 from benchmarks.workload import AGENTS, AUDIO_DIM, VIDEO_DIM, random_episodes, tiny_policy
 from cluster.plan import CONTEXT, GIB, rank_memory
@@ -96,8 +96,8 @@ def make_policy(size: str, directory: Path) -> Path:
     return policy.save(directory)
 
 
-def learner_half(config: Config, policy: Path, weights: Path) -> tuple[dict[str, Any], WeightsHandle]:
-    """Updates, and a publication of what they made to `weights`."""
+def learner_half(config: Config, policy: Path, weights: str) -> tuple[dict[str, Any], WeightsHandle]:
+    """Updates, and a publication of what they made, below `weights`."""
     os.dup2(2, 1)  # DeepSpeed prints
     # Any log-probs will do, so a small policy with the same tokens makes the episodes.
     episodes = random_episodes(tiny_policy(), config.train.samples_per_step, prompt=(200, 400), answer=(60, 120))
@@ -212,11 +212,11 @@ def main() -> None:
     config = config_of(size, sys.argv[2 if size in sys.argv[1:2] else 1 :])
     alone = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        policy, weights = Path(folder) / "policy", new_weights_dir(folder)
+        policy = Path(folder) / "policy"
         with ProcessPoolExecutor(1, alone) as process:
             process.submit(make_policy, size, policy).result()
         with ProcessPoolExecutor(1, alone) as process:
-            found, handle = process.submit(learner_half, config, policy, weights).result()
+            found, handle = process.submit(learner_half, config, policy, folder).result()
         if importlib.util.find_spec("vllm"):
             with ProcessPoolExecutor(1, alone) as process:
                 found |= process.submit(engine_half, config, policy, handle).result()
