@@ -186,7 +186,7 @@ class LearnerGroup:
         try:
             return ray.get(ref)
         except RayTaskError as error:
-            if not isinstance(error, RuntimeError):  # as torch raises, for a peer that is gone or a card that fails
+            if not isinstance(error.cause, RuntimeError):  # what torch raises when a peer is gone
                 raise
             raise self._lost(stage, f"rank {rank} failed", error.cause) from error
         except RayError as error:

@@ -133,8 +133,7 @@ class _Stored:
     def scalar(self, quantity: str, name: str) -> Tensor | None:
         """A number that goes for the whole parameter; None: there is one for each element."""
         _, file, key = self._found[quantity, name][0]
-        value: Tensor = file.get_tensor(key) if not file.get_slice(key).get_shape() else None
-        return value
+        return None if file.get_slice(key).get_shape() else file.get_tensor(key)  # type: ignore[no-any-return]
 
     def read(self, quantity: str, piece: Piece, target: Tensor) -> None:
         """Copy the piece's elements to `target`, which is as long."""
