@@ -133,6 +133,7 @@ class Trajectory:
         degraded: a retrieval shard did not answer in time at some point of the episode.
         generated_tokens: tokens generated in all of the episode's calls.
         prompt_tokens: prompt tokens of all of the episode's calls.
+        lost: it was given up because engines were lost with it; then there are no turns.
     """
 
     sample_id: str
@@ -148,6 +149,7 @@ class Trajectory:
     degraded: bool = False
     generated_tokens: int = 0
     prompt_tokens: int = 0
+    lost: bool = False
 
     @property
     def oldest_version(self) -> int:

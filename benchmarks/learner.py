@@ -85,8 +85,7 @@ def main() -> None:
     tokens = share.tokens * config.learner.epochs
     with tempfile.TemporaryDirectory() as folder:
         worker = LearnerWorker(config, policy.save(Path(folder) / "policy"), rank=0, seed=0)
-        address, port = worker.place()
-        worker.start(*seats([address], port))
+        worker.start(*seats([worker.place()], worker.open_store()))
         ours, bares = [], []
         for _ in range(REPEATS):
             metrics = worker.update(step, share)

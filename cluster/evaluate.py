@@ -161,10 +161,12 @@ def scoring_for(config: Config, samples: Sequence[AffectSample]) -> Scoring:
 def check_dropped(config: Config, episodes: Sequence[Trajectory], before: int = 0) -> int:
     """Name episodes whose samples could not be played, and count them with those dropped `before`.
 
+    Those that were lost with their engines are another matter, see `RolloutPool`.
+
     Raises:
         AffectError: they are more than ``data.max_dropped``.
     """
-    dropped = [t for t in episodes if not t.turns]
+    dropped = [t for t in episodes if not t.turns and not t.lost]
     for t in dropped:
         logger.warning("dropped: %s", t.output.problem)
     if (count := before + len(dropped)) > config.data.max_dropped:

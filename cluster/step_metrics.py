@@ -48,7 +48,7 @@ class EngineMeter:
         engines: how many there are.
     """
 
-    def __init__(self, read: Callable[[], Mapping[str, float]], engines: int) -> None:
+    def __init__(self, read: Callable[[], Mapping[str, float]], engines: Callable[[], int]) -> None:
         self._read, self._engines = read, engines
         self._begun = self._ended = self._now()
 
@@ -59,8 +59,8 @@ class EngineMeter:
     def end(self) -> dict[str, float]:
         """The rollout has ended: what the engines did meanwhile, and how long they waited since the one before."""
         ended = self._now()
-        metrics = engine_metrics(self._begun, ended, self._engines)
-        metrics["time/engines_waited_s"] = engines_waited(self._ended, ended, self._engines)
+        metrics = engine_metrics(self._begun, ended, self._engines())
+        metrics["time/engines_waited_s"] = engines_waited(self._ended, ended, self._engines())
         self._ended = ended
         return metrics
 

@@ -44,6 +44,7 @@ def train(
     resume_from: tuple[Progress, Path | None] = (Progress(), None),
     stop_requested: Callable[[], bool] = lambda: False,
     trackers: Sequence[Tracker] = (),
+    checkpoint_due: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Train from the run's initial policy, or from a checkpoint, and write the run's policy.
 
@@ -56,6 +57,7 @@ def train(
         resume_from: progress and checkpoint to go on from.
         stop_requested: asked after each step; True ends the run with a checkpoint.
         trackers: are told each step's metrics; whoever made them closes them.
+        checkpoint_due: asked after each step; True writes a checkpoint out of turn.
     """
     settings = config.train
     samples = dataset.samples("train", config.data.max_train)
@@ -70,7 +72,7 @@ def train(
     publisher.publish(state.step)
     in_flight: dict[int, list[object]] = {}
     timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
-    meter = EngineMeter(pool.stats, config.rollout.workers)
+    meter = EngineMeter(pool.stats, lambda: pool.size)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
         state, scored = _select(pool, config, judged, scoring, learner, directory, state)
@@ -82,6 +84,7 @@ def train(
     with progress("train", settings.steps, state.step) as show:
         while not state.finished(settings):
             watch = Stopwatch()
+            pool.fit()
             for step in range(state.step, min(state.step + settings.max_staleness + 1, settings.steps)):
                 if step not in in_flight:
                     in_flight[step] = pool.submit(_specs(config, step, sampler.batch(step)))
@@ -96,9 +99,10 @@ def train(
             with watch("sync"):
                 published = publisher.publish(state.step + 1)
             metrics |= episode_metrics(episodes, state.step) | engines | sync_metrics(published)
-            state = state.advanced(episodes, replayed_before + pool.replayed, stale)
+            lost = sum(t.lost for t in played)
+            state = state.advanced(episodes, replayed_before + pool.replayed, lost, stale)
 
-            last, stop = state.finished(settings), stop_requested()
+            last, stop, due = state.finished(settings), stop_requested(), checkpoint_due()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
                     state, scored = _select(pool, config, judged, scoring, learner, directory, state)
@@ -109,7 +113,7 @@ def train(
                 timeline.write({"loop": watch.spans.fetch(), **pool.spans(), **learner.spans()})
             if settings.save_trajectories:
                 write_trajectories(episodes, directory.trajectories / f"step-{state.step:05d}.parquet")
-            if last or stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
+            if last or stop or due or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
                 _checkpoint(learner, directory, state, settings.keep_checkpoints)
             _announce(state, settings.steps, metrics, show)
             if stop:

@@ -11,6 +11,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.batches import PolicyOutput, TokenBatch
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.publication import VALUE_HEAD, Named
+from learners.pieces import Master, Piece, cut, load_pieces, save_pieces, whole
 from learners.value_head import HeadTrainer, trains_apart, value_head_apart
 
 WEIGHTS = "weights.safetensors"
@@ -135,7 +138,8 @@ class Engine:
             # A second moment that remembers 1,000 steps answers a sudden gradient with a step that breaks the policy.
             return torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
-        self._optimizer = adamw([{"params": members} for members in groups.values()])
+        self._members = list(groups.values())
+        self._optimizer = adamw([{"params": members} for members in self._members])
         self._head = None
         if trains_apart(policy) and policy.value_head.weight.requires_grad:
             self._head = HeadTrainer(policy.value_head, adamw(policy.value_head.parameters()), max_grad_norm)
@@ -206,41 +210,28 @@ class Engine:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        """Write weights (rank 0) and this rank's shard of master weights and moments; call on all ranks."""
+        """Write weights (rank 0) and this rank's part of master weights and moments; call on all ranks."""
         with self.gathered():
             if dist.get_rank() == 0:
                 weights = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
                 save_file(weights, directory / WEIGHTS)
-        shard: dict[str, Tensor] = {}
-        for number, (master, optimizer) in enumerate(self._masters()):
-            for name, tensor in {"master": master, **optimizer.state.get(master, {})}.items():
-                shard[f"{number}.{name}"] = tensor.detach().cpu().contiguous()
-        save_file(shard, directory / _shard_name())
+        file = directory / f"rank-{dist.get_rank()}-of-{dist.get_world_size()}.safetensors"
+        save_pieces(list(self._masters()), file, first_rank=dist.get_rank() == 0)
 
     def load(self, directory: Path) -> None:
-        """Continue exactly where `save` left off; call on all ranks.
+        """Continue where `save` left off, with any number of ranks; with the same number exactly. Call on all ranks.
 
         Raises:
-            AffectError: the checkpoint was written with other parameters, ranks or ZeRO stage.
+            AffectError: the checkpoint was written with other parameters.
         """
-        weights, shard = load_file(directory / WEIGHTS), load_file(directory / _shard_name())
-        masters = self._masters()
-        sizes = {f"{number}.master": master.shape for number, (master, _) in enumerate(masters)}
-        if {n for n, _ in self._trained()} != set(weights) or sizes != {
-            name: tensor.shape for name, tensor in shard.items() if name.endswith(".master")
-        }:
-            raise AffectError(
-                f"{directory}: holds other parameters or shards than this learner; resume with the run's config"
-            )
+        weights = load_file(directory / WEIGHTS)
+        if {n for n, _ in self._trained()} != set(weights):
+            raise AffectError(f"{directory}: holds other parameters than this learner; resume with the run's config")
         with torch.no_grad(), self.gathered(modifier=0):
             if self._stage < 3 or dist.get_rank() == 0:
                 for name, parameter in self._trained():
                     parameter.copy_(weights[name])
-        with torch.no_grad():
-            for number, (master, optimizer) in enumerate(masters):
-                state = {n.removeprefix(f"{number}."): t for n, t in shard.items() if n.startswith(f"{number}.")}
-                master.copy_(state.pop("master"))
-                optimizer.state[master] = {n: t.to(self.device) for n, t in state.items()}
+        load_pieces(list(self._masters()), sorted(directory.glob("rank-*-of-*.safetensors")))
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
@@ -248,17 +239,31 @@ class Engine:
     def _optimizers(self) -> list[torch.optim.AdamW]:
         return [self._optimizer, *([self._head.optimizer] if self._head else [])]
 
-    def _masters(self) -> list[tuple[Tensor, torch.optim.AdamW]]:
-        """The tensors that are updated on this rank, with their AdamW: fp32, flat and sharded from stage 1 on.
+    def _masters(self) -> Iterator[Master]:
+        """The tensors that are updated on this rank: fp32, flat and sharded from stage 1 on.
 
         A value head of its own is float32 and whole.
         """
-        masters = [(m, o) for o in self._optimizers() for group in o.param_groups for m in group["params"]]
-        if self._stage < 3:
-            return masters
-        # There the optimiser sees them only while it steps.
-        sharded = [(m, self._optimizer) for m in self._engine.optimizer.fp32_partitioned_groups_flat]
-        return sharded + [(m, o) for m, o in masters if o is not self._optimizer]
+        names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+        zero, rank = self._engine.optimizer, dist.get_rank()
+        if self._stage == 3:  # each parameter is cut by itself
+            for flat, members in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+                pieces, offset = list[Piece](), 0
+                for p in members:
+                    size = p.partition_numel()
+                    own = cut([(names[id(p)], 0, p.ds_numel)], rank * size, size)
+                    pieces += [replace(piece, offset=offset) for piece in own]
+                    offset += size
+                yield Master(flat, self._optimizer, tuple(pieces))
+        elif self._stage:  # the parameters of a group are laid end to end and cut as one
+            for group, members in zip(self._optimizer.param_groups, self._members, strict=True):
+                (flat,) = group["params"]
+                ends = accumulate(p.numel() for p in members)
+                placed = [(names[id(p)], end - p.numel(), p.numel()) for p, end in zip(members, ends, strict=True)]
+                yield Master(flat, self._optimizer, tuple(cut(placed, rank * flat.numel(), flat.numel())))
+        for optimizer in self._optimizers() if self._stage == 0 else self._optimizers()[1:]:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                yield Master(parameter, optimizer, whole(names[id(parameter)], parameter), everywhere=True)
 
 
 def _deepspeed() -> Any:
@@ -268,7 +273,3 @@ def _deepspeed() -> Any:
     # Its own CPU all-reduce is compiled on first use; gloo's needs no compiler on the user's machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
     return deepspeed
-
-
-def _shard_name() -> str:
-    return f"rank-{dist.get_rank()}-of-{dist.get_world_size()}.safetensors"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
 
 from affect_rl.config.actors import learners
 from affect_rl.config.load import Config
@@ -24,31 +26,45 @@ from learners.learner import LearnerWorker
 from learners.meeting import seats
 from learners.shares import deal
 
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.05
 CLOSING_S = 5.0
 """How long rank 0 may take to delete what it published."""
+
+
+class LearnerLostError(RuntimeError):
+    """A rank died, failed or did not answer in time; the message names stage, rank and weight version."""
 
 
 class LearnerGroup:
     """`learner.workers` ranks, one Ray actor each.
 
-    Attributes:
-        address: of the node from which weights go out, that of rank 0.
-
     Every method runs on all ranks at once and ends within `learner.deadline_s`. A rank that fails ends
     the call at once (the others would wait for it in a collective); the group is then of no more use.
 
+    Attributes:
+        address: of the node from which weights go out, that of rank 0.
+        meanwhile: called again and again while the ranks work.
+
     Raises (every method):
-        TimeoutError: a rank did not answer in time; the message names stage, ranks and version.
-        RuntimeError: a rank died; likewise.
+        LearnerLostError: a rank died, failed or was late. A new group may go on from a checkpoint.
         AffectError: the input is at fault.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, *, seed: int) -> None:
+    def __init__(self, config: Config, policy_dir: Path, *, seed: int, least: int | None = None) -> None:
         """Start the ranks and load the policy directory, which is also the frozen reference.
 
         Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
+
+        Args:
+            config: sections `learner`, `algorithm`, `team` and `model`.
+            policy_dir: where training began.
+            seed: of whatever is drawn.
+            least: go on with so many ranks if the others find no place; None: all are needed.
         """
         settings = config.learner
+        self.meanwhile: Callable[[], None] = lambda: None
         self._config, self._seed, self._updates = config, seed, 0
         self._deadline_s, self._version = settings.deadline_s, 0
         if settings.share_prefix and AffectConfig.from_pretrained(policy_dir).slides:
@@ -62,16 +78,47 @@ class LearnerGroup:
         actor = ray.remote(LearnerWorker).options(**learners(settings).options)
         self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
         try:
-            self._start()
+            self._meet(settings.workers if least is None else least)
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> None:
-        """Let the ranks meet and load the policy."""
-        places = self._all("place")
-        self.address: str = places[0][0]
-        self._each("start", [(seat,) for seat in seats([address for address, _ in places], places[0][1])])
+    def _meet(self, least: int) -> None:
+        """Let the ranks that find a place meet, and load the policy."""
+        self._workers = self._placed(least)
+        learner = self._config.learner.model_copy(update={"workers": len(self._workers)})
+        self._config = self._config.model_copy(update={"learner": learner})
+        addresses = self._all("place")
+        self.address: str = addresses[0]
+        port = self._each("open_store", [()], self._workers[:1])[0]
+        self._each("start", [(seat,) for seat in seats(addresses, port)])
+
+    def _placed(self, least: int) -> list[ActorHandle]:
+        """The ranks that Ray found a place for; the others end.
+
+        Raises:
+            AffectError: they are fewer than `least`.
+        """
+        settings, of = self._config.learner, {worker.place.remote(): worker for worker in self._workers}
+        placed, homeless = ray.wait(list(of), num_returns=len(of), timeout=min(settings.place_s, settings.deadline_s))
+        if len(placed) < least:
+            logger.warning("learner: %d of %d ranks have a place; waiting for more", len(placed), len(of))
+            left = max(0.0, settings.deadline_s - settings.place_s)
+            placed, homeless = ray.wait(list(of), num_returns=least, timeout=left)
+        if len(placed) < least:
+            raise AffectError(
+                f"learner: {len(placed)} of {len(of)} ranks found a place within learner.deadline_s="
+                f"{settings.deadline_s:g}, and {least} are needed; add nodes, or lower learner.workers, or what may be "
+                "left of them after a loss, learner.min_workers"
+            )
+        for ref in homeless:
+            ray.kill(of[ref])
+        return [worker for ref, worker in of.items() if ref not in homeless]
+
+    @property
+    def ranks(self) -> Sequence[ActorHandle]:
+        """The actors, in the order of their ranks."""
+        return self._workers
 
     def update(self, episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
         """One training step on episodes; `version` is that of the weights being updated. Returns metrics.
@@ -152,9 +199,11 @@ class LearnerGroup:
         """Call a method with the same arguments on all ranks; results in the order of ranks."""
         return self._each(stage, [args] * len(self._workers))
 
-    def _each(self, stage: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _each(
+        self, stage: str, args: Sequence[tuple[Any, ...]], workers: Sequence[ActorHandle] | None = None
+    ) -> list[Any]:
         """Call a method on all ranks, on each with arguments of its own; results in the order of ranks."""
-        calls = zip(self._workers, args, strict=True)
+        calls = zip(self._workers if workers is None else workers, args, strict=True)
         return self._await(stage, [getattr(worker, stage).remote(*own) for worker, own in calls])
 
     def _await(self, stage: str, refs: Sequence[Any]) -> list[Any]:
@@ -163,16 +212,27 @@ class LearnerGroup:
         results: list[Any] = [None] * len(rank_of)
         pending, ends = list(rank_of), time.monotonic() + self._deadline_s
         while pending:
-            done, pending = ray.wait(pending, timeout=max(0.0, ends - time.monotonic()))
-            if not done:
-                raise TimeoutError(
+            done, pending = ray.wait(pending, timeout=POLL_S)
+            if done:
+                results[rank_of[done[0]]] = self._result(done[0], stage, rank_of[done[0]])
+            elif time.monotonic() > ends:
+                raise LearnerLostError(
                     f"learner {stage}: rank(s) {[rank_of[ref] for ref in pending]} did not answer within "
                     f"learner.deadline_s={self._deadline_s:g} at weight version {self._version}"
                 )
-            rank = rank_of[done[0]]
-            try:
-                results[rank] = ray.get(done[0])
-            except RayActorError as error:
-                message = f"learner {stage}: rank {rank} died at weight version {self._version}: {error}"
-                raise RuntimeError(message) from error
+            else:
+                self.meanwhile()
         return results
+
+    def _result(self, ref: Any, stage: str, rank: int) -> Any:
+        try:
+            return ray.get(ref)
+        except RayTaskError as error:
+            if not isinstance(error.cause, RuntimeError):  # what torch raises when a peer is gone
+                raise
+            raise self._lost(stage, f"rank {rank} failed", error.cause) from error
+        except RayError as error:
+            raise self._lost(stage, f"rank {rank} died", error) from error
+
+    def _lost(self, stage: str, what: str, why: object) -> LearnerLostError:
+        return LearnerLostError(f"learner {stage}: {what} at weight version {self._version}: {why}")

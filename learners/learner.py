@@ -46,7 +46,7 @@ def parameter_group(name: str) -> str:
 
 
 class LearnerWorker:
-    """One rank. `place`, then `start` on all ranks at once; later calls also go to all ranks at once."""
+    """One rank. `place` on all, `open_store` on the first, `start` on all at once; later calls are to all at once."""
 
     def __init__(self, config: Config, policy_dir: Path, rank: int, seed: int) -> None:
         self._config, self._settings = config, config.learner
@@ -56,15 +56,19 @@ class LearnerWorker:
         self._store: Store | None = None
         self._spans = Spans()
 
-    def place(self) -> tuple[str, int]:
-        """Address of this rank's node; on rank 0 with the port of the store that it opens for all, elsewhere 0."""
-        store = open_store(self._settings.deadline_s) if self._rank == 0 else None
-        self._store = store
-        return node_address(), store.port if store else 0
+    def place(self) -> str:
+        """Address of this rank's node."""
+        return node_address()
+
+    def open_store(self) -> int:
+        """Open the store where all ranks meet; returns its port."""
+        self._store = open_store(self._settings.deadline_s)
+        return self._store.port
 
     def start(self, seat: Seat) -> None:
         """Join the other ranks and load the policy."""
         settings, gpu = self._settings, self._settings.gpus_per_worker > 0
+        self._rank = seat.rank  # another than at first, if a rank before it found no place
         torch.manual_seed(self._seed)  # adapters start at random, and on all ranks alike
         self._device = choose_device(gpu, settings.threads, seat.neighbours)
         join_group(seat, gpu=gpu, timeout_s=settings.deadline_s, store=self._store)
@@ -206,7 +210,7 @@ class LearnerWorker:
         """Go on exactly where the checkpoint was written; returns how many updates there have been.
 
         Raises:
-            AffectError: it is none, or belongs to another policy, seed, algorithm or layout of ranks.
+            AffectError: it is none, or belongs to another policy, seed, algorithm or ZeRO stage.
         """
         if not (directory / STATE).is_file():
             raise AffectError(f"{directory}: no {STATE}, so this is not a learner checkpoint")
@@ -231,7 +235,6 @@ class LearnerWorker:
         return {
             "seed": self._seed,
             "reference": hashlib.sha256((self._policy_dir / MANIFEST).read_bytes()).hexdigest(),
-            "workers": s.workers,
             "zero_stage": s.zero_stage,
             "algorithm": self._config.algorithm.name,
             "critic": critic.settings.kind if critic else "none",

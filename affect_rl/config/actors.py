@@ -45,10 +45,10 @@ class Actors:
 
 
 def engines(rollout: RolloutConfig) -> Actors:
-    """The rollout actors; all ranks of an engine lie in its actor."""
+    """The rollout actors, the fewest that there may be; all ranks of an engine lie in its actor."""
     return Actors(
         "engine",
-        rollout.workers,
+        rollout.bounds[0],
         rollout.tensor_parallel,
         rollout.gpus_per_worker,
         ("rollout.workers", "rollout.tensor_parallel", "rollout.gpus_per_worker"),

@@ -245,8 +245,9 @@ class SftConfig(Section, affects=(SFT,)):
 class LearnerConfig(Section, affects=(TRAINING,)):
     """How the update runs on DeepSpeed, whatever the algorithm."""
 
-    workers: Positive = 1
-    """World size: DeepSpeed ranks, one actor each."""
+    workers: Annotated[Positive, Affects(TRAINING, on_resume=True)] = 1
+    """World size: DeepSpeed ranks, one actor each. A resumed run may have another: its numbers then differ by
+    rounding."""
     gpus_per_worker: RankGpus = 0
     """1: a GPU for each rank; 0: CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -274,14 +275,29 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     threads: Natural = 0
     """CPU threads of each rank; 0: the cores of its node divided by the ranks there."""
     deadline_s: Seconds = 600.0
-    """A call to the learners that takes longer ends the run with a message."""
+    """Ranks that take longer for a call are given up as lost."""
+    max_restarts: Annotated[Natural, NOTHING] = 3
+    """How often in an hour all ranks are started anew, from the last checkpoint, because one was lost; then the run
+    ends with a message. 0: it ends with the first loss."""
+    min_workers: Annotated[Natural, NOTHING] = 0
+    """Go on with so many ranks if the cluster has no room for all after a loss; 0: wait for room. Fewer ranks give the
+    same numbers up to rounding."""
+    place_s: Seconds = 60.0
+    """How long ranks may wait for room before `min_workers` of them go on without the others."""
+
+    @model_validator(mode="after")
+    def _has_the_least(self) -> Self:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} exceeds workers={self.workers}; lower it")
+        return self
 
 
 class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     """vLLM rollout actors."""
 
-    workers: Positive = 1
-    """Rollout actors."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Rollout actors, or their fewest and most, as in ``[2, 8]``: a training then starts with the fewest, adds more
+    where the cluster has room, and gives up what it takes away, between steps."""
     gpus_per_worker: NonNegative = 0
     """GPUs of each actor: as many as `tensor_parallel`, or a share of one, such as 0.5, for several actors on a card;
     0: CPU."""
@@ -320,7 +336,28 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     deadline_s: Seconds = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3
-    """Failures of one actor, over the whole job, before the job gives up."""
+    """How often in an hour an engine may fail and be started anew. One that fails more often is retired."""
+    min_workers: Annotated[Positive, NOTHING] = 1
+    """With fewer engines left the job ends with a message."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most engines."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+    @model_validator(mode="after")
+    def _has_bounds(self) -> Self:
+        least, most = self.bounds
+        if least > most:
+            raise ValueError(f"workers=[{least}, {most}]: the fewest come first; set it to [{most}, {least}]")
+        if least < most and self.deterministic:
+            raise ValueError(
+                f"workers=[{least}, {most}] with deterministic=true: which episodes share an engine, and so the "
+                "numbers, would depend on the cluster; set deterministic to false, or workers to one number"
+            )
+        if self.min_workers > least:
+            raise ValueError(f"min_workers={self.min_workers} exceeds workers={least}; lower it")
+        return self
 
     @model_validator(mode="after")
     def _uses_what_it_reserves(self) -> Self:

@@ -1,20 +1,19 @@
 """The pool of rollout actors: hands out episodes, survives dead and stuck actors, keeps weights in step.
 
-Health and restarts are RLlib's `FaultTolerantActorManager`. What it leaves open is added here: a
-deadline of our own on every call (the manager does not count a timeout as a fault), the episodes of
-a lost actor are played again elsewhere, and an actor is let back in only once its engine reports the
-current weight version and, if weights are verified, their checksum.
+Calls go through RLlib's `FaultTolerantActorManager`. What it leaves open is added here: a deadline of our own on every
+call (the manager does not count a timeout as a fault); the episodes of a lost actor are played again elsewhere, but not
+for ever; and the way back into service, of which `cluster.runtime.health` knows the rules. In RLlib's manager an actor
+is healthy exactly if it is there.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,11 @@ from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.policy.weights import WeightsHandle
+from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.timeline import Span
-from affect_rl.trajectory import Trajectory
+from affect_rl.trajectory import Output, Trajectory
+from cluster.runtime.health import Fleet, State
+from cluster.runtime.nodes import ending_nodes, free_places, node_of
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
-PROBE_S = 1.0
 READ_S = 5.0
 EPISODES_PER_CALL = 16
 """Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
+FATAL_LOSSES = 2
+"""Engines that may be lost with an episode: then it is given up, for it may be the cause."""
 
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
@@ -51,27 +53,22 @@ class RolloutError(RuntimeError):
 
 
 @dataclass(slots=True)
-class _Call:
-    """Some episodes on an actor."""
-
-    specs: list[EpisodeSpec]
-    actor: int
-    deadline: float
-
-
-@dataclass(slots=True)
-class _Outage:
-    """An actor out of service.
+class _Batch:
+    """Some episodes that are played in one call.
 
     Attributes:
-        deadline: until when it must be back.
-        next_probe: when to ask it again; inf: an answer is due.
-        version: of the weights whose checksum it was asked for.
+        specs: the episodes.
+        losses: engines that were lost while they played them.
+        actor: who has them now; -1: nobody yet.
+        deadline: until when.
+        wanted: whether anybody waits for them.
     """
 
-    deadline: float
-    next_probe: float
-    version: int = 0
+    specs: list[EpisodeSpec]
+    losses: int = 0
+    actor: int = -1
+    deadline: float = field(default=0.0)
+    wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,36 +117,48 @@ class RolloutPool:
         self._settings, self._deterministic = settings, config.deterministic
         actor = ray.remote(RolloutWorker).options(
             **engines(settings).options,
-            max_restarts=settings.max_restarts,
+            max_restarts=-1,  # who is restarted how often is for the fleet to say
             max_concurrency=10_000,
         )
-        self._actors = {i: actor.remote(config, policy_dir.resolve(), retrieval) for i in range(settings.workers)}
+        self._start = lambda: actor.remote(config, policy_dir.resolve(), retrieval)
+        self._actors = {i: self._start() for i in range(settings.bounds[0])}
         self._manager = FaultTolerantActorManager(
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
-        self._waiting: deque[EpisodeSpec] = deque()
-        self._calls: dict[str, _Call] = {}
+        self._fleet = Fleet(settings.deadline_s, settings.max_restarts, time.monotonic)
+        self._waiting: deque[_Batch] = deque()
+        self._calls: dict[str, _Batch] = {}
         self._done: dict[object, Trajectory] = {}
-        self._faults = dict.fromkeys(self._actors, 0)
-        self._outages: dict[int, _Outage] = {}
         self._next_call = 0
-        self._handle: WeightsHandle | None = None
+        self._first = self._handle = stored_weights(policy_dir, 0)
         self._verify = False
-        self._stored: Callable[[], WeightsHandle | None] = lambda: None
+        self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
+        self._busy = False
         self.replayed = 0
         self._await_start()
+        for number in self._actors:
+            self._fleet.add(number, started=True)
+
+    @property
+    def size(self) -> int:
+        """Engines, whether or not they play at the moment."""
+        return len(self._actors)
 
     @property
     def version(self) -> int:
         """The weight version that all healthy engines have."""
-        return self._handle.version if self._handle else 0
+        return self._handle.version
 
     # -- episodes --------------------------------------------------------------------------------
 
     def submit(self, specs: Iterable[EpisodeSpec]) -> list[object]:
         """Queue episodes; they start as soon as an actor is healthy. Returns their keys."""
         queued = list(specs)
-        self._waiting.extend(queued)
+        # A deterministic engine forms its batches within a call. So a call then holds all that one engine of a whole
+        # pool is to play, whoever is out of service.
+        share = max(1, -(-len(queued) // self._size_of_a_whole_pool()))
+        size = share if self._deterministic else min(share, EPISODES_PER_CALL)
+        self._waiting.extend(_Batch(queued[i : i + size]) for i in range(0, len(queued), size))
         self._dispatch()
         return [spec.key for spec in queued]
 
@@ -157,7 +166,7 @@ class RolloutPool:
         """Wait for the episodes with these keys, in their order; each is handed out once.
 
         Raises:
-            RolloutError: an actor failed more often than ``rollout.max_restarts``.
+            RolloutError: fewer than ``rollout.min_workers`` engines are left.
             AffectError: the data or the settings are at fault.
         """
         wanted = set(keys)
@@ -171,51 +180,82 @@ class RolloutPool:
         """Submit and collect."""
         return self.collect(self.submit(specs), on_progress)
 
+    def abandon(self) -> None:
+        """Forget all episodes, of which those in play end for nobody, and the weights, whose files may be gone."""
+        self._handle, self._verify, self._stored = self._first, False, lambda: self._first
+        self._fleet.published(self._first.version)
+        self._waiting.clear()
+        self._done.clear()
+        for call in self._calls.values():
+            call.wanted = False
+
+    def look_after(self) -> None:
+        """Take what has been played and bring lost actors back: call it where nobody waits for episodes."""
+        if not self._busy:  # the learner is also waited for in the middle of a question, whose answers are not ours
+            self._poll()
+
+    @contextmanager
+    def _occupied(self) -> Iterator[None]:
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def _size_of_a_whole_pool(self) -> int:
+        return self._settings.bounds[0] if self._deterministic else self.size
+
     def _dispatch(self) -> None:
-        healthy = self._manager.healthy_actor_ids()
-        if not healthy:
-            return
-        # A deterministic engine forms its batches within a call, so a call then holds all it is to play.
-        share = -(-len(self._waiting) // len(healthy))
-        size = share if self._deterministic else min(share, EPISODES_PER_CALL)
-        while self._waiting:
-            specs = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
-            # Round-robin over the actors, not first come first served: who plays what must not depend on timing.
-            actor = healthy[self._next_call % len(healthy)]
+        healthy = self._fleet.healthy()
+        while self._waiting and healthy:
+            if self._deterministic:  # who plays what must not depend on timing
+                actor = healthy[self._next_call % len(healthy)]
+            else:  # whoever is free
+                actor = min(healthy, key=self._in_play)
+                if self._in_play(actor) > self._settings.concurrency:
+                    break
+            batch = self._waiting.popleft()
+            batch.actor, batch.deadline = actor, self._deadline(actor, len(batch.specs))
             tag = f"play-{self._next_call}"
             self._next_call += 1
-            self._calls[tag] = _Call(specs, actor, self._deadline(actor, len(specs)))
-            self._manager.foreach_actor_async("play", tag, kwargs={"specs": specs}, remote_actor_ids=[actor])
+            self._calls[tag] = batch
+            self._manager.foreach_actor_async("play", tag, kwargs={"specs": batch.specs}, remote_actor_ids=[actor])
+
+    def _in_play(self, actor: int) -> int:
+        """Episodes with an actor."""
+        return sum(len(call.specs) for call in self._calls.values() if call.actor == actor)
 
     def _deadline(self, actor: int, episodes: int) -> float:
         """When further episodes on an actor are late; `rollout.concurrency` run at once, in the order they came."""
-        ahead = sum(len(call.specs) for call in self._calls.values() if call.actor == actor)
-        turns = -(-(ahead + episodes) // self._settings.concurrency)
+        turns = -(-(self._in_play(actor) + episodes) // self._settings.concurrency)
         return time.monotonic() + turns * self._settings.deadline_s
 
     def _poll(self) -> None:
-        for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S):
-            self._take(result)
-        self._expire()
-        self._revive()
-        self._dispatch()
+        with self._occupied():
+            for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S):
+                self._take(result)
+            self._expire()
+            self._revive()
+            self._dispatch()
 
     def _take(self, result: CallResult) -> None:
+        actor = result.actor_id
         if not result.ok:
-            self._take_error(result.actor_id, result.tag, result.get())
+            self._take_error(actor, result.tag, result.get())
         elif result.tag == _PROBE:
-            self._resync(result.actor_id)
+            self._fleet.answered(actor)
+            self._resync(actor)
         elif result.tag == _RESYNC:
-            self._examine(result.actor_id, result.get())
+            self._examine(actor, result.get())
         elif result.tag == _VERIFY:
-            self._compare(result.actor_id, result.get())
-        elif call := self._calls.pop(result.tag, None):
+            self._compare(actor, result.get())
+        elif (call := self._calls.pop(result.tag, None)) and call.wanted:
             self._done.update(zip((spec.key for spec in call.specs), result.get(), strict=True))
 
     def _take_error(self, actor: int, tag: str, error: Exception) -> None:
-        if actor in self._outages and tag in _READMISSION and isinstance(error, ActorUnavailableError):
-            self._outages[actor].next_probe = time.monotonic() + PROBE_S  # Ray is still restarting it
-        elif actor not in self._outages or tag in _READMISSION:
+        if tag == _PROBE and isinstance(error, ActorUnavailableError):
+            self._fleet.unavailable(actor)  # Ray is still restarting it
+        elif tag in _READMISSION or self._fleet.state(actor) is State.HEALTHY:
             self._fault(actor, error)
 
     # -- faults ----------------------------------------------------------------------------------
@@ -223,76 +263,127 @@ class RolloutPool:
     def _expire(self) -> None:
         now = time.monotonic()
         for call in [call for call in self._calls.values() if call.deadline < now]:
-            if self._manager.is_actor_healthy(call.actor):
-                ray.kill(self._actors[call.actor], no_restart=False)
-                self._fault(
-                    call.actor, TimeoutError(f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
-                )
+            if self._fleet.state(call.actor) is State.HEALTHY:
+                self._kill_late(call.actor, f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
+
+    def _kill_late(self, actor: int, what: str) -> None:
+        ray.kill(self._actors[actor], no_restart=False)
+        self._fault(actor, TimeoutError(what))
 
     def _fault(self, actor: int, error: Exception) -> None:
-        """Take an actor out of service and queue its episodes again, ahead of the others."""
+        """Take an actor out of service, for a while or for good, and queue its episodes again."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, AffectError):
             raise cause
-        self._faults[actor] += 1
         message = f"rollout: actor {actor} at weight version {self.version}: {type(cause).__name__}: {cause}"
-        if self._faults[actor] > self._settings.max_restarts:
-            raise RolloutError(
-                f"{message}; it failed more than rollout.max_restarts={self._settings.max_restarts} times"
-            ) from error
-        logger.warning("%s; its episodes are played again", message)
+        logger.warning("%s; what it had is played again", message)
+        retired = self._fleet.fault(actor) is State.RETIRED
         self._manager.set_actor_state(actor, healthy=False)
-        if isinstance(error, RayTaskError):  # the process lives, but its engine may not: begin anew
+        if isinstance(error, RayTaskError) and not retired:  # the process lives, but its engine may not: begin anew
             ray.kill(self._actors[actor], no_restart=False)
-        now = time.monotonic()
-        # Not asked at once: a process that was just killed may still answer.
-        self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
+        self._take_back(actor, blame=True)
+        if retired:
+            self._remove(
+                actor, f"it failed more than rollout.max_restarts={self._settings.max_restarts} times in an hour"
+            )
+            if self.size < self._settings.min_workers:
+                raise RolloutError(
+                    f"{message}; {self.size} engines are left, and rollout.min_workers={self._settings.min_workers}"
+                ) from error
+
+    def _take_back(self, actor: int, *, blame: bool) -> None:
+        """Queue an actor's episodes again, ahead of the others; `blame` those that may have been in play."""
+        ahead, lost = 0, list[_Batch]()
         for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
-            lost = self._calls.pop(tag).specs
-            self.replayed += len(lost)
-            self._waiting.extendleft(reversed(lost))
+            batch = self._calls.pop(tag)
+            in_play = ahead == 0 if self._deterministic else ahead < self._settings.concurrency
+            ahead += len(batch.specs)
+            batch.losses += blame and in_play
+            if batch.wanted and batch.losses < FATAL_LOSSES:
+                lost.append(batch)
+            elif batch.wanted:
+                self._give_up(batch)
+        self.replayed += sum(len(batch.specs) for batch in lost)
+        self._waiting.extendleft(reversed(lost))
+
+    def _give_up(self, batch: _Batch) -> None:
+        why = f"{FATAL_LOSSES} engines were lost while it played"
+        logger.warning("lost, as %s: samples %s", why, ", ".join(spec.sample.id for spec in batch.specs))
+        for spec in batch.specs:
+            output = Output("", problem=f"{spec.sample.id}: {why}")
+            self._done[spec.key] = Trajectory(spec.sample.id, spec.sample.labels, (), output, lost=True)
+
+    def _remove(self, actor: int, why: str) -> None:
+        """Part with an actor for good."""
+        self._fleet.retire(actor)
+        ray.kill(self._manager.remove_actor(actor))
+        del self._actors[actor]
+        logger.warning("rollout: actor %d is retired, %d are left: %s", actor, self.size, why)
+
+    # -- a pool that grows and shrinks -----------------------------------------------------------
+
+    def fit(self) -> None:
+        """Between the bounds of ``rollout.workers``, part with engines on nodes that end, and add as many as there is
+        room for. Call it between steps."""
+        least, most = self._settings.bounds
+        if least == most:
+            return
+        ending = ending_nodes()
+        leaving = [number for number, actor in self._actors.items() if ending and node_of(actor) in ending]
+        for actor in leaving[: self.size - least]:
+            self._take_back(actor, blame=False)
+            self._remove(actor, "its node is about to end")
+        for _ in range(min(most - self.size, free_places(engines(self._settings)))):
+            self._add()
+
+    def _add(self) -> None:
+        """Start one more engine; it plays once it has the current weights."""
+        actor = self._start()
+        self._manager.add_actors([actor])
+        number = self._manager.actor_ids()[-1]
+        self._manager.set_actor_state(number, healthy=False)
+        self._actors[number] = actor
+        self._fleet.add(number)
+        logger.warning("rollout: actor %d is added", number)
+
+    # -- the way back ----------------------------------------------------------------------------
 
     def _revive(self) -> None:
         """Ask actors that are out of service whether Ray has brought them back, until a deadline."""
-        now = time.monotonic()
-        for actor, outage in list(self._outages.items()):
-            if outage.next_probe <= now:
-                outage.next_probe = math.inf
-                self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
-            elif outage.deadline < now:
-                ray.kill(self._actors[actor], no_restart=False)
-                self._fault(actor, TimeoutError(f"not back within rollout.deadline_s={self._settings.deadline_s:g}"))
+        for actor in self._fleet.to_probe():
+            self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
+        for actor in self._fleet.late():
+            if self.size > self._settings.bounds[0]:  # the cluster has no room for it
+                self._remove(actor, f"not there within rollout.deadline_s={self._settings.deadline_s:g}")
+            else:
+                self._kill_late(actor, f"not back within rollout.deadline_s={self._settings.deadline_s:g}")
 
     def _resync(self, actor: int) -> None:
-        if self._handle is None:
-            self._readmit(actor)
-        elif stored := self._stored():
+        if stored := self._stored():
             self._manager.foreach_actor_async(
                 "update_weights", _RESYNC, kwargs={"handle": stored}, healthy_only=False, remote_actor_ids=[actor]
             )
         else:  # the learner has moved on, so it waits for the next sync
-            now = time.monotonic()
-            self._outages[actor] = _Outage(now + self._settings.deadline_s, now + PROBE_S)
+            self._fleet.postpone(actor)
 
     def _examine(self, actor: int, version: int) -> None:
         """Let an actor back in that has the current weights, or ask first for their checksum."""
-        if version != self.version:  # the learner has moved on in the meantime
+        if not self._fleet.loaded(actor, version):  # the learner has moved on in the meantime
             self._resync(actor)
         elif self._verify:
-            self._outages[actor].version = version
             self._manager.foreach_actor_async("checksum", _VERIFY, healthy_only=False, remote_actor_ids=[actor])
         else:
             self._readmit(actor)
 
     def _compare(self, actor: int, checksum: int) -> None:
-        if self._outages[actor].version != self.version:
-            self._resync(actor)
-        else:
+        if self._fleet.state(actor) is State.LOADED:
             self._check(actor, checksum)
-            self._readmit(actor)
+        self._readmit(actor)
 
     def _readmit(self, actor: int) -> None:
-        del self._outages[actor]
+        if not self._fleet.verified(actor):  # the learner has moved on in the meantime
+            self._resync(actor)
+            return
         self._manager.set_actor_state(actor, healthy=True)
         logger.warning("rollout: actor %d is back, at weight version %d", actor, self.version)
 
@@ -319,6 +410,7 @@ class RolloutPool:
             RolloutError: an engine reports another version or, with `verify`, another checksum.
         """
         self._handle, self._verify, self._stored = handle, verify, stored or (lambda: handle)
+        self._fleet.published(handle.version)
         for actor, version in self.ask("update_weights", only=only, handle=handle):
             if version != handle.version:
                 raise RolloutError(f"sync: actor {actor} reports weight version {version}, expected {handle.version}")
@@ -328,10 +420,9 @@ class RolloutPool:
 
     def incarnations(self) -> dict[int, int]:
         """The healthy actors, and how often each has begun anew."""
-        return {actor: self._faults[actor] for actor in self._manager.healthy_actor_ids()}
+        return {actor: self._fleet.faults(actor) for actor in self._fleet.healthy()}
 
     def _check(self, actor: int, checksum: int) -> None:
-        assert self._handle is not None
         if checksum != self._handle.checksum:
             raise RolloutError(
                 f"sync: actor {actor} has other weights than the learner at version {self.version}: "
@@ -348,10 +439,10 @@ class RolloutPool:
         for call in list(self._calls.values()):
             playing[call.actor] += len(call.specs)
         engines = {
-            actor: EngineState(actor not in self._outages, playing[actor], faults)
-            for actor, faults in list(self._faults.items())
+            actor: EngineState(self._fleet.state(actor) is State.HEALTHY, playing[actor], self._fleet.faults(actor))
+            for actor in self._fleet.active()
         }
-        return PoolState(self.version, len(self._waiting), self.replayed, engines)
+        return PoolState(self.version, sum(len(batch.specs) for batch in list(self._waiting)), self.replayed, engines)
 
     def engine_stats(self, timeout_s: float) -> dict[int, dict[str, float]]:
         """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""
@@ -370,7 +461,7 @@ class RolloutPool:
         asked = {
             getattr(handle, method).remote(): actor
             for actor, handle in list(self._actors.items())
-            if actor not in self._outages
+            if self._fleet.state(actor) is State.HEALTHY
         }
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
         answers = {}
@@ -396,13 +487,18 @@ class RolloutPool:
             kwargs: of the call.
         """
         tag = f"{method}-{time.monotonic_ns()}"
-        asked = [a for a in self._manager.healthy_actor_ids() if only is None or a in only]
+        asked = [a for a in self._fleet.healthy() if only is None or a in only]
         if asked:
             self._manager.foreach_actor_async(method, tag, kwargs=kwargs, remote_actor_ids=asked)
-        meanwhile()
+        with self._occupied():
+            meanwhile()
+            answers = self._await_answers(method, tag, asked)
+        return sorted(answers.items())
+
+    def _await_answers(self, method: str, tag: str, asked: Sequence[int]) -> dict[int, Any]:
         answers: dict[int, Any] = {}
         ends = time.monotonic() + self._settings.deadline_s
-        while open_ := [a for a in asked if a not in answers and self._manager.is_actor_healthy(a)]:
+        while open_ := [a for a in asked if a not in answers and self._fleet.state(a) is State.HEALTHY]:
             for result in self._manager.fetch_ready_async_reqs(timeout_seconds=POLL_S, tags=tag):
                 if result.ok:
                     answers[result.actor_id] = result.get()
@@ -410,9 +506,8 @@ class RolloutPool:
                     self._fault(result.actor_id, result.get())
             if time.monotonic() > ends:
                 for actor in open_:
-                    ray.kill(self._actors[actor], no_restart=False)
-                    self._fault(actor, TimeoutError(f"{method}: no answer within {self._settings.deadline_s:g} s"))
-        return sorted(answers.items())
+                    self._kill_late(actor, f"{method}: no answer within {self._settings.deadline_s:g} s")
+        return answers
 
     # -- life ------------------------------------------------------------------------------------
 

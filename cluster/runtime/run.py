@@ -16,7 +16,9 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest
 from affect_rl.scoring.scoring import wheels_of
 from cluster.evaluate import Evaluation, evaluate_policies, scoring_for
+from cluster.recovery import Start, through_losses
 from cluster.runtime.capacity import check_resources, connected_cluster, this_machine
+from cluster.runtime.nodes import Notices
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
 from cluster.runtime.services import Services
@@ -134,21 +136,33 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
         raise AffectError(f"{initial}: no policy to start from; run `affect-rl sft` first or set `policy`")
     check_manifest(initial)
     directory.open(config)
-    start: tuple[Progress, Path | None] = (Progress(), None)
+    start: Start = (Progress(), None)
     if resume:
         start = directory.latest()
     else:
         directory.begin_training()
     logger.info("%s", config.batch_arithmetic())
+
+    def learner(least: int | None) -> LearnerGroup:
+        return LearnerGroup(config, initial, seed=config.seed, least=least)
+
     with ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_on_signal())
-        own = make_trackers(config, start[0].step)
-        stack.callback(close_all, own)
-        learner = stack.enter_context(closing(LearnerGroup(config, initial, seed=config.seed)))
         pool = run.pool(initial)
         if "prometheus" in config.tracking.trackers:
             stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
-        return train(config, run.dataset, directory, pool, learner, start, stop_requested, [*own, *trackers])
+
+        def attempt(learner: LearnerGroup, start: Start) -> Progress:
+            own = make_trackers(config, start[0].step)
+            try:
+                return train(
+                    config, run.dataset, directory, pool, learner, start, stop_requested, [*own, *trackers],
+                    checkpoint_due=Notices(learner.ranks),
+                )  # fmt: skip
+            finally:
+                close_all(own)
+
+        return through_losses(attempt, start, learner, config.learner, directory, pool, stop_requested)
 
 
 def run_evaluation(run: Run, policies: Mapping[str, Path], out: Path) -> Evaluation:

@@ -39,6 +39,7 @@ class Progress:
         step: finished training steps; also the version of the weights.
         episodes: episodes that were learned from, each once.
         replayed: episodes that were played again after an actor was lost.
+        lost: episodes that were given up after two engines had been lost with them.
         stale: episodes that were dropped for their age and played again.
         dropped: episodes that were left out because their sample cannot be played.
         generated_tokens: tokens that these episodes took to play, the lines without an agent included.
@@ -49,19 +50,21 @@ class Progress:
     step: int = 0
     episodes: int = 0
     replayed: int = 0
+    lost: int = 0
     stale: int = 0
     dropped: int = 0
     generated_tokens: int = 0
     best_step: int = -1
     best_score: float = -1.0
 
-    def advanced(self, episodes: Sequence[Trajectory], replayed: int, stale: int) -> Progress:
+    def advanced(self, episodes: Sequence[Trajectory], replayed: int, lost: int, stale: int) -> Progress:
         """One step further: `replayed` in the whole run, the others in this step."""
         return replace(
             self,
             step=self.step + 1,
             episodes=self.episodes + len(episodes),
             replayed=replayed,
+            lost=self.lost + lost,
             stale=self.stale + stale,
             generated_tokens=self.generated_tokens + sum(t.generated_tokens for t in episodes),
         )
@@ -73,7 +76,7 @@ class Progress:
 
     def counts(self) -> dict[str, float]:
         """The counters as metrics."""
-        names = ("episodes", "replayed", "stale", "dropped", "generated_tokens")
+        names = ("episodes", "replayed", "lost", "stale", "dropped", "generated_tokens")
         return {f"counts/{name}": float(getattr(self, name)) for name in names}
 
 

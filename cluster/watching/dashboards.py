@@ -217,8 +217,9 @@ FAULTS = Dashboard(
         Panel("Engines in service", {"{{actor}}": of("affect_engine_healthy")}),
         Panel("Failures of engines", {"{{actor}}": of("affect_engine_faults_total")}),
         Panel("Episodes played again after a loss", {"{{run}}": of("affect_pool_replayed_total")}),
-        Panel("Episodes too old, or left out", {
+        Panel("Episodes too old, left out, or lost with two engines", {
             "too old": of("affect_counted_total", part="stale"), "left out": of("affect_counted_total", part="dropped"),
+            "lost": of("affect_counted_total", part="lost"),
         }),
         Panel("Engines behind the published weights, versions", {
             "{{actor}}": f"scalar(max({of('affect_weight_version')})) - {of('affect_engine_weight_version')}",

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 ASKED_S = 10.0
 """An engine that has not answered by then is left out; the pool, not the watcher, judges its health."""
 
-COUNTS = ("episodes", "replayed", "stale", "dropped", "generated_tokens")
+COUNTS = ("episodes", "replayed", "lost", "stale", "dropped", "generated_tokens")
 
 
 class Publisher:

@@ -87,7 +87,7 @@ def test_searches_are_averaged_over_those_of_the_rollout() -> None:
 
 def test_engines_wait_from_rollout_to_rollout() -> None:
     counted = iter([{"busy_s": 5.0}, {"busy_s": 6.0}, {"busy_s": 7.0}])
-    meter = EngineMeter(lambda: next(counted), 1)
+    meter = EngineMeter(lambda: next(counted), lambda: 1)
     meter.begin()
     time.sleep(0.05)
     assert meter.end()["time/engines_waited_s"] == 0, "an engine that was busy all the time"

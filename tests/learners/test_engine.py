@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from affect_rl.algorithms.batching import MicroBatch, collate, rows_of, turns_to_sequences
 from affect_rl.config.sections import SftConfig
@@ -25,7 +25,7 @@ from affect_rl.errors import AffectError
 from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import Engine, choose_device, deepspeed_config, has_bfloat16_units
+from learners.engine import WEIGHTS, Engine, choose_device, deepspeed_config, has_bfloat16_units
 from learners.meeting import Seat, join_group
 from learners.sft import sft_steps
 
@@ -134,10 +134,81 @@ def test_bfloat16_spares_the_rotary_frequencies(device: torch.device, stage: int
     assert engine.policy.language_model.get_buffer("model.rotary_emb.inv_freq").dtype == torch.float32
 
 
-def test_a_checkpoint_of_another_layout_is_an_error(device: torch.device, tmp_path: Path) -> None:
-    make(device, 1).save(tmp_path)
-    with pytest.raises(AffectError, match="holds other parameters or shards than this learner"):
-        make(device, 0).load(tmp_path)
+def two_of_three_steps(rank: int, ports: Any, folder: Path, kinds: Sequence[tuple[int, torch.dtype]]) -> None:
+    """One of two ranks that train, write checkpoints, and go on from those that one rank wrote."""
+    device = meet(rank, ports)
+    batches = halves(rank)
+    for stage, dtype in kinds:
+        engine = make(device, stage, dtype)
+        train(engine, batches, 2)
+        kept = folder / f"{dtype}-{stage}"
+        engine.save(kept / "by-two")
+        train(engine, batches, 1)
+        ended = weights(engine)
+        resumed = make(device, stage, dtype)
+        resumed.load(kept / "by-one")
+        train(resumed, batches, 1)
+        after = weights(resumed)
+        if rank == 0:
+            save_file(ended, kept / "by-two.safetensors")
+            save_file(after, kept / "by-one-then-two.safetensors")
+        dist.barrier()
+
+
+def halves(rank: int | None) -> list[MicroBatch]:
+    """What rank 0 or 1 of two reads, or both (None)."""
+    policy = tiny_policy()
+    sequences = turns_to_sequences(e.turns for e in random_episodes(policy, 4))
+    rows = ([0, 1, 2, 3], [4, 5, 6, 7, 8])
+    return [
+        collate(rows_of(sequences), chosen, policy.fusion.shape, 0)
+        for chosen in (rows if rank is None else [rows[rank]])
+    ]
+
+
+def test_another_number_of_ranks_reads_a_checkpoint(device: torch.device, tmp_path: Path) -> None:
+    kinds = [*((stage, torch.float32) for stage in range(4)), (1, torch.bfloat16)]  # which has an optimiser of its own
+    expected = {}
+    for stage, dtype in kinds:
+        kept = tmp_path / f"{dtype}-{stage}"
+        for name in ("by-one", "by-two"):
+            (kept / name).mkdir(parents=True)
+        engine = make(device, stage, dtype)
+        train(engine, halves(None), 2)
+        engine.save(kept / "by-one")
+        train(engine, halves(None), 1)
+        expected[stage, dtype] = weights(engine)
+    in_two_ranks(two_of_three_steps, tmp_path, kinds)
+    for stage, dtype in kinds:
+        kept = tmp_path / f"{dtype}-{stage}"
+        engine = make(device, stage, dtype)
+        engine.load(kept / "by-two")
+        train(engine, halves(None), 1)
+        by_two = load_file(kept / "by-two.safetensors")
+        by_one_then_two = load_file(kept / "by-one-then-two.safetensors")
+        start = dict(policy_of(dtype).named_parameters())
+        for ended, again in ((by_two, weights(engine)), (expected[stage, dtype], by_one_then_two)):
+            far, near = (
+                sum(torch.dist(tensor.float(), other[name].float()) ** 2 for name, tensor in ended.items())
+                for other in (start, again)
+            )
+            assert near < (1e-5 if dtype == torch.float32 else 1e-3) * far, (stage, dtype)
+
+
+def test_a_checkpoint_of_other_parameters_or_without_all_parts_is_an_error(
+    device: torch.device, tmp_path: Path
+) -> None:
+    engine = make(device, 1)
+    engine.save(tmp_path)
+    part = next(tmp_path.glob("rank-*"))
+    held = load_file(part)
+    save_file({key: tensor for key, tensor in held.items() if "value_head.weight" not in key}, part)
+    with pytest.raises(AffectError, match=r"the checkpoint lacks \d+ of \d+ numbers \(master\) of value_head"):
+        engine.load(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    save_file({name: tensor for name, tensor in stored.items() if name != "value_head.weight"}, tmp_path / WEIGHTS)
+    with pytest.raises(AffectError, match="holds other parameters than this learner"):
+        engine.load(tmp_path)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

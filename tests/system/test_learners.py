@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from affect_rl.policy.model import AffectPolicy
 from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
 from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
-from learners.group import LearnerGroup
+from learners.group import LearnerGroup, LearnerLostError
 from learners.sft_job import run_sft
 
 SFT = (
@@ -198,11 +200,52 @@ def test_wrong_checkpoints_and_late_answers_are_errors(
     with pytest.raises(AffectError, match="written with critic=shared, but this learner has critic=separate"):
         other.load_checkpoint(tmp_path / "learner")
     other._deadline_s = 0.0
-    with pytest.raises(TimeoutError, match=r"learner update: rank\(s\) \[0\] did not answer .* at weight version 5"):
+    with pytest.raises(
+        LearnerLostError, match=r"learner update: rank\(s\) \[0\] did not answer .* at weight version 5"
+    ):
         other.update(episodes, 5)
     ray.kill(group._workers[0])
-    with pytest.raises(RuntimeError, match="learner update: rank 0 died at weight version 3"):
+    with pytest.raises(LearnerLostError, match="learner update: rank 0 died at weight version 3"):
         group.update(episodes, 3)
+
+
+@pytest.mark.chaos
+def test_what_is_left_of_the_ranks_goes_on(
+    start: Start, episodes: list[Trajectory], policy_dir: Path, tmp_path: Path
+) -> None:
+    """The second of two ranks is killed in an update, and its place is taken."""
+    options = ("learner.workers=2", "learner.zero_stage=2", "learner.lr=1e-3", "learner.place_s=2")
+    group = start(*options)
+    group.update(episodes, 0)
+    group.save_checkpoint(tmp_path / "learner")
+    expected, ended = run(group, episodes)
+    victim = psutil.Process(ray.get(group._workers[1].__ray_call__.remote(lambda _: os.getpid()), timeout=60))
+    group.meanwhile = lambda: victim.kill() if victim.is_running() else None  # called while the ranks work
+    with pytest.raises(LearnerLostError, match=r"learner update: rank \d (died|failed) at weight version 2"):
+        group.update(episodes, 2)
+    group.close()
+
+    @ray.remote
+    class Other:
+        def ready(self) -> None:
+            """Answer once it has a place."""
+
+    free = int(ray.cluster_resources()["CPU"]) - 1
+    other = Other.options(num_cpus=free).remote()
+    ray.get(other.ready.remote(), timeout=60)
+    late = configure(*options, "learner.deadline_s=10")
+    with pytest.raises(
+        AffectError, match=r"learner: [01] of 2 ranks found a place within learner.deadline_s=10, and 2 are"
+    ):
+        LearnerGroup(late, policy_dir, seed=7)
+    with closing(LearnerGroup(configure(*options), policy_dir, seed=7, least=1)) as rest:
+        rest.load_checkpoint(tmp_path / "learner")
+        metrics, weights = run(rest, episodes)
+    ray.kill(other)
+    assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    original = load_file(policy_dir / "model.safetensors")
+    change = moved(ended, original)
+    assert torch.dist(moved(weights, original), change) < 2e-3 * change.norm()
 
 
 def test_saved_policies_hold_the_published_weights(start: Start, episodes: list[Trajectory], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.actor import ActorHandle
@@ -33,10 +34,11 @@ from affect_rl.team.agent import Agent, Reading, Writes
 from affect_rl.team.board import Board, Found
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.store import read_trajectories
-from affect_rl.trajectory import Output, Prompt
+from affect_rl.trajectory import Output, Prompt, Trajectory
 from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
+from learners.group import LearnerGroup
 from rollout_workers.worker import EpisodeSpec
 
 AGENTS = ("planner", "filter", "generator")
@@ -313,6 +315,36 @@ def test_overlapped_training_bounds_staleness(
 
 
 @pytest.mark.chaos
+def test_a_run_that_loses_its_learner_goes_on_to_the_same_numbers(
+    reference: Config,
+    sft: Path,
+    settings: list[str],
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once before there is a checkpoint, and once in the middle of a later update."""
+    config = _config(settings, sft, tmp_path, "bereft", "train.checkpoint_every=2")
+    update, losses = LearnerGroup.update, [0, 2]
+    started: list[int] = []
+
+    def disturbed_update(group: LearnerGroup, episodes: Sequence[Trajectory], version: int) -> dict[str, float]:
+        started.append(version)
+        if losses and version == losses[0]:
+            losses.pop(0)
+            victim = psutil.Process(_process(group._workers[0]))
+            group.meanwhile = lambda: victim.kill() if victim.is_running() else None  # called while the ranks work
+        return update(group, episodes, version)
+
+    monkeypatch.setattr(LearnerGroup, "update", disturbed_update)
+    metrics = _train(config, services)
+    assert started == [0, 0, 1, 2, 2]
+    assert _numbers(metrics) == _numbers(_metrics(reference.run_dir))
+    weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, config.run_dir)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.chaos
 def test_killed_actors_cost_no_sample_and_come_back(
     sft: Path, settings: list[str], services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,9 +361,9 @@ def test_killed_actors_cost_no_sample_and_come_back(
         step = specs[0].key[0]  # type: ignore[index]
         if step == 3:
             give_up = time.monotonic() + 240
-            while len(pool._manager.healthy_actor_ids()) < 2:
+            while len(pool._fleet.healthy()) < 2:
                 assert time.monotonic() < give_up, "the killed engine did not come back"
-                pool._poll()
+                pool.look_after()
         keys = submit(specs)
         while step == 1 and victims:  # the episodes are with the actors, and no answer has been fetched
             os.kill(victims.pop(), signal.SIGKILL)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,8 +17,10 @@ import torch
 from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.sample import AffectSample
 from benchmarks.workload import tiny_policy
-from cluster.runtime.pool import RolloutError, RolloutPool, _Outage
+from cluster.runtime.pool import RolloutError, RolloutPool
+from rollout_workers.worker import EpisodeSpec
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -53,24 +55,22 @@ def test_a_setting_that_no_engine_can_run_is_one_message(config: Config, policy_
     assert str(error.value) == "rollout.block_size=16 is not a multiple of 32, as vLLM on CPU needs it"
 
 
-def test_an_actor_that_is_not_back_in_time_is_killed_and_begins_anew(pool: RolloutPool) -> None:
-    def process() -> int:
-        return ray.get(pool._actors[0].apply.remote(lambda _: os.getpid()), timeout=60)
+def process_of(pool: RolloutPool, actor: int) -> int:
+    return ray.get(pool._actors[actor].apply.remote(lambda _: os.getpid()), timeout=60)
 
-    late = process()
-    pool._fault(0, TimeoutError("made up"))
-    pool._outages[0] = _Outage(deadline=0, next_probe=math.inf)  # asked, and no answer came
-    pool._revive()
-    poll_until(pool, pool._manager.healthy_actor_ids)
-    assert process() != late and pool._faults[0] == 2
+
+def all_play(pool: RolloutPool) -> bool:
+    return len(pool._fleet.healthy()) == pool.size
 
 
 def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: Path, tmp_path: Path) -> None:
     """With the version alone, a file that was damaged after the others had read it would go unnoticed."""
+    late = process_of(pool, 0)
     policy = AffectPolicy.load(policy_dir)
     pool.sync(policy.publish(1, tmp_path), verify=True)
-    pool._fault(0, TimeoutError("made up"))
-    poll_until(pool, pool._manager.healthy_actor_ids)
+    pool._kill_late(0, "made up")
+    poll_until(pool, lambda: all_play(pool))
+    assert process_of(pool, 0) != late
 
     handle = policy.publish(2, tmp_path)
     pool.sync(handle, verify=True)
@@ -79,7 +79,50 @@ def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: 
     policy.publish(2, tmp_path)
     pool._fault(0, TimeoutError("made up"))
     with pytest.raises(RolloutError, match=r"actor 0 has other weights than the learner at version 2: checksum 0x"):
-        poll_until(pool, pool._manager.healthy_actor_ids)
+        poll_until(pool, lambda: all_play(pool))
+
+
+@pytest.mark.chaos
+def test_a_pool_grows_gives_up_an_episode_and_goes_on_with_what_is_left(
+    config: Config, policy_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounds = {"workers": (1, 2), "deterministic": False, "max_restarts": 1}
+    elastic = config.model_copy(update={"rollout": config.rollout.model_copy(update=bounds), "policy": str(policy_dir)})
+    sample = AffectSample("said-once", "handmade", "train", "clip", "", "hello", ("joy",), "closed", ("joy", "anger"))
+    spec = EpisodeSpec.to_train(elastic, "key", sample, seed=3)
+    with closing(RolloutPool(elastic, policy_dir, None)) as pool:
+        pool.sync(AffectPolicy.load(policy_dir).publish(1, tmp_path), verify=True)
+        pool.fit()
+        assert pool.size == 2 and pool._fleet.healthy() == [0]
+        poll_until(pool, lambda: all_play(pool))
+        pool.fit()
+        assert pool.size == 2
+        (played,) = pool.play([spec])
+        assert {version for turn in played.turns for version in turn.generation.weight_versions} == {1}
+
+        processes = {actor: process_of(pool, actor) for actor in pool._actors}
+        keys = pool.submit([spec])
+        for losses in range(2):
+            poll_until(pool, lambda: bool(pool._calls))
+            (call,) = pool._calls.values()
+            assert call.losses == losses
+            os.kill(processes.pop(call.actor), signal.SIGKILL)
+            while call.losses == losses:
+                pool._poll()
+        (given_up,) = pool.collect(keys)
+        assert given_up.lost and not given_up.turns and pool.replayed == 1
+        assert "lost, as 2 engines were lost while it played: samples said-once" in caplog.text
+
+        poll_until(pool, lambda: all_play(pool))
+        pool._kill_late(0, "made up")  # its second fault within the hour
+        assert list(pool._actors) == [1]
+        assert pool.play([spec])[0].turns
+        pool.fit()
+        assert list(pool._actors) == [1, 2]
+        pool._kill_late(1, "made up")
+        pool._fault(2, TimeoutError("made up"))
+        with pytest.raises(RolloutError, match=r"0 engines are left, and rollout.min_workers=1"):
+            pool._fault(2, TimeoutError("made up"))
 
 
 def test_the_ranks_of_an_engine_end_with_their_actor(config: Config, policy_dir: Path, tmp_path: Path) -> None:

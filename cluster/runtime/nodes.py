@@ -1,0 +1,51 @@
+"""What becomes of the nodes of the cluster that this process is connected to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import ray
+from ray.actor import ActorHandle
+
+from affect_rl.config.actors import Actors
+
+
+def ending_nodes() -> set[str]:
+    """Ids of the nodes that Ray drains: a cloud has announced to take them away, or an autoscaler no longer needs them.
+
+    Ray Train asks the same for its own notices; there is no public way.
+    """
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def node_of(actor: ActorHandle) -> str:
+    """Id of an actor's node; empty: it has none at the moment."""
+    found = ray._private.state.actors(actor._actor_id.hex())
+    return str(found.get("Address", {}).get("NodeID", ""))
+
+
+def free_places(actors: Actors) -> int:
+    """How many more of these actors the cluster has room for now, leaving out nodes that end."""
+    ending, places = ending_nodes(), 0
+    for node, free in ray._private.state.available_resources_per_node().items():
+        if node not in ending:
+            places += min(int(free.get(kind, 0) / need) for kind, need in actors.resources.items() if need)
+    return places
+
+
+class Notices:
+    """Says once of each node whose end is announced that a checkpoint is due, if the learner or the driver is there.
+
+    Args:
+        actors: the learner's ranks.
+    """
+
+    def __init__(self, actors: Iterable[ActorHandle]) -> None:
+        self._nodes = {node_of(actor) for actor in actors} | {ray.get_runtime_context().get_node_id()}
+        self._known: set[str] = set()
+
+    def __call__(self) -> bool:
+        """Whether there is a new notice."""
+        new = (ending_nodes() & self._nodes) - self._known
+        self._known |= new
+        return bool(new)
