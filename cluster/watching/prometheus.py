@@ -52,11 +52,11 @@ class PrometheusTracker:
                 self._publisher.set("affect_counted_total", 0, part=part)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if not self._warm_start:
-            self._publisher.set("affect_step", step)
         for metric, value in finite(metrics).items():
             name, tags = prometheus_name(metric, warm_start=self._warm_start)
             self._publisher.set(name, value, **tags)
+        if not self._warm_start:
+            self._publisher.set("affect_step", step)  # last: who sees the step sees its metrics
 
     def close(self) -> None:
         """Nothing is left to write; the last values stay until the driver ends."""
