@@ -139,7 +139,7 @@ ENGINES = Dashboard(
             "mean over tokens": of("affect_token_age_versions"), "oldest token": of("affect_staleness_versions"),
         }),
         Panel("Means over a rollout", {
-            "busy": of("affect_rollout_busy_share"), "KV cache": of("affect_rollout_kv_cache_use"),
+            "KV cache": of("affect_rollout_kv_cache_use"),
             "prefix cache": of("affect_rollout_cached_share"),
         }, "percentunit"),
         Panel("vLLM: requests", {

@@ -55,7 +55,6 @@ STEP: Mapping[str, str] = {
     "time/<part>_s": "affect_step_seconds",
     "engine/steps": "affect_rollout_engine_steps",
     "engine/cached_share": "affect_rollout_cached_share",
-    "engine/busy_share": "affect_rollout_busy_share",
     "engine/kv_cache_use": "affect_rollout_kv_cache_use",
     "retrieval/latency_s": "affect_rollout_search_seconds",
     "retrieval/degraded": "affect_rollout_degraded_share",
