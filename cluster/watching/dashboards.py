@@ -215,7 +215,9 @@ FAULTS = Dashboard(
     "AffectRL: faults",
     [
         Panel("Engines in service", {"{{actor}}": of("affect_engine_healthy")}),
-        Panel("Failures of engines", {"{{actor}}": of("affect_engine_faults_total")}),
+        Panel("Failures of engines", {
+            "{{actor}}": of("affect_engine_faults_total"), "retired": of("affect_pool_retired_total"),
+        }),
         Panel("Episodes played again after a loss", {"{{run}}": of("affect_pool_replayed_total")}),
         Panel("Episodes too old, or left out", {
             "too old": of("affect_counted_total", part="stale"), "left out": of("affect_counted_total", part="dropped"),

@@ -76,6 +76,7 @@ LIVE: Mapping[str, tuple[str, ...]] = {
     "affect_step": (),
     "affect_pool_waiting_episodes": (),
     "affect_pool_replayed_total": (),
+    "affect_pool_retired_total": (),
     "affect_weight_version": (),
     "affect_engine_playing_episodes": ("actor",),
     "affect_engine_healthy": ("actor",),
