@@ -69,13 +69,12 @@ class EngineMeter:
 
 
 def engine_metrics(before: Mapping[str, float], after: Mapping[str, float], engines: int) -> dict[str, float]:
-    """What the engines counted during a rollout; ``time_s`` is when they were asked."""
-    steps, seconds = _gained(before, after, "steps"), _gained(before, after, "time_s")
+    """What the engines counted during a rollout."""
     metrics = {
-        "engine/steps": steps,
-        "engine/busy_share": _gained(before, after, "busy_s") / max(1e-9, engines * seconds),
+        "engine/steps": _gained(before, after, "steps"),
         "engine/cached_share": _share(before, after, "cached_tokens", "prompt_tokens"),
         "engine/kv_cache_use": _share(before, after, "kv_cache_steps", "steps"),
+        "time/engines_busy_s": _gained(before, after, "busy_s") / engines,
         "time/retrieval_s": _gained(before, after, "retrieval_s") / engines,
     }
     if _gained(before, after, "searches"):

@@ -139,7 +139,7 @@ ENGINES = Dashboard(
             "mean over tokens": of("affect_token_age_versions"), "oldest token": of("affect_staleness_versions"),
         }),
         Panel("Means over a rollout", {
-            "busy": of("affect_rollout_busy_share"), "KV cache": of("affect_rollout_kv_cache_use"),
+            "KV cache": of("affect_rollout_kv_cache_use"),
             "prefix cache": of("affect_rollout_cached_share"),
         }, "percentunit"),
         Panel("vLLM: requests", {
@@ -215,7 +215,9 @@ FAULTS = Dashboard(
     "AffectRL: faults",
     [
         Panel("Engines in service", {"{{actor}}": of("affect_engine_healthy")}),
-        Panel("Failures of engines", {"{{actor}}": of("affect_engine_faults_total")}),
+        Panel("Failures of engines", {
+            "{{actor}}": of("affect_engine_faults_total"), "retired": of("affect_pool_retired_total"),
+        }),
         Panel("Episodes played again after a loss", {"{{run}}": of("affect_pool_replayed_total")}),
         Panel("Episodes too old, left out, or lost with two engines", {
             "too old": of("affect_counted_total", part="stale"), "left out": of("affect_counted_total", part="dropped"),

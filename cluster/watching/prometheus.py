@@ -52,11 +52,11 @@ class PrometheusTracker:
                 self._publisher.set("affect_counted_total", 0, part=part)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if not self._warm_start:
-            self._publisher.set("affect_step", step)
         for metric, value in finite(metrics).items():
             name, tags = prometheus_name(metric, warm_start=self._warm_start)
             self._publisher.set(name, value, **tags)
+        if not self._warm_start:
+            self._publisher.set("affect_step", step)  # last: who sees the step sees its metrics
 
     def close(self) -> None:
         """Nothing is left to write; the last values stay until the driver ends."""
@@ -71,6 +71,7 @@ class Watcher:
     def __init__(self, run: str, pool: RolloutPool, retrieval: RetrievalClient | None, interval_s: float) -> None:
         self._publisher, self._pool, self._retrieval = Publisher(run), pool, retrieval
         self._interval_s, self._ended = interval_s, threading.Event()
+        self._seen: set[int] = set()
         for name, tags in LIVE.items():
             if name.endswith("_total") and not tags and (retrieval or not name.startswith("affect_retrieval")):
                 self._publisher.set(name, 0)
@@ -96,6 +97,11 @@ class Watcher:
         self._publisher.set("affect_pool_waiting_episodes", state.waiting)
         self._publisher.set("affect_pool_replayed_total", state.replayed)
         self._publisher.set("affect_weight_version", state.version)
+        self._seen |= state.engines.keys()
+        retired = self._seen - state.engines.keys()
+        self._publisher.set("affect_pool_retired_total", len(retired))
+        for actor in retired:
+            self._of_engine(actor, {"healthy": False, "playing_episodes": 0})
         for actor, engine in state.engines.items():
             self._of_engine(actor, {
                 "playing_episodes": engine.playing, "healthy": engine.healthy, "faults_total": engine.faults,

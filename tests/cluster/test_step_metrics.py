@@ -73,7 +73,7 @@ def test_engines_are_counted_from_before_the_rollout_and_a_restarted_one_from_no
     after = {"steps": 4, "prompt_tokens": 300, "cached_tokens": 100, "retrieval_s": 3.0, "busy_s": 2.0, "time_s": 104.0}
     metrics = engine_metrics(before, after, 2)
     assert metrics == {
-        "engine/steps": 0, "engine/cached_share": 0.25, "time/retrieval_s": 1.5, "engine/busy_share": 0.25,
+        "engine/steps": 0, "engine/cached_share": 0.25, "time/retrieval_s": 1.5, "time/engines_busy_s": 1,
         "engine/kv_cache_use": 0,
     }  # fmt: skip
 

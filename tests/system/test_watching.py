@@ -23,6 +23,7 @@ import yaml
 from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
+from affect_rl.timeline import read_timeline
 from cluster.runtime.run import make_run, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.watching.dashboards import DASHBOARDS, install
@@ -145,9 +146,18 @@ def test_every_panel_has_data_and_every_metric_is_seen(prometheus: Prometheus, w
     wanted = set(prometheus.queries) - elsewhere
     _wait(lambda: wanted <= prometheus.answered.keys(), DEADLINE_S)
     assert wanted - prometheus.answered.keys() == set()
-    assert prometheus.answered["affect_step"] >= 0
-    (step,) = prometheus.ask("ray_affect_step{run='watched'}")
-    assert float(step["value"][1]) == watched_run.train.steps
+    last_step = f"ray_affect_step{{run='watched'}} == {watched_run.train.steps}"
+    _wait(lambda: bool(prometheus.ask(last_step)), DEADLINE_S)
+    assert prometheus.ask(last_step)
     last = json.loads((watched_run.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    for series in prometheus.ask("ray_affect_agent_reward{run='watched'}"):
+    rewards = prometheus.ask("ray_affect_agent_reward{run='watched'}")
+    assert {series["metric"]["agent"] for series in rewards} == {"planner", "filter", "generator"}
+    for series in rewards:
         assert float(series["value"][1]) == pytest.approx(last[f"{series['metric']['agent']}/reward"])
+    timeline = read_timeline(watched_run.run_dir / "timeline.json")
+    assert {who: {span.what for span in spans} for who, spans in timeline.items()} == {
+        "loop": {"rollout", "learning", "sync", "evaluation"},
+        "rollout-0": {"play", "wait for retrieval", "load weights"},
+        "learner-0": {"prepare", "optimise", "publish"},
+    }
+    assert sum(span.what == "rollout" for span in timeline["loop"]) == watched_run.train.steps
