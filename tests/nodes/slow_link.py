@@ -6,6 +6,7 @@ standard input closes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import heapq
 import os
@@ -44,10 +45,8 @@ def relay(near: int, far: int, seconds: float, loss: float) -> None:
                 heapq.heappush(under_way, (time.monotonic() + seconds, count, near if source == far else far, frame))
         while under_way and under_way[0][0] <= time.monotonic():
             *_, target, frame = heapq.heappop(under_way)
-            try:
+            with contextlib.suppress(OSError):
                 os.write(target, frame)
-            except OSError:
-                pass
 
 
 if __name__ == "__main__":

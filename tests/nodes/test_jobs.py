@@ -20,7 +20,7 @@ def test_a_job_runs_on_three_nodes(new_cluster: MakeCluster, transfer: str, debi
     job = jobs.start("quickstart", "whole", "train.steps=2")
     assert job.wait(540), job.said[-5000:]
     workers = {node.number for node in cluster.workers}
-    for role in ("engine", "learner", "shard", "RayTrainWorker"):
+    for role in ("engine", "learner", "shard"):  # the workers of SFT are packed on one node by Ray Train
         assert {node.number for node, _ in jobs.actors(role, alive=False)} == workers, role
     assert jobs.cluster.head.number not in workers  # where the driver was
     metrics = jobs.metrics("whole")
