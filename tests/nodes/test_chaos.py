@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from conftest import MakeCluster
 from harness import Node, start_ray, wait_for
-from jobs import Job, Jobs
+from jobs import ROLES, Job, Jobs
 
 pytestmark = pytest.mark.chaos
 
@@ -81,12 +81,11 @@ def signalled(world: World, role: str, fault: str) -> Iterator[None]:
     if fault == PAUSE:
         time.sleep(PAUSE_S)
         node.signal(process, signal.SIGCONT)
-    yield
-    if process in node.processes("ray::", ROLE_CLASS.get(role, role)):
-        node.signal(process, signal.SIGKILL)
-
-
-ROLE_CLASS = {"engine": "RolloutWorker", "learner": "Learner", "shard": "IndexShard", "frontend": "RetrievalFrontend"}
+    try:
+        yield
+    finally:
+        if role != "driver" and process in node.processes("ray::", ROLES[role]):
+            node.signal(process, signal.SIGKILL)
 
 
 @contextmanager
@@ -97,10 +96,12 @@ def lost_node(world: World, role: str, fault: str) -> Iterator[None]:
         node.cut()
     else:
         node.kill_raylet()
-    yield
-    node.mend()
-    node.stop_ray()
-    node.start_ray()
+    try:
+        yield
+    finally:
+        node.mend()
+        node.stop_ray()
+        node.start_ray()
 
 
 @contextmanager
@@ -147,6 +148,8 @@ def test_no_sample_is_lost_or_counted_twice(world: World, role: str, fault: str)
         line |= {"same numbers": jobs.numbers(name) == world.undisturbed, "replayed": _replayed(jobs, name)}
     finally:
         _write(line)
+        for process in jobs.drivers():  # of a job that neither went on nor stopped
+            jobs.cluster.head.signal(process, signal.SIGKILL)
     assert [entry["counts/episodes"] for entry in jobs.metrics(name)] == [SAMPLES * n for n in range(1, STEPS + 1)]
     if role not in CHANGES_NUMBERS or not line["went on"]:
         assert line["same numbers"]
