@@ -64,6 +64,19 @@ def test_nodes_share_disks_that_can_be_full(cluster: Cluster) -> None:
     cluster.head.run("bash", "-c", f"yes | head -c 100000 > {cluster.runs}/more")
 
 
+@pytest.mark.parametrize("kind, part", [("whole_file", "p"), ("whole_directory", "p / 'part'")])
+def test_a_full_disk_is_named(cluster: Cluster, kind: str, part: str) -> None:
+    lines = [
+        "from pathlib import Path",
+        f"from affect_rl.files import {kind}",
+        f"with {kind}(Path('{cluster.runs}/{kind}')) as p: ({part}).write_bytes(b'x' * 9999)",
+    ]
+    full = rf"{kind}\.partial: its disk of 0\.2 GiB is full; make room there"
+    with cluster.full(cluster.runs), pytest.raises(RuntimeError, match=full):
+        cluster.head.run("python", "-c", "\n".join(lines))
+    cluster.head.run("python", "-c", "\n".join(lines))
+
+
 def test_a_link_can_be_cut_and_mended_and_slow(cluster: Cluster) -> None:
     quick = _round_trip_ms(cluster)
     assert quick is not None and quick < 100
