@@ -24,7 +24,7 @@ from jobs import ROLES, Job, Jobs
 
 pytestmark = pytest.mark.chaos
 
-STEPS, SAMPLES = 3, 16
+STEPS, SAMPLES = 6, 16
 PATIENCE_S = 480
 PAUSE_S = 20
 NOTICE = re.compile(r"WARNING|[Ee]rror|died|did not answer|failed|Killed")
