@@ -288,11 +288,6 @@ class Cluster:
         printed = self.head.run(*asked, f"--address=http://{self.head.address}:{DASHBOARD_PORT}")
         return json.loads(printed[printed.index("[") :])
 
-    def node_of(self, node_id: str) -> Node:
-        """The node that Ray calls so."""
-        address = next(node["node_ip"] for node in self.state("nodes") if node["node_id"] == node_id)
-        return next(node for node in self.nodes if node.address == address)
-
 
 @contextmanager
 def make_cluster(

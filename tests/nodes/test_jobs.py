@@ -21,7 +21,7 @@ def test_a_job_runs_on_three_nodes(new_cluster: MakeCluster, transfer: str, debi
     assert job.wait(540), job.said[-5000:]
     workers = {node.number for node in cluster.workers}
     for role in ("engine", "learner", "shard"):  # the workers of SFT are packed on one node by Ray Train
-        assert {node.number for node, _ in jobs.actors(role, alive=False)} == workers, role
+        assert jobs.places(role) == workers, role
     assert jobs.cluster.head.number not in workers  # where the driver was
     metrics = jobs.metrics("whole")
     assert [line["counts/episodes"] for line in metrics] == [16, 32]
