@@ -95,8 +95,8 @@ class Jobs:
         return [json.loads(line) for line in lines]
 
     def numbers(self, name: str) -> list[dict[str, Any]]:
-        """The metrics that depend neither on the clock nor on what was played twice."""
-        skip = {"learner/tokens_per_s", "counts/replayed"}
+        """The metrics that depend neither on the clock nor on what was played twice, nor on how busy engines were."""
+        skip = {"learner/tokens_per_s", "counts/replayed", "engine/steps"}
         return [
             {key: value for key, value in line.items() if not _CLOCK.match(key) and key not in skip}
             for line in self.metrics(name)
