@@ -26,8 +26,8 @@ SETTINGS = [
 ROLES = {
     "engine": "RolloutWorker", "learner": "LearnerWorker", "shard": "IndexShard", "frontend": "RetrievalFrontend"
 }  # fmt: skip
-TRANSFERS: dict[str, list[str]] = {"file": []}
-"""Ways from learner to engines, with the settings that choose them."""
+TRANSFERS = ("file", "collective")
+"""Ways from learner to engines."""
 _CLOCK = re.compile(r"time|.*_s$")
 
 

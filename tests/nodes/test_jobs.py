@@ -16,7 +16,7 @@ from jobs import TRANSFERS, Jobs
 def test_a_job_runs_on_three_nodes(new_cluster: MakeCluster, transfer: str, debian_names: bool) -> None:
     cluster = new_cluster(debian_names=debian_names)
     start_ray(cluster)
-    jobs = Jobs.on(cluster, *TRANSFERS[transfer])
+    jobs = Jobs.on(cluster, f"rollout.transfer={transfer}")
     job = jobs.start("quickstart", "whole", "train.steps=2")
     assert job.wait(540), job.said[-5000:]
     workers = {node.number for node in cluster.workers}
