@@ -13,6 +13,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from affect_rl.errors import FailureError
+
+FULL_BELOW = 2**20
+"""A disk with fewer free bytes counts as full."""
+
+
+@contextmanager
+def room_on_disk(path: Path) -> Iterator[None]:
+    """Say so if what is written to `path`, whose directory is there, fails because its disk is full.
+
+    Libraries report it each in its own way, so the disk itself is asked.
+
+    Raises:
+        FailureError: it is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        disk = shutil.disk_usage(path.parent)
+        if disk.free < FULL_BELOW:
+            size = disk.total / 2**30
+            raise FailureError(f"{path}: its disk of {size:.1f} GiB is full; make room there ({error})") from error
+        raise
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
@@ -25,8 +49,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Where to write a file; it takes the place of `path` at the block's end, and is deleted if the block fails."""
     partial = _beside(path)
     try:
-        yield partial
-        partial.replace(path)
+        with room_on_disk(partial):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -46,11 +71,12 @@ def whole_directory(directory: Path, *, replace: bool = False) -> Iterator[Path]
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
     try:
         partial.mkdir(parents=True)
-        yield partial
-        if replace:
-            replace_directory(partial, directory)
-        else:
-            partial.rename(directory)
+        with room_on_disk(partial):
+            yield partial
+            if replace:
+                replace_directory(partial, directory)
+            else:
+                partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from affect_rl.config.actors import learners
 from affect_rl.config.load import Config
-from affect_rl.errors import AffectError
+from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.publication import Announcement
 from affect_rl.policy.transfer import Meeting
@@ -33,7 +33,7 @@ CLOSING_S = 5.0
 """How long rank 0 may take to delete what it published."""
 
 
-class LearnerLostError(RuntimeError):
+class LearnerLostError(FailureError):
     """A rank died, failed or did not answer in time; the message names stage, rank and weight version."""
 
 
@@ -228,7 +228,8 @@ class LearnerGroup:
         try:
             return ray.get(ref)
         except RayTaskError as error:
-            if not isinstance(error.cause, RuntimeError):  # what torch raises when a peer is gone
+            # Torch raises a plain RuntimeError when a peer is gone; a full disk is no loss that a new group mends.
+            if isinstance(error.cause, FailureError) or not isinstance(error.cause, RuntimeError):
                 raise
             raise self._lost(stage, f"rank {rank} failed", error.cause) from error
         except RayError as error:

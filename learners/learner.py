@@ -18,6 +18,7 @@ from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
+from affect_rl.files import room_on_disk
 from affect_rl.network import open_store
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.directory import MANIFEST
@@ -191,6 +192,12 @@ class LearnerWorker:
     def save_checkpoint(self, directory: Path, updates: int) -> None:
         """Write everything `load_checkpoint` needs, whole or not at all; `updates`: how many there have been."""
         partial = directory.with_name(directory.name + ".partial")
+        with room_on_disk(partial):
+            self._write_checkpoint(partial, updates)
+        if self._rank == 0:
+            partial.rename(directory)
+
+    def _write_checkpoint(self, partial: Path, updates: int) -> None:
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             for name in self._models.engines():
@@ -203,8 +210,6 @@ class LearnerWorker:
         for name, engine in self._models.engines().items():
             engine.save(partial / name)
         dist.barrier()
-        if self._rank == 0:
-            partial.rename(directory)
 
     def load_checkpoint(self, directory: Path) -> int:
         """Go on exactly where the checkpoint was written; returns how many updates there have been.

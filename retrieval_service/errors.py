@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from affect_rl.errors import FailureError
 
-class RetrievalError(RuntimeError):
+
+class RetrievalError(FailureError):
     """No answer before the deadline; the message names the stage and the actor."""

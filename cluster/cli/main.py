@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affect_rl.errors import AffectError
+from affect_rl.errors import AffectError, FailureError
 from cluster.cli.backbone import backbone_app
 from cluster.cli.dashboards import dashboards_app
 from cluster.cli.data import data_app
@@ -142,12 +142,20 @@ def _config(file: Path, overrides: list[str] | None) -> Config:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit status 2, without a traceback."""
+    """Entry point: a user's mistake is one message and exit status 2, a failure one and 1, without a traceback."""
     try:
         app()
     except AffectError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        _say(error)
         sys.exit(2)
+    except FailureError as error:
+        _say(error, "; sft and train go on from the last checkpoint with --resume")
+        sys.exit(1)
+
+
+def _say(error: Exception, more: str = "") -> None:
+    """Print an error; of one that came from an actor, what the actor raised, without Ray's traceback before it."""
+    typer.secho(f"error: {getattr(error, 'cause', error)}{more}", err=True, fg=typer.colors.RED)
 
 
 if __name__ == "__main__":

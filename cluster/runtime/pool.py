@@ -23,7 +23,7 @@ from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
 from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
-from affect_rl.errors import AffectError
+from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.timeline import Span
 from affect_rl.trajectory import Output, Trajectory
@@ -48,7 +48,7 @@ _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
 
 
-class RolloutError(RuntimeError):
+class RolloutError(FailureError):
     """Episodes could not be played; the message names the stage, the actor and the weight version."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
-from affect_rl.files import whole_file
+from affect_rl.files import room_on_disk, whole_file
 
 
 class Tracker(Protocol):
@@ -42,7 +42,7 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self._path.open("a") as file:
+        with room_on_disk(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.monotonic() - self._started, 3), **clean}) + "\n")
 
     def close(self) -> None:
