@@ -133,7 +133,7 @@ class Publication:
         dtype: torch.dtype | None = None,
         gather: Gather = iter,
     ) -> None:
-        own = [(name, tensor.detach()) for name, tensor in named if not name.startswith(VALUE_HEAD)]
+        own = [(name, tensor) for name, tensor in named if not name.startswith(VALUE_HEAD)]
         theirs = [
             (f"{ADAPTERS}/{adapter.name}/{name}", tensor)
             for adapter in adapters
