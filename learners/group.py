@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from affect_rl.config.actors import learners
+from affect_rl.config.actors import Place, anywhere, learners
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
@@ -43,8 +43,8 @@ class LearnerGroup:
         AffectError: the input is at fault.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, *, seed: int) -> None:
-        """Start the ranks and load the policy directory, which is also the frozen reference.
+    def __init__(self, config: Config, policy_dir: Path, *, seed: int, place: Place = anywhere) -> None:
+        """Start the ranks and load the policy directory, which is also the frozen reference; `place` says where.
 
         Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
         """
@@ -59,8 +59,11 @@ class LearnerGroup:
         check_weights_dir(config.rollout.weights_dir)
         self._holds: int | None = None
         self._written: set[Path] = set()
-        actor = ray.remote(LearnerWorker).options(**learners(settings).options)
-        self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
+        actor = ray.remote(LearnerWorker)
+        self._workers = [
+            actor.options(**options).remote(config, policy_dir.resolve(), rank, seed)
+            for rank, options in enumerate(place(learners(settings)))
+        ]
         try:
             self._start()
         except BaseException:

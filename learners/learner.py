@@ -56,6 +56,9 @@ class LearnerWorker:
         self._store: Store | None = None
         self._spans = Spans()
 
+    def __repr__(self) -> str:
+        return f"learner-{self._rank}"  # in Ray's dashboard and logs
+
     def place(self) -> tuple[str, int]:
         """Address of this rank's node; on rank 0 with the port of the store that it opens for all, elsewhere 0."""
         store = open_store(self._settings.deadline_s) if self._rank == 0 else None

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
-from affect_rl.config.actors import engines
+from affect_rl.config.actors import Place, anywhere, engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.policy.weights import WeightsHandle
@@ -113,17 +113,19 @@ class RolloutPool:
         config: sections `rollout`, `episode` and `model`.
         policy_dir: the policy the engines start with, as weight version 0.
         retrieval: the evidence service; None to play without.
+        place: says where the engines go.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None) -> None:
+    def __init__(
+        self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None, place: Place = anywhere
+    ) -> None:
         settings = config.rollout
         self._settings, self._deterministic = settings, config.deterministic
-        actor = ray.remote(RolloutWorker).options(
-            **engines(settings).options,
-            max_restarts=settings.max_restarts,
-            max_concurrency=10_000,
-        )
-        self._actors = {i: actor.remote(config, policy_dir.resolve(), retrieval) for i in range(settings.workers)}
+        actor = ray.remote(max_restarts=settings.max_restarts, max_concurrency=10_000)(RolloutWorker)
+        self._actors = {
+            i: actor.options(**options).remote(config, policy_dir.resolve(), retrieval, i)
+            for i, options in enumerate(place(engines(settings)))
+        }
         self._manager = FaultTolerantActorManager(
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
