@@ -13,7 +13,8 @@ from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from affect_rl.config.actors import logical_cpus, placed_actors
 from affect_rl.config.load import Config
@@ -63,11 +64,11 @@ def run_sweep(spec: SweepSpec, out: Path, more: tuple[str, ...], command: str) -
 
 def check_room(spec: SweepSpec, config: Config, capacity: Capacity) -> None:
     """Raise `AffectError` unless ``concurrent`` trials, and the warm start, find their CPUs and GPUs."""
-    others = [replace(a, count=a.count * (spec.concurrent - 1)) for a in placed_actors(config, "train")]
-    beside = others if spec.concurrent > 1 else []
-    check_resources(config, ["train"], capacity, beside)
+    trial = placed_actors(config, "train")
+    others = [replace(actors, count=actors.count * (spec.concurrent - 1)) for actors in trial if spec.concurrent > 1]
+    check_resources(config, ["train"], capacity, others)
     if not config.policy:
-        check_resources(config, ["sft"], capacity, placed_actors(config, "train") if spec.sweeps_warm_start else [])
+        check_resources(config, ["sft"], capacity, [*trial, *others] if spec.sweeps_warm_start else [])
 
 
 def _room(config: Config, spec: SweepSpec) -> Any:
@@ -95,7 +96,7 @@ def _tuner(spec: SweepSpec, config: Config, runs: Path, tune_dir: Path, more: tu
             metric=SCORE,
             mode="max",
             num_samples=spec.trials,
-            max_concurrent_trials=0 if isinstance(spec.scheduler, Pbt) else spec.concurrent,
+            max_concurrent_trials=spec.concurrent if spec.search == "optuna" else None,
             scheduler=scheduler(spec, config),
             search_alg=search(spec),
         ),
@@ -134,16 +135,16 @@ def scheduler(spec: SweepSpec, config: Config) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def search(spec: SweepSpec) -> Searcher | None:
+def search(spec: SweepSpec) -> Searcher | SearchAlgorithm:
     """Who proposes settings.
 
     Raises:
         AffectError: Optuna is not installed.
     """
     if spec.search == "random":
-        from ray.tune.search.basic_variant import BasicVariantGenerator
-
-        return BasicVariantGenerator(random_state=spec.seed)
+        # A population is whole from the start: with PBT, trials pause while others run.
+        at_once = 0 if isinstance(spec.scheduler, Pbt) else spec.concurrent
+        return BasicVariantGenerator(max_concurrent=at_once, random_state=spec.seed)
     try:
         import optuna  # noqa: F401
     except ImportError:

@@ -7,6 +7,7 @@ population-based training wants this trial to go on from there.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from cluster.runtime.run import make_run, run_training
 from cluster.runtime.rundir import RunDirectory
 from cluster.runtime.services import Services
 from cluster.runtime.tracking import set_up_logging
+
+logger = logging.getLogger(__name__)
 
 POINTER = "checkpoint.json"
 SCORE, STEP = "score", "step"
@@ -44,6 +47,7 @@ def run_trial(settings: dict[str, Any], *, spec: SweepSpec, more: tuple[str, ...
     config = spec.trial_config(settings, more).model_copy(update={"runs_dir": str(runs), "name": name})
     directory = RunDirectory(config.run_dir)
     if (origin := _checkpoint()) is not None and origin.parts[0] != name:
+        logger.warning("%s goes on from %s", name, origin)
         adopt(runs / origin, directory)
     if directory.policy.exists():  # Tune missed its last words
         return
