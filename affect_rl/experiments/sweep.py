@@ -60,6 +60,13 @@ class Range(Section):
         """Values that stand for all: every choice, or both ends."""
         return list(self.choice or self.uniform or self.loguniform or self.integers or [None])
 
+    def clipped(self, value: Any) -> Any:
+        """The value of the range that is nearest to a perturbed one."""
+        if self.choice:
+            return value
+        inside = min(max(value, self.ends[0]), self.ends[-1])
+        return round(inside) if self.integers else inside
+
 
 class Asha(Section):
     """Asynchronous successive halving (arXiv 1810.05934): trials that lag behind others at the same step end early."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -131,8 +132,14 @@ def scheduler(spec: SweepSpec, config: Config) -> TrialScheduler:
             hyperparam_mutations={key: domain(values) for key, values in spec.space.items()},
             quantile_fraction=chosen.quantile,
             resample_probability=chosen.resample,
+            custom_explore_fn=partial(_inside, spec.space),
         )
     return FIFOScheduler()
+
+
+def _inside(space: Mapping[str, Range], settings: dict[str, Any]) -> dict[str, Any]:
+    """Perturbed settings, none of which leaves its range."""
+    return {key: space[key].clipped(value) for key, value in settings.items()}
 
 
 def search(spec: SweepSpec) -> Searcher | SearchAlgorithm:

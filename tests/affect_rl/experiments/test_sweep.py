@@ -15,7 +15,7 @@ from affect_rl.errors import AffectError
 from affect_rl.experiments.report.plots import parallel_coordinates
 from affect_rl.experiments.report.sweep import render_sweep
 from affect_rl.experiments.results import CURVES, Interval
-from affect_rl.experiments.sweep import SweepSpec, load_sweep
+from affect_rl.experiments.sweep import Range, SweepSpec, load_sweep
 from affect_rl.experiments.sweep_results import SweepResults, Trial, read_curves, write_sweep
 
 SPACE: dict[str, Any] = {"learner.lr": {"loguniform": [1e-5, 1e-3]}, "learner.epochs": {"choice": [1, 2]}}
@@ -85,6 +85,11 @@ def test_trials_share_a_warm_start_unless_its_settings_are_searched(tmp_path: Pa
     assert not read(tmp_path).sweeps_warm_start
     assert read(tmp_path, space=SPACE | {"sft.lr": {"uniform": [0.1, 1]}}).sweeps_warm_start
     assert read(tmp_path, space=SPACE | {"seed": {"choice": [0, 1]}}).sweeps_warm_start
+
+
+def test_perturbed_settings_stay_in_their_range() -> None:
+    assert Range(uniform=(0, 1)).clipped(1.2) == 1 and Range(loguniform=(0.1, 1)).clipped(0.08) == 0.1
+    assert Range(integers=(1, 4)).clipped(2.4) == 2 and Range(choice=["a", "b"]).clipped("b") == "b"
 
 
 def results(count: int = 3) -> SweepResults:
