@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from affect_rl.config.actors import learners
+from affect_rl.config.actors import Place, anywhere, learners
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.config import AffectConfig
@@ -52,7 +52,9 @@ class LearnerGroup:
         AffectError: the input is at fault.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, *, seed: int, least: int | None = None) -> None:
+    def __init__(
+        self, config: Config, policy_dir: Path, *, seed: int, least: int | None = None, place: Place = anywhere
+    ) -> None:
         """Start the ranks and load the policy directory, which is also the frozen reference.
 
         Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
@@ -62,6 +64,7 @@ class LearnerGroup:
             policy_dir: where training began.
             seed: of whatever is drawn.
             least: go on with so many ranks if the others find no place; None: all are needed.
+            place: says where they go.
         """
         settings = config.learner
         self.meanwhile: Callable[[], None] = lambda: None
@@ -75,8 +78,11 @@ class LearnerGroup:
         check_weights_dir(config.rollout.weights_dir)
         self._holds: int | None = None
         self._written: set[Path] = set()
-        actor = ray.remote(LearnerWorker).options(**learners(settings).options)
-        self._workers = [actor.remote(config, policy_dir.resolve(), rank, seed) for rank in range(settings.workers)]
+        actor = ray.remote(LearnerWorker)
+        self._workers = [
+            actor.options(**options).remote(config, policy_dir.resolve(), rank, seed)
+            for rank, options in enumerate(place(learners(settings)))
+        ]
         try:
             self._meet(settings.workers if least is None else least)
         except BaseException:

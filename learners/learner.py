@@ -57,6 +57,9 @@ class LearnerWorker:
         self._store: Store | None = None
         self._spans = Spans()
 
+    def __repr__(self) -> str:
+        return f"learner-{self._rank}"  # in Ray's dashboard and logs
+
     def place(self) -> str:
         """Address of this rank's node."""
         return node_address()

@@ -96,6 +96,9 @@ class RetrievalFrontend:
         directory = IndexDirectory.reopen(index_dir)
         self._retriever = Retriever(directory, config, self._encode, self._search)
 
+    def __repr__(self) -> str:
+        return "frontend"  # in Ray's dashboard and logs
+
     async def ready(self) -> None:
         """Returns once the frontend can answer."""
 

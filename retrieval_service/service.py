@@ -20,7 +20,9 @@ from retrieval_service.shard import IndexShard
 _EPISODES_IN_FLIGHT = 10_000
 
 
-def launch_retrieval(index_dir: Path | str, config: RetrievalConfig, *, name: str = "") -> RetrievalClient:
+def launch_retrieval(
+    index_dir: Path | str, config: RetrievalConfig, *, name: str = "", place: actors.Place = actors.anywhere
+) -> RetrievalClient:
     """Start the actors and wait until they can answer.
 
     It takes ``config.shards + 1`` actors of ``config.threads`` CPUs each. Ray restarts any that dies; until a
@@ -30,6 +32,7 @@ def launch_retrieval(index_dir: Path | str, config: RetrievalConfig, *, name: st
         index_dir: a directory by `retrieval_service.index.build_index`, on a path that all nodes see.
         config: the settings it was built with.
         name: actors are called ``<name>-frontend`` and ``<name>-shard-<i>``; empty: a name is made up.
+        place: says where they go.
 
     Raises:
         AffectError: the directory or the encoder is not usable.
@@ -38,14 +41,13 @@ def launch_retrieval(index_dir: Path | str, config: RetrievalConfig, *, name: st
     path = str(IndexDirectory.open(Path(index_dir).resolve(), config).path)
     name = name or f"retrieval-{uuid.uuid4().hex[:8]}"
     shard, frontend = ray.remote(IndexShard), ray.remote(RetrievalFrontend)
-    own = actors.shards(config).options
     shards = [
-        shard.options(**own, max_restarts=-1, name=shard_name(name, i)).remote(path, config, i)
-        for i in range(config.shards)
+        shard.options(**{**options, "name": shard_name(name, i)}, max_restarts=-1).remote(path, config, i)
+        for i, options in enumerate(place(actors.shards(config)))
     ]
+    (options,) = place(actors.frontend(config))
     handle = frontend.options(
-        **actors.frontend(config).options,
-        name=frontend_name(name),
+        **{**options, "name": frontend_name(name)},
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=_EPISODES_IN_FLIGHT,

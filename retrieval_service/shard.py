@@ -20,9 +20,13 @@ class IndexShard:
     """
 
     def __init__(self, index_dir: str, config: RetrievalConfig, shard: int) -> None:
+        self._shard = shard
         faiss.omp_set_num_threads(config.threads)
         directory = IndexDirectory.reopen(index_dir)
         self._indexes = {name: directory.vector_index(name, config, shard, config.shards) for name in directory.names}
+
+    def __repr__(self) -> str:
+        return f"shard-{self._shard}"  # in Ray's dashboard and logs
 
     def ready(self) -> None:
         """Returns once the shard can answer."""

@@ -109,9 +109,11 @@ class RolloutWorker:
             stands in the episodes' specifications.
         policy_dir: the policy to start with, as weight version 0.
         retrieval: the evidence service; None to play without.
+        number: tells it from the pool's others.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None) -> None:
+    def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None, number: int = 0) -> None:
+        self._number = number
         self._config = config
         self._deterministic = config.deterministic
         if config.rollout.gpus_per_worker:
@@ -127,6 +129,9 @@ class RolloutWorker:
         )
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
+
+    def __repr__(self) -> str:
+        return f"rollout-{self._number}"  # in Ray's dashboard and logs
 
     def _start_engine(self, policy_dir: Path) -> RolloutEngine:
         from rollout_workers.vllm.engine import RolloutEngine  # not above: drivers import this file and need no vLLM

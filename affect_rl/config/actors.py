@@ -5,8 +5,9 @@ The one place that knows: whoever starts an actor takes its options from here, a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from affect_rl.config.load import Config
 from affect_rl.config.sections import LearnerConfig, RetrievalConfig, RolloutConfig, SftConfig
@@ -42,6 +43,15 @@ class Actors:
     def resources(self) -> dict[str, float]:
         """The same by the names of Ray's resources; without GPUs if there are none."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+Place = Callable[[Actors], Sequence[Mapping[str, Any]]]
+"""Says where actors of one kind go: arguments of Ray's ``.options(...)`` for each of them."""
+
+
+def anywhere(actors: Actors) -> list[dict[str, float]]:
+    """A `Place` that leaves it to Ray."""
+    return [actors.options] * actors.count
 
 
 def engines(rollout: RolloutConfig) -> Actors:
@@ -85,6 +95,11 @@ def actors_of(config: Config, stage: Stage) -> list[Actors]:
     own = {"sft": [warm], "bridge": [play, warm], "train": [play, learn], "eval": [play]}[stage]
     evidence = [frontend(config.retrieval), shards(config.retrieval)] if config.team.retrieval else []
     return sorted([*own, *evidence], key=lambda actors: (-actors.gpus, -actors.cpus))
+
+
+def placed_actors(config: Config, stage: Stage) -> list[Actors]:
+    """Those of `actors_of` that a job places itself; Ray Train places its workers."""
+    return [actors for actors in actors_of(config, stage) if actors != sft_workers(config.sft)]
 
 
 def logical_cpus(config: Config) -> int:

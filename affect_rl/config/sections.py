@@ -462,3 +462,5 @@ class ClusterConfig(Section, affects=()):
     """Object store of a locally started Ray, MiB."""
     dashboard: bool = True
     """Start the dashboard of a locally started Ray."""
+    deadline_s: Seconds = 600.0
+    """A job for whose actors others leave no room waits so long, then ends with what it needs and what is free."""

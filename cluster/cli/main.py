@@ -16,6 +16,7 @@ from cluster.cli.experiment import experiment
 from cluster.cli.metrics import metrics
 from cluster.cli.plan import plan
 from cluster.cli.report import report
+from cluster.cli.sweep import sweep
 
 if TYPE_CHECKING:
     from affect_rl.config.load import Config
@@ -32,6 +33,7 @@ app.command()(experiment)
 app.command()(metrics)
 app.command()(plan)
 app.command()(report)
+app.command()(sweep)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=10.", show_default=False)]

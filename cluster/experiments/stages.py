@@ -86,7 +86,7 @@ def run_arm(
 ) -> Evaluated:
     config = spec.run_config(arm, seed, overrides)
     untrained = spec.arms[arm].policy == "none"
-    start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
+    start = _created(config, dataset) if untrained else warm_started(config, dataset, services)
     config, reader = _starting_at(config, start), start
     if steps := spec.arms[arm].bridge_steps:
         start = _bridged(config, start, steps, dataset, services)
@@ -139,7 +139,8 @@ def _created(config: Config, dataset: Dataset) -> Path:
     return policy
 
 
-def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
+def warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
+    """The policy of a warm start in ``runs_dir``, made if nobody has; runs share it whose settings of it are equal."""
     config = config.model_copy(update={"name": warm_start_key(config)})
     run = RunDirectory(config.run_dir)
 

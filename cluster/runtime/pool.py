@@ -14,14 +14,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
+from ray.util import get_current_placement_group
 
-from affect_rl.config.actors import engines
+from affect_rl.config.actors import Place, anywhere, engines
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.weights import WeightsHandle, stored_weights
@@ -110,18 +112,21 @@ class RolloutPool:
         config: sections `rollout`, `episode` and `model`.
         policy_dir: the policy the engines start with, as weight version 0.
         retrieval: the evidence service; None to play without.
+        place: says where the engines go.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None) -> None:
+    def __init__(
+        self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None, place: Place = anywhere
+    ) -> None:
         settings = config.rollout
         self._settings, self._deterministic = settings, config.deterministic
-        actor = ray.remote(RolloutWorker).options(
-            **engines(settings).options,
-            max_restarts=-1,  # who is restarted how often is for the fleet to say
-            max_concurrency=10_000,
+        # Who is restarted how often is for the fleet to say.
+        actor = ray.remote(max_restarts=-1, max_concurrency=10_000)(RolloutWorker)
+        self._start = lambda number, options: actor.options(**options).remote(
+            config, policy_dir.resolve(), retrieval, number
         )
-        self._start = lambda: actor.remote(config, policy_dir.resolve(), retrieval)
-        self._actors = {i: self._start() for i in range(settings.bounds[0])}
+        self._actors = {number: self._start(number, own) for number, own in enumerate(place(engines(settings)))}
+        self._numbers = count(len(self._actors))
         self._manager = FaultTolerantActorManager(
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
@@ -326,7 +331,7 @@ class RolloutPool:
         """Between the bounds of ``rollout.workers``, part with engines on nodes that end, and add as many as there is
         room for. Call it between steps."""
         least, most = self._settings.bounds
-        if least == most:
+        if least == most or get_current_placement_group():  # a trial of a sweep has what it was given
             return
         ending = ending_nodes()
         leaving = [number for number, actor in self._actors.items() if ending and node_of(actor) in ending]
@@ -338,7 +343,7 @@ class RolloutPool:
 
     def _add(self) -> None:
         """Start one more engine; it plays once it has the current weights."""
-        actor = self._start()
+        actor = self._start(next(self._numbers), engines(self._settings).options)
         self._manager.add_actors([actor])
         number = self._manager.actor_ids()[-1]
         self._manager.set_actor_state(number, healthy=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -86,9 +87,8 @@ def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
 def make_run(config: Config, dataset: Dataset, services: Services, *stages: Stage) -> Run:
     """A run of a process that meets Ray already, see `open_run`."""
     if stages:
-        cluster = connected_cluster()
-        for stage in stages:
-            check_resources(config, [stage], cluster, services.engines if stage == "sft" else [])
+        check_resources(config, stages, connected_cluster())
+        services.place(config, stages[0])
     return Run(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
 
 
@@ -142,15 +142,15 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
     else:
         directory.begin_training()
     logger.info("%s", config.batch_arithmetic())
-
-    def learner(least: int | None) -> LearnerGroup:
-        return LearnerGroup(config, initial, seed=config.seed, least=least)
-
     with ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_on_signal())
+        place = run.services.place(config, "train")
         pool = run.pool(initial)
         if "prometheus" in config.tracking.trackers:
             stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
+
+        def learner(least: int | None) -> LearnerGroup:
+            return LearnerGroup(config, initial, seed=config.seed, least=least, place=place)
 
         def attempt(learner: LearnerGroup, start: Start) -> Progress:
             own = make_trackers(config, start[0].step)
@@ -186,6 +186,9 @@ def run_evaluation(run: Run, policies: Mapping[str, Path], out: Path) -> Evaluat
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT only ask for a stop: Ray kills a stopped job after 3 s, so nothing is begun in a handler."""
     asked = False
+    if threading.current_thread() is not threading.main_thread():  # of a trial of Ray Tune, which ends it by itself
+        yield lambda: False
+        return
 
     def ask(signum: int, frame: object) -> None:
         nonlocal asked

@@ -1,17 +1,20 @@
-"""The actors that jobs share: the evidence service and the rollout engines.
+"""The actors that jobs share: the evidence service and the rollout engines, and the room for all actors.
 
 Starting them takes a minute. So a process keeps them from job to job, as long as their settings stay the
-same, and replaces them when a job has others.
+same, and replaces them when a job has others. A stage takes all the room that it lacks at once; what stays
+keeps its own.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from affect_rl.config.actors import Actors, engines
+from affect_rl.config.actors import Stage, placed_actors
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
+from cluster.runtime.capacity import connected_cluster, shortages
+from cluster.runtime.placement import Placement
 from cluster.runtime.pool import RolloutPool
 from retrieval_service.client import RetrievalClient
 from retrieval_service.index import ensure_index
@@ -19,11 +22,7 @@ from retrieval_service.service import launch_retrieval
 
 
 class Services:
-    """At most one evidence service and one pool of engines; `close` ends both.
-
-    Attributes:
-        engines: those that are there; they stay while a stage without engines runs.
-    """
+    """At most one evidence service and one pool of engines; `close` ends both."""
 
     def __init__(self) -> None:
         self._retrieval: RetrievalClient | None = None
@@ -31,19 +30,43 @@ class Services:
         self._pool: RolloutPool | None = None
         self._pool_settings: object = None
         self._pool_retrieval: RetrievalClient | None = None
-        self.engines: list[Actors] = []
+        self._placement: Placement | None = None
+
+    def place(self, config: Config, stage: Stage) -> Placement:
+        """Room for all actors of a stage; waits until the cluster has it.
+
+        What stays from the stage before keeps its room. All is ended and given back first if the evidence service must
+        be another (engines hold a client of it), if actors have another size, or if what stays is in the way of the
+        warm start's workers, which Ray Train places.
+
+        Raises:
+            AffectError: there was no room within ``cluster.deadline_s``.
+        """
+        wanted = placed_actors(config, stage)
+        held = self._placement.reserved if self._placement else []
+        roles = {actors.role: actors for actors in held}
+        resized = any(roles.get(actors.role, actors) != actors for actors in wanted)
+        beside = [actors for actors in held if actors not in wanted]
+        other = config.team.retrieval and self._retrieval and self._retrieval_settings != _evidence(config)
+        if other or resized or (beside and any(shortages(config, stage, connected_cluster(), beside))):
+            self.close()
+        if self._placement is None:
+            self._placement = Placement(config.name, config.cluster.deadline_s)
+        self._placement.reserve(wanted)
+        return self._placement
 
     def retrieval(self, config: Config, dataset: Dataset) -> RetrievalClient | None:
         """The evidence service for a job; None if its episodes have none."""
         if not config.team.retrieval:
             return None
-        settings = (config.data.dir, config.retrieval)
-        if self._retrieval is None or settings != self._retrieval_settings:
-            self.close()  # engines hold a client of the service
+        place = self.place(config, "sft")
+        if self._retrieval is None:
             library = evidence_library(dataset, config.retrieval)
             indexes = Path(config.retrieval.index_dir or f"{config.retrieval.library or config.data.dir}-index")
-            self._retrieval = launch_retrieval(ensure_index(library, indexes, config.retrieval), config.retrieval)
-            self._retrieval_settings = settings
+            self._retrieval = launch_retrieval(
+                ensure_index(library, indexes, config.retrieval), config.retrieval, name=place.name, place=place
+            )
+            self._retrieval_settings = _evidence(config)
         return self._retrieval
 
     def pool(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> RolloutPool:
@@ -55,19 +78,25 @@ class Services:
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:
             self._close_pool()
-            self._pool = RolloutPool(config, policy, retrieval)
+            self._pool = RolloutPool(config, policy, retrieval, self.place(config, "eval"))
             self._pool_settings, self._pool_retrieval = settings, retrieval
-            self.engines = [engines(config.rollout)]
         return self._pool
 
     def close(self) -> None:
-        """End all actors."""
+        """End all actors and give their room back."""
         self._close_pool()
         if self._retrieval is not None:
             self._retrieval.close()
-        self._retrieval = None
+        if self._placement is not None:
+            self._placement.release()
+        self._retrieval = self._placement = None
 
     def _close_pool(self) -> None:
         if self._pool is not None:
             self._pool.close()
-        self._pool, self.engines = None, []
+        self._pool = None
+
+
+def _evidence(config: Config) -> object:
+    """What makes an evidence service another one."""
+    return config.data.dir, config.retrieval

@@ -28,7 +28,7 @@ def render_page(experiments: Sequence[Experiment], most_episodes: int = 40) -> s
         AffectError: an experiment's files contradict each other.
     """
     sections = [section(e, f"e{number}", most_episodes) for number, e in enumerate(experiments, start=1)]
-    return _templates().get_template("page.html.jinja").render(sections=sections)
+    return templates().get_template("page.html.jinja").render(sections=sections)
 
 
 def write(path: Path, text: str) -> None:
@@ -45,7 +45,8 @@ def write(path: Path, text: str) -> None:
         raise AffectError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
 
 
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """Where the pages' templates are found, with what they all use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # texts of datasets are not ours

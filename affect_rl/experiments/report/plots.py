@@ -117,6 +117,54 @@ def intervals(rows: Sequence[Row], *, key: str, alt: str, zero: bool = False, un
         return _svg(figure, alt)
 
 
+def parallel_coordinates(
+    names: Sequence[str], rows: Sequence[tuple[Sequence[object], int]], *, key: str, alt: str
+) -> Markup:
+    """A line a row through an axis a column; the first row lies on top.
+
+    Args:
+        names: of the columns.
+        rows: values of the columns, and the series that decides the line's look. Numbers lie between the smallest and
+            the largest of their column, by their logarithm if these are ten times apart; others in their order.
+        key: makes ids that no other plot has.
+        alt: what the plot shows, in words.
+    """
+    columns = [_unit_interval([values[n] for values, _ in rows]) for n in range(len(names))]
+    with _style(key):
+        figure, axes = _axes(240, left=30, bottom=46)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks([])
+        axes.set_ylim(-0.12, 1.12)
+        axes.set_xlim(-0.3, len(names) - 0.7)
+        for place, (_, marks) in enumerate(columns):
+            axes.axvline(place, color=_RULE, linewidth=1)
+            for height, mark in marks.items():
+                axes.annotate(mark, (place, height), (4, 0), textcoords="offset points", fontsize=9, va="center")
+        for number, (_, series) in reversed(list(enumerate(rows))):
+            axes.plot(
+                range(len(names)), [heights[number] for heights, _ in columns], color=_colour(series),
+                linestyle=(0, dashes(series) or None), linewidth=2.4 if number == 0 else 1.2,
+            )  # fmt: skip
+        axes.set_xticks(range(len(names)), [name.replace(".", "\n", 1) for name in names], fontsize=9)
+        return _svg(figure, alt)
+
+
+def _unit_interval(values: Sequence[object]) -> tuple[list[float], dict[float, str]]:
+    """Heights of values on an axis from 0 to 1, and the marks of the axis by their heights."""
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        numbers = np.array(values, float)
+        low, high = numbers.min(), numbers.max()
+        marks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"} if high > low else {0.5: f"{low:.3g}"}
+        if low > 0 and high >= 10 * low:
+            numbers, low, high = np.log(numbers), np.log(low), np.log(high)
+        heights = (numbers - low) / (high - low) if high > low else np.full(len(numbers), 0.5)
+        return heights.tolist(), marks
+    words = [str(v) for v in values]
+    kinds = list(dict.fromkeys(sorted(words)))
+    places = {word: n / (len(kinds) - 1) if len(kinds) > 1 else 0.5 for n, word in enumerate(kinds)}
+    return [places[word] for word in words], {height: word for word, height in places.items()}
+
+
 def grouped_bars(groups: Mapping[str, Sequence[Row]], *, key: str, alt: str) -> Markup:
     """Bars with intervals side by side in each group, for example the weight of each expert in each state."""
     widest = max(len(rows) for rows in groups.values())
