@@ -95,7 +95,8 @@ def _gained(before: Mapping[str, float], after: Mapping[str, float], name: str) 
 
 def _share(before: Mapping[str, float], after: Mapping[str, float], part: str, whole: str) -> float:
     gained = _gained(before, after, whole)
-    return _gained(before, after, part) / gained if gained else 0.0
+    # Rounded: what is left of a sum depends in its last digits on what an engine had counted before.
+    return round(_gained(before, after, part) / gained, 9) if gained else 0.0
 
 
 def sync_metrics(published: Published) -> dict[str, float]:
