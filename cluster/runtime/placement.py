@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any
 
 import ray
@@ -47,6 +48,7 @@ class Placement:
         self.name = f"{run}-{uuid.uuid4().hex[:4]}"
         self._deadline_s = deadline_s
         self._own: list[PlacementGroup] = []
+        self._numbers = count()
         self._bundles: dict[Actors, list[_Bundle]] = {}
         self._started: Counter[str] = Counter()
 
@@ -66,7 +68,8 @@ class Placement:
             return
         group = get_current_placement_group()
         if group is None:
-            group = _group(self.name, missing, self._deadline_s)
+            # A further one for a further stage; Ray wants each to have a name of its own.
+            group = _group(f"{self.name}-{next(self._numbers)}", missing, self._deadline_s)
             self._own.append(group)
         self._bundles |= _dealt(group, missing, {bundle for held in self._bundles.values() for bundle in held})
 

@@ -50,6 +50,12 @@ def free() -> float:
     return ray.available_resources()["CPU"]
 
 
+def test_a_further_stage_takes_what_it_lacks(job: Placement) -> None:
+    job.reserve([ENGINES])
+    job.reserve([LEARNERS, ENGINES])
+    assert job.reserved == [ENGINES, LEARNERS]
+
+
 def test_actors_lie_in_bundles_of_one_group_and_have_names(job: Placement) -> None:
     job.reserve([ENGINES, LEARNERS])
     job.reserve([LEARNERS])  # they are there
