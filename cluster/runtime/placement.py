@@ -68,8 +68,7 @@ class Placement:
             return
         group = get_current_placement_group()
         if group is None:
-            # A further one for a further stage; Ray wants each to have a name of its own.
-            group = _group(f"{self.name}-{next(self._numbers)}", missing, self._deadline_s)
+            group = _group(self.name, next(self._numbers), missing, self._deadline_s)
             self._own.append(group)
         self._bundles |= _dealt(group, missing, {bundle for held in self._bundles.values() for bundle in held})
 
@@ -105,9 +104,13 @@ def resources(wanted: Sequence[Actors]) -> list[dict[str, float]]:
     return [actors.resources for actors in wanted for _ in range(actors.count)]
 
 
-def _group(name: str, wanted: Sequence[Actors], deadline_s: float) -> PlacementGroup:
-    """A group that is there; while it is not, log lines say what is needed and what is free."""
-    group, began, said = placement_group(resources(wanted), strategy="PACK", name=name), time.monotonic(), 0.0
+def _group(name: str, number: int, wanted: Sequence[Actors], deadline_s: float) -> PlacementGroup:
+    """A group that is there; while it is not, log lines say what is needed and what is free.
+
+    `number`: which group of the job it is, for Ray wants each to have a name of its own.
+    """
+    group = placement_group(resources(wanted), strategy="PACK", name=f"{name}-{number}")
+    began, said = time.monotonic(), 0.0
     try:
         while not group.wait(timeout_seconds=1):
             waited = time.monotonic() - began
