@@ -22,7 +22,7 @@ from conftest import MakeCluster
 from harness import Node, start_ray, wait_for
 from jobs import ROLES, Job, Jobs
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nodes
 
 STEPS, SAMPLES = 6, 16
 PATIENCE_S = 480

@@ -10,7 +10,7 @@ from harness import start_ray
 from jobs import TRANSFERS, Jobs
 
 
-@pytest.mark.chaos
+@pytest.mark.nodes
 @pytest.mark.parametrize("debian_names", [False, True], ids=["names", "127.0.1.1"])
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_a_job_runs_on_three_nodes(new_cluster: MakeCluster, transfer: str, debian_names: bool) -> None:
