@@ -5,7 +5,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test chaos nodes lint format bench env
+.PHONY: help quickstart test slow nodes lint format bench env
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -29,7 +29,7 @@ WANTED = $(shell { cat $(LOCK) pyproject.toml; echo $(CURDIR); } | sha256sum | c
 help:
 	echo "make quickstart   set up if need be, then run the main job on the embedded data"
 	echo "make test         set up if need be, then run all tests but those of the next two lines"
-	echo "make chaos        the tests that kill processes and wait for what comes of it"
+	echo "make slow         the tests that take minutes: kill processes and wait for what comes of it, sweeps, Prometheus"
 	echo "make nodes        the tests on several nodes, made of network namespaces (as root, an hour)"
 	echo "make lint         ruff, mypy and hadolint"
 	echo "make format       let ruff format the code"
@@ -41,12 +41,12 @@ quickstart: env
 	$(BIN)/affect-rl quickstart
 
 # On two cores: for half of its time a system test waits for actors that import what they need.
-test chaos nodes: export OMP_NUM_THREADS := 1
+test slow nodes: export OMP_NUM_THREADS := 1
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-chaos: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m chaos
+slow: env
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 nodes: env
 	$(BIN)/python -m pytest -m nodes

@@ -66,9 +66,9 @@ def layout_of(named: Iterable[Named], dtype: torch.dtype | None = None) -> Layou
 def in_buckets(layout: Layout, limit: int = BUCKET_BYTES) -> list[Layout]:
     """The tensors in their order, in buckets of at most `limit` bytes; both ends of a broadcast cut alike."""
     buckets: list[list[TensorSpec]] = []
-    size = limit
+    size = 0
     for spec in layout:
-        if size + spec.bytes > limit:
+        if not buckets or size + spec.bytes > limit:
             buckets.append([])
             size = 0
         buckets[-1].append(spec)

@@ -26,7 +26,7 @@ class WeightsHandle:
         version: grows by one with each publication; generated tokens carry it.
         path: directory that holds them as a policy directory does: ``model.safetensors`` and, with adapters, these and
             the name of their base. A policy directory will do. Empty: they were broadcast and are in no file.
-        bytes: its size, of which a base is no part.
+        bytes: those of its tensors, of which a base is no part.
         checksum: `multiset_checksum` of all that an engine then computes with, so without the value head; 0: nobody
             computed one.
     """
@@ -100,7 +100,7 @@ def write_publication(publication: Publication, directory: Path) -> WeightsHandl
     path = directory / str(publication.version)
     with whole_directory(path, replace=True) as partial:
         FileTransfer(partial).send(publication.announcement(), publication.tallied())
-    return WeightsHandle(publication.version, str(path), _size(path), publication.checksum)
+    return WeightsHandle(publication.version, str(path), publication.announcement().bytes, publication.checksum)
 
 
 def _size(directory: Path) -> int:

@@ -209,7 +209,7 @@ def test_wrong_checkpoints_and_late_answers_are_errors(
         group.update(episodes, 3)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_what_is_left_of_the_ranks_goes_on(
     start: Start, episodes: list[Trajectory], policy_dir: Path, tmp_path: Path
 ) -> None:
@@ -289,7 +289,7 @@ def test_bfloat16_trains(start: Start, episodes: list[Trajectory]) -> None:
     assert metrics["logprob_gap/max"] > 0
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_sft_runs_as_a_ray_train_job_and_resumes_when_killed(cluster: None, policy_dir: Path, tmp_path: Path) -> None:
     demonstrations = [e.turns for e in random_episodes(tiny_policy(), 8)]
     config = configure(*SFT)

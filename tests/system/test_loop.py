@@ -225,7 +225,7 @@ def test_a_learning_rate_of_zero_moves_nothing(
         assert all(line[f"kl/{agent}"] == pytest.approx(0, abs=1e-6) for agent in AGENTS)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
     reference: Config, sft: Path, settings: list[str], services: Services, tmp_path: Path
 ) -> None:
@@ -314,7 +314,7 @@ def test_overlapped_training_bounds_staleness(
     assert any(line["episode/staleness"] > 0 for line in metrics)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_run_that_loses_its_learner_goes_on_to_the_same_numbers(
     reference: Config,
     sft: Path,
@@ -344,7 +344,7 @@ def test_a_run_that_loses_its_learner_goes_on_to_the_same_numbers(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_killed_actors_cost_no_sample_and_come_back(
     sft: Path, settings: list[str], services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

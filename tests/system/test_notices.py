@@ -53,7 +53,7 @@ print("heeded")
 """
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_the_end_of_a_node_that_holds_a_rank_is_announced_once(tmp_path: Path) -> None:
     script = tmp_path / "drained.py"
     script.write_text(DRAINED)

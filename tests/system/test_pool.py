@@ -82,7 +82,7 @@ def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: 
         poll_until(pool, lambda: all_play(pool))
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_pool_grows_gives_up_an_episode_and_goes_on_with_what_is_left(
     config: Config, policy_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ from affect_rl.data.dataset import write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.experiments.sweep_results import PAGE, SweepResults
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LR = {"learner.lr": {"loguniform": [1e-4, 1e-2]}}
 

@@ -32,10 +32,13 @@ from cluster.watching.names import EXPORTED, LIVE, STEP, WARM_START
 DEADLINE_S = 90
 """Ray brings a process's metrics to the port every 10 s."""
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None,
-    reason="no Prometheus here: apt-get install --no-install-recommends prometheus",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None,
+        reason="no Prometheus here: apt-get install --no-install-recommends prometheus",
+    ),
+]
 
 
 @dataclass
