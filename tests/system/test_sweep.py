@@ -32,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(folder: Path, name: str, **sweep: Any) -> Path:
+def write(folder: Path, name: str, steps: int, **sweep: Any) -> Path:
     overrides = {
         "data.dir": str(folder / "synth"), "model.context": 320, "model.tiny.layers": 2, "model.tiny.dim": 64,
         "model.tiny.heads": 2, "model.tiny.vocabulary": 600, "model.fusion.dim": 32, "episode.k": 2, "sft.steps": 10,
         "sft.batch_samples": 8, "sft.threads": 1, "learner.threads": 1, "rollout.threads": 1,
-        "rollout.kv_cache_gib": 0.1, "retrieval.shards": 1, "train.steps": 4, "train.samples_per_step": 8,
+        "rollout.kv_cache_gib": 0.1, "retrieval.shards": 1, "train.steps": steps, "train.samples_per_step": 8,
         "train.eval_every": 2, "evaluate.resamples": 50, "cluster.dashboard": False,
     }  # fmt: skip
     tree = {"name": name, "config": str(folder / "base.yaml"), "overrides": overrides, "space": LR, **sweep}
@@ -64,6 +64,11 @@ def run(out: Path, until: Callable[[], bool] | None = None) -> str:
     return log.read_text()
 
 
+def weights(checkpoint: Path) -> dict[str, bytes]:
+    """Its files of tensors."""
+    return {str(path.relative_to(checkpoint)): path.read_bytes() for path in checkpoint.rglob("*.safetensors")}
+
+
 def lines(out: Path) -> dict[str, list[int]]:
     """Steps of each trial's ``metrics.jsonl``."""
     files = sorted((out / "runs").glob("trial-*/metrics.jsonl"))
@@ -71,7 +76,7 @@ def lines(out: Path) -> dict[str, list[int]]:
 
 
 def test_a_sweep_that_is_killed_goes_on(folder: Path) -> None:
-    out = write(folder, "asha", trials=3, scheduler={"name": "asha", "grace_steps": 2})
+    out = write(folder, "asha", 4, trials=3, scheduler={"name": "asha", "grace_steps": 2})
     run(out, until=lambda: any(2 in steps for steps in lines(out).values()) and any(out.glob("tune/experiment_state*")))
     before = lines(out)
     assert "goes on" in run(out)
@@ -90,13 +95,14 @@ def test_a_sweep_that_is_killed_goes_on(folder: Path) -> None:
 
 
 def test_a_population_hands_on_its_checkpoints(folder: Path) -> None:
+    # Tune exchanges when a trial reports and the other has: at the second report at the latest, at step 4.
     scheduler = {"name": "pbt", "perturb_every": 2, "quantile": 0.5}
-    out = write(folder, "pbt", trials=2, concurrent=2, scheduler=scheduler)
+    out = write(folder, "pbt", 6, trials=2, concurrent=2, scheduler=scheduler)
     run(out)
     results = SweepResults.read(out)
-    assert [trial.steps for trial in results.trials] == [4, 4]
-    one, other = (out / "runs" / trial.name / "checkpoints" / "step-00002" for trial in results.trials)
-    files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
-    assert files and all((one / file).read_bytes() == (other / file).read_bytes() for file in files), "handed on"
+    assert [trial.steps for trial in results.trials] == [6, 6]
+    one, other = (out / "runs" / trial.name / "checkpoints" for trial in results.trials)
+    both = {path.name for path in one.iterdir()} & {path.name for path in other.iterdir()}
+    assert any(weights(one / step) == weights(other / step) for step in both), "handed on"
     rates = {trial.name: trial.settings["learner.lr"] for trial in results.trials}
     assert len(set(rates.values())) == 2, "what was taken over was perturbed"
