@@ -45,7 +45,8 @@ class Services:
         wanted = placed_actors(config, stage)
         held = self._placement.reserved if self._placement else []
         roles = {actors.role: actors for actors in held}
-        resized = any(roles.get(actors.role, actors) != actors for actors in wanted)
+        # Of all stages: an evidence service that this one begins must not be ended again by the next.
+        resized = any(roles.get(actors.role, actors) != actors for actors in placed_actors(config, "train"))
         beside = [actors for actors in held if actors not in wanted]
         other = config.team.retrieval and self._retrieval and self._retrieval_settings != _evidence(config)
         if other or resized or (beside and any(shortages(config, stage, connected_cluster(), beside))):

@@ -710,7 +710,7 @@ def test_an_installed_package_has_the_templates() -> None:
     root = Path(__file__).parents[3]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     files = [f for f in (root / "affect_rl" / "experiments" / "report").iterdir() if f.suffix not in (".py", "")]
-    assert len(files) == 3 and all(any(f.match(pattern) for pattern in patterns) for f in files)
+    assert files and all(any(f.match(pattern) for pattern in patterns) for f in files)
 
 
 def test_the_schema_of_episodes_is_that_of_trajectories_by_arm_and_seed(result: Path) -> None:
