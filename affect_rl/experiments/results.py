@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,10 +46,32 @@ TIMELINE = pa.schema(
 DETAILS = pa.schema([*_KEY, ("sample_id", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 
 
+P = TypeVar("P", bound="Part")
+
+
 class Part(BaseModel):
-    """A part of ``results.json``."""
+    """A part of ``results.json``, or of ``sweep.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_part(kind: type[P], path: Path, work: str) -> P:
+    """Read a file of results.
+
+    Args:
+        kind: what it holds.
+        path: the file.
+        work: whose results they are, such as ``an experiment``.
+
+    Raises:
+        AffectError: it is absent or not one.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise AffectError(f"{path}: cannot be read ({error.strerror}); give the directory of {work}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise AffectError(f"{path}: is not {work}'s results: {' '.join(str(error).split())[:300]}") from None
 
 
 class Interval(Part):
@@ -161,15 +183,7 @@ class Results(Part):
         Raises:
             AffectError: it is absent or not one.
         """
-        path = directory / RESULTS
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf8"))
-        except OSError as error:
-            raise AffectError(
-                f"{path}: cannot be read ({error.strerror}); give the directory of an experiment"
-            ) from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise AffectError(f"{path}: is not an experiment's results: {' '.join(str(error).split())[:300]}") from None
+        return read_part(cls, directory / RESULTS, "an experiment")
 
     def markdown(self) -> str:
         """The arms as a table, in percent with intervals, and the comparisons below it."""

@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from affect_rl.errors import AffectError
-from affect_rl.experiments.results import CURVES, CURVES_FILE, Interval, Part
+from affect_rl.experiments.results import CURVES, CURVES_FILE, Interval, Part, read_part
 from affect_rl.files import whole_file
 from affect_rl.scoring.tables import header, in_unit, markdown_table
 
@@ -71,13 +69,7 @@ class SweepResults(Part):
         Raises:
             AffectError: it is absent or not one.
         """
-        path = directory / SWEEP
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf8"))
-        except OSError as error:
-            raise AffectError(f"{path}: cannot be read ({error.strerror}); give the directory of a sweep") from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise AffectError(f"{path}: is not a sweep's results: {' '.join(str(error).split())[:300]}") from None
+        return read_part(cls, directory / SWEEP, "a sweep")
 
     @property
     def keys(self) -> list[str]:
