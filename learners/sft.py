@@ -1,6 +1,6 @@
 """Supervised warm start on demonstrations: the training itself, on all ranks at once.
 
-`learners.sft_job` brings the ranks together.
+`learners.sft_worker` runs it on each rank.
 """
 
 from __future__ import annotations

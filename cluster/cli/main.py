@@ -1,4 +1,8 @@
-"""The command line. Everything heavy is imported inside the commands, so that ``--help`` answers at once."""
+"""The command line.
+
+Everything heavy is imported inside the commands, so that ``--help`` answers at once, and after the configuration has
+been read, so that a mistake in it does, too.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +53,10 @@ def sft(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Warm start: train a policy on demonstrations, as a Ray Train job."""
+    config = _config(config_file, overrides)
     from cluster.runtime.run import open_run, run_warm_start
 
-    with open_run(_config(config_file, overrides), "sft") as run:
+    with open_run(config, "sft") as run:
         typer.echo(run_warm_start(run, resume=resume))
 
 
@@ -62,9 +67,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train the run's SFT policy."""
+    config = _config(config_file, overrides)
     from cluster.runtime.run import open_run, run_training
 
-    with open_run(_config(config_file, overrides), "train") as run:
+    with open_run(config, "train") as run:
         state = run_training(run, resume=resume)
         done = f"{state.step} steps, {state.episodes} episodes, best score {state.best_score:.3f}"
         typer.echo(f"{run.directory.path}: {done}")
@@ -78,9 +84,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; default: the run's evaluation/.")] = None,
 ) -> None:
     """Score policies; by default the run's SFT policy against the trained one."""
+    config = _config(config_file, overrides)
     from cluster.runtime.run import open_run, run_evaluation
 
-    with open_run(_config(config_file, overrides), "eval") as run:
+    with open_run(config, "eval") as run:
         policies = run.policies
         if policy:
             policies = {str(path): path for path in policy}
@@ -93,12 +100,12 @@ def quickstart(
     overrides: Overrides = None,
 ) -> None:
     """The whole way on the synthetic world: data, index, SFT, training, evaluation."""
+    config = _config(config_file, overrides)
     from affect_rl.data.dataset import write_dataset
     from affect_rl.data.synth import SynthSettings, synthesise
     from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
     from cluster.runtime.rundir import fresh_name
 
-    config = _config(config_file, overrides)
     config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
