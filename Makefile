@@ -5,7 +5,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow nodes lint format bench env
+.PHONY: help quickstart test slow check nodes lint format bench env
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -28,9 +28,10 @@ WANTED = $(shell { cat $(LOCK) pyproject.toml; echo $(CURDIR); } | sha256sum | c
 
 help:
 	echo "make quickstart   set up if need be, then run the main job on the embedded data"
-	echo "make test         set up if need be, then run all tests but those of the next two lines"
-	echo "make slow         the tests that take minutes: kill processes and wait for what comes of it, sweeps, Prometheus"
+	echo "make test         set up if need be, then run the tests, but for those of \`slow\` and \`nodes\`"
+	echo "make slow         the tests that take minutes each: kills, sweeps, Prometheus, whole experiments"
 	echo "make nodes        the tests on several nodes, made of network namespaces (as root, an hour)"
+	echo "make check        what CI runs: lint, and the tests of \`test\` and \`slow\` at once"
 	echo "make lint         ruff, mypy and hadolint"
 	echo "make format       let ruff format the code"
 	echo "make bench        run the benchmarks, one JSON line each"
@@ -41,12 +42,18 @@ quickstart: env
 	$(BIN)/affect-rl quickstart
 
 # On two cores: for half of its time a system test waits for actors that import what they need.
-test slow nodes: export OMP_NUM_THREADS := 1
+test slow check nodes: export OMP_NUM_THREADS := 1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 slow: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(PYTEST) -m slow
+
+# At once, for tests of both kinds share what they start.
+check: lint
+	$(PYTEST) -m "not nodes"
 
 nodes: env
 	$(BIN)/python -m pytest -m nodes

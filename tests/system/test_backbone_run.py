@@ -23,6 +23,8 @@ from cluster.cli.backbone import backbone_app
 from cluster.experiments.run import run_experiment
 from cluster.extract import Workers, extract
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
 WIDTH = 16
 """Of the tiny encoders' features; both modalities', as ImageBind's are."""

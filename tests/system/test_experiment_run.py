@@ -23,6 +23,8 @@ from cluster.experiments.run import run_experiment
 from cluster.experiments.stages import EPISODES
 from cluster.runtime.services import Services
 
+pytestmark = pytest.mark.slow
+
 ARMS = {
     "untrained": {"policy": "none"},  # no answer of its can be read
     "sft": {"policy": "sft"},

@@ -191,6 +191,7 @@ def test_after_an_error_a_run_goes_on_and_features_are_those_of_the_encoders(
         assert repr(replace(mine, audio=None, video=None)) == repr(replace(theirs, audio=None, video=None))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_bad_files_stop_it_and_only_their_parts_are_made_again(
     data: Path, tmp_path: Path, image: Checkpoint, speech: Checkpoint

@@ -95,8 +95,12 @@ def moved(weights: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -
     ("algorithm", "layouts"),
     [
         (("name=mappo", "critic.weight=0.5"), [(1, 1, 1024), (2, 2, 512), (3, 3, 512)]),
-        (("name=mappo", "critic.kind=separate"), [(1, 1, 512), (2, 3, 1024)]),
-        (("name=grpo", "loss={name: gspo, clip: 0.2, clip_high: 0.3}"), [(1, 0, 1024), (3, 2, 512)]),
+        pytest.param(("name=mappo", "critic.kind=separate"), [(1, 1, 512), (2, 3, 1024)], marks=pytest.mark.slow),
+        pytest.param(
+            ("name=grpo", "loss={name: gspo, clip: 0.2, clip_high: 0.3}"),
+            [(1, 0, 1024), (3, 2, 512)],
+            marks=pytest.mark.slow,
+        ),
         (("name=dpo", "preference_weight=0.5"), [(1, 1, 1024), (2, 3, 512)]),
     ],
     ids=["mappo", "separate critic", "grpo", "dpo"],
@@ -171,7 +175,13 @@ def test_an_algorithm_of_one_s_own_makes_rewarded_tokens_likelier(start: Start) 
 
 
 @pytest.mark.parametrize(
-    "options", [("learner.workers=2",), ("algorithm.critic.kind=separate", "model.lora.rank=2", "learner.zero_stage=3")]
+    "options",
+    [
+        ("learner.workers=2",),
+        pytest.param(
+            ("algorithm.critic.kind=separate", "model.lora.rank=2", "learner.zero_stage=3"), marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_checkpoints_continue_exactly(
     start: Start, episodes: list[Trajectory], tmp_path: Path, options: tuple[str, ...]

@@ -278,6 +278,7 @@ def test_mistakes_are_named_before_anything_starts(
             pass
 
 
+@pytest.mark.slow
 def test_an_agent_and_a_task_of_one_s_own_are_warmed_up_trained_and_measured(
     settings: list[str], services: Services, tmp_path: Path
 ) -> None:

@@ -68,16 +68,29 @@ def retrieval(
 
 @pytest.fixture
 def launch(policy_dir: Path, retrieval: RetrievalClient) -> Iterator[Callable[[Config], ActorHandle]]:
+    """Starts workers of a test's own and ends them."""
     workers: list[ActorHandle] = []
 
     def start(config: Config) -> ActorHandle:
-        actor = ray.remote(RolloutWorker).options(num_cpus=1, max_restarts=1, max_concurrency=1000)
-        workers.append(actor.remote(config, policy_dir, retrieval))
+        workers.append(start_worker(config, policy_dir, retrieval))
         return workers[-1]
 
     yield start
     for worker in workers:
         ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def worker(config: Config, policy_dir: Path, retrieval: RetrievalClient) -> Iterator[ActorHandle]:
+    """One that tests share."""
+    worker = start_worker(config, policy_dir, retrieval)
+    yield worker
+    ray.kill(worker)
+
+
+def start_worker(config: Config, policy_dir: Path, retrieval: RetrievalClient) -> ActorHandle:
+    actor = ray.remote(RolloutWorker).options(num_cpus=1, max_restarts=1, max_concurrency=1000)
+    return actor.remote(config, policy_dir, retrieval)
 
 
 def get(answer: Any) -> Any:
@@ -93,14 +106,27 @@ def tokens(episodes: list[Trajectory]) -> list[Any]:
     return [(turn.generation.token_ids, turn.generation.logprobs) for episode in episodes for turn in episode.turns]
 
 
+def test_a_sample_at_fault_costs_its_own_episode_alone(
+    worker: ActorHandle, config: Config, samples: list[AffectSample]
+) -> None:
+    wanted = specs(samples, config)
+    long = replace(wanted[3].sample, id="too-long", text="and so on " * config.model.context)
+    wanted[3] = EpisodeSpec.to_train(config, 3, long, 103)
+    played = get(worker.play.remote(wanted))
+    assert [episode.sample_id for episode in played] == [spec.sample.id for spec in wanted]
+    assert [bool(episode.turns) for episode in played] == [place != 3 for place in range(len(wanted))]
+    assert "sample too-long: its prompt takes" in played[3].output.problem
+    assert get(worker.ping.remote()) == "pong"
+    assert get(worker.stats.remote())["running"] == 0
+
+
 def test_episodes_syncs_and_a_kill(
-    launch: Callable[[Config], ActorHandle],
+    worker: ActorHandle,
     config: Config,
     samples: list[AffectSample],
     policy: AffectPolicy,
     tmp_path: Path,
 ) -> None:
-    worker = launch(config)
     played = get(worker.play.remote(specs(samples, config)))
     assert [episode.sample_id for episode in played] == [spec.sample.id for spec in specs(samples, config)]
     for episode in played:
@@ -140,21 +166,6 @@ def test_calls_in_asynchronous_training_share_the_engine(
     halves = [worker.play.remote(greedy[:6]), worker.play.remote(greedy[6:])]
     episodes = [episode for half in get(halves) for episode in half]
     assert [episode.sample_id for episode in episodes] == [spec.sample.id for spec in greedy]
-
-
-def test_a_sample_at_fault_costs_its_own_episode_alone(
-    launch: Callable[[Config], ActorHandle], config: Config, samples: list[AffectSample]
-) -> None:
-    worker = launch(config)
-    wanted = specs(samples, config)
-    long = replace(wanted[3].sample, id="too-long", text="and so on " * config.model.context)
-    wanted[3] = EpisodeSpec.to_train(config, 3, long, 103)
-    played = get(worker.play.remote(wanted))
-    assert [episode.sample_id for episode in played] == [spec.sample.id for spec in wanted]
-    assert [bool(episode.turns) for episode in played] == [place != 3 for place in range(len(wanted))]
-    assert "sample too-long: its prompt takes" in played[3].output.problem
-    assert get(worker.ping.remote()) == "pong"
-    assert get(worker.stats.remote())["running"] == 0
 
 
 def test_frozen_agents_play_with_their_own_policy_and_keep_its_version(
