@@ -297,7 +297,8 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
 
     workers: Positive | tuple[Positive, Positive] = 1
     """Rollout actors, or their fewest and most, as in ``[2, 8]``: a training then starts with the fewest, adds more
-    where the cluster has room, and gives up what it takes away, between steps."""
+    where the cluster has room, asks its autoscaler for one more where it has none, and gives up what it takes away,
+    between steps."""
     gpus_per_worker: NonNegative = 0
     """GPUs of each actor: as many as `tensor_parallel`, or a share of one, such as 0.5, for several actors on a card;
     0: CPU."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from affect_rl.config.actors import Actors
 
@@ -31,6 +32,35 @@ def free_places(actors: Actors) -> int:
         if node not in ending:
             places += min(int(free.get(kind, 0) / need) for kind, need in actors.resources.items() if need)
     return places
+
+
+class Wish:
+    """Room for one more actor than the cluster has.
+
+    A placement group that waits is demand, to which an autoscaler answers with a node.
+
+    Args:
+        actors: the kind of actor.
+    """
+
+    def __init__(self, actors: Actors) -> None:
+        self._actors = actors
+        self._group: PlacementGroup | None = None
+
+    def granted(self) -> bool:
+        """Whether there is room now, which is free for the actor from here on. If not, the cluster has been asked."""
+        if self._group is None:
+            self._group = placement_group([self._actors.resources])
+        if not self._group.wait(timeout_seconds=0):
+            return False
+        self.drop()
+        return True
+
+    def drop(self) -> None:
+        """Wish for nothing any more."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._group = None
 
 
 class Notices:

@@ -30,7 +30,7 @@ from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.timeline import Span
 from affect_rl.trajectory import Output, Trajectory
 from cluster.runtime.health import Fleet, State
-from cluster.runtime.nodes import ending_nodes, free_places, node_of
+from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
@@ -127,6 +127,7 @@ class RolloutPool:
         )
         self._actors = {number: self._start(number, own) for number, own in enumerate(place(engines(settings)))}
         self._numbers = count(len(self._actors))
+        self._wish = Wish(engines(settings))
         self._manager = FaultTolerantActorManager(
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
@@ -328,8 +329,8 @@ class RolloutPool:
     # -- a pool that grows and shrinks -----------------------------------------------------------
 
     def fit(self) -> None:
-        """Between the bounds of ``rollout.workers``, part with engines on nodes that end, and add as many as there is
-        room for. Call it between steps."""
+        """Between the bounds of ``rollout.workers``, part with engines on nodes that end, add as many as there is room
+        for, and ask the cluster for room for one more. Call it between steps."""
         least, most = self._settings.bounds
         if least == most or get_current_placement_group():  # a trial of a sweep has what it was given
             return
@@ -339,6 +340,10 @@ class RolloutPool:
             self._take_back(actor, blame=False)
             self._remove(actor, "its node is about to end")
         for _ in range(min(most - self.size, free_places(engines(self._settings)))):
+            self._add()
+        if self.size == most:
+            self._wish.drop()
+        elif self._wish.granted():
             self._add()
 
     def _add(self) -> None:
@@ -531,6 +536,7 @@ class RolloutPool:
 
     def close(self) -> None:
         """End the actors."""
+        self._wish.drop()
         self._manager.clear()
 
 

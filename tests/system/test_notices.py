@@ -1,4 +1,4 @@
-"""A node whose end is announced, on a Ray of its own with two nodes."""
+"""Nodes that come and go, on a Ray of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from affect_rl.config.actors import Actors
-from cluster.runtime.nodes import Notices, ending_nodes, free_places, node_of
+from cluster.runtime.nodes import Notices, Wish, ending_nodes, free_places, node_of
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 ray.init(address=cluster.address, logging_level="error")
@@ -49,12 +49,33 @@ assert accepted and ending_nodes() == {other.node_id}
 assert with_it() and not with_it(), "a notice is given once"
 assert not without()
 assert free_places(two) == 0
+
+def asked():
+    groups = ray.util.placement_group_table().values()
+    return [group["bundles"][0] for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
+
+wish = Wish(two)
+for _ in range(10):
+    assert not wish.granted(), "there is no room"
+assert asked() == [{"CPU": 2.0}], "one demand, however often it is asked for"
+cluster.add_node(num_cpus=2)
+while not wish.granted():
+    assert time.monotonic() < deadline + 60
+    time.sleep(0.1)
+while free_places(two) != 1:
+    assert time.monotonic() < deadline + 60
+    time.sleep(0.1)
+assert not asked()
+another = Wish(Actors("engine", 1, 8, 0, ()))
+assert not another.granted() and asked()
+another.drop()
+assert not asked()
 print("heeded")
 """
 
 
 @pytest.mark.slow
-def test_the_end_of_a_node_that_holds_a_rank_is_announced_once(tmp_path: Path) -> None:
+def test_an_end_is_announced_once_and_room_is_asked_for_until_it_is_there(tmp_path: Path) -> None:
     script = tmp_path / "drained.py"
     script.write_text(DRAINED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
