@@ -52,8 +52,7 @@ def launch_retrieval(
         max_task_retries=-1,
         max_concurrency=_EPISODES_IN_FLIGHT,
     ).remote(path, config, name)
-    # The frontend itself gives up after deadline_s; the client waits a little longer, to hear why.
-    client = RetrievalClient(name, handle, shards, config.deadline_s + 2 * config.shard_timeout_s)
+    client = RetrievalClient(name, handle, shards, config.answer_s)
     try:
         ray.get([actor.ready.remote() for actor in (*shards, handle)], timeout=config.deadline_s)
     except GetTimeoutError as error:

@@ -139,6 +139,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _tells_late_evidence_from_late_engines(self) -> Self:
+        evidence, engine = self.retrieval.answer_s, self.rollout.deadline_s
+        if self.team.retrieval and evidence >= engine:
+            raise ValueError(
+                f"an engine that waits for evidence would be taken for lost, for rollout.deadline_s={engine:g} is not "
+                f"above retrieval.deadline_s + 2 x retrieval.shard_timeout_s = {evidence:g}; raise the first or lower "
+                "the others"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _divides_over_ranks(self) -> Self:
         if self.rollout.tensor_parallel == 1:
             return self

@@ -199,6 +199,11 @@ class RetrievalConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
     encoder_gpus: NonNegative = 0
     """GPUs of the encoder; 0: CPU."""
 
+    @property
+    def answer_s(self) -> float:
+        """How long an engine waits for evidence. The service itself gives up a little earlier, and says why."""
+        return self.deadline_s + 2 * self.shard_timeout_s
+
 
 class SftConfig(Section, affects=(SFT,)):
     """Supervised warm start on demonstrations."""

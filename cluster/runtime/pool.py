@@ -9,6 +9,7 @@ is healthy exactly if it is there.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from affect_rl.trajectory import Output, Trajectory
 from cluster.runtime.health import Fleet, State
 from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
 from retrieval_service.client import RetrievalClient
+from retrieval_service.errors import RetrievalError
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class RolloutPool:
         self._calls: dict[str, _Batch] = {}
         self._done: dict[object, Trajectory] = {}
         self._next_call = 0
+        self._retrieval, self._frontend_ended = retrieval, -math.inf
         self._first = self._handle = stored_weights(policy_dir, 0)
         self._verify = False
         self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
@@ -259,8 +262,11 @@ class RolloutPool:
             self._done.update(zip((spec.key for spec in call.specs), result.get(), strict=True))
 
     def _take_error(self, actor: int, tag: str, error: Exception) -> None:
+        cause = error.cause if isinstance(error, RayTaskError) else error
         if tag == _PROBE and isinstance(error, ActorUnavailableError):
             self._fleet.unavailable(actor)  # Ray is still restarting it
+        elif isinstance(cause, RetrievalError):
+            self._without_evidence(tag, cause)
         elif tag in _READMISSION or self._fleet.state(actor) is State.HEALTHY:
             self._fault(actor, error)
 
@@ -296,6 +302,25 @@ class RolloutPool:
                 raise RolloutError(
                     f"{message}; {self.size} engines are left, and rollout.min_workers={self._settings.min_workers}"
                 ) from error
+
+    def _without_evidence(self, tag: str, error: RetrievalError) -> None:
+        """The engine is well, but got no evidence: let Ray start the service's frontend anew and play again, once.
+
+        A process that hangs is not seen by Ray, which would start it anew if it died.
+        """
+        batch = self._calls.pop(tag, None)
+        if batch is None or not batch.wanted:
+            return
+        batch.losses += 1
+        if batch.losses >= FATAL_LOSSES:
+            raise error
+        logger.warning("%s; the frontend is started anew, and %d episodes are played again", error, len(batch.specs))
+        self.replayed += len(batch.specs)
+        self._waiting.appendleft(batch)
+        now = time.monotonic()
+        if self._retrieval and now > self._frontend_ended + self._settings.deadline_s:  # other engines say the same
+            self._frontend_ended = now
+            ray.kill(self._retrieval.frontend, no_restart=False)
 
     def _take_back(self, actor: int, *, blame: bool) -> None:
         """Queue an actor's episodes again, ahead of the others; `blame` those that may have been in play."""

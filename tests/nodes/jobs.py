@@ -17,6 +17,7 @@ from affect_rl.data.synth import SynthSettings, synthesise
 SETTINGS = [
     "model.context=320", "model.tiny.layers=2", "model.tiny.dim=64", "model.tiny.heads=2", "model.tiny.vocabulary=600",
     "model.fusion.dim=32", "episode.k=2", "retrieval.shards=2", "retrieval.shard_timeout_s=3",
+    "retrieval.deadline_s=30",
     "sft.workers=2", "sft.steps=60", "sft.batch_samples=16", "sft.lr=4e-3", "sft.prompt_weight=1", "sft.threads=1",
     "learner.workers=2", "learner.lr=1e-3", "learner.threads=1", "learner.deadline_s=120",
     "rollout.workers=2", "rollout.threads=1", "rollout.kv_cache_gib=0.1", "rollout.deadline_s=120",

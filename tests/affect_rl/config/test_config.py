@@ -13,6 +13,7 @@ from affect_rl.section import EVALUATION, POLICY, SCORES, SFT, TRAINING, flat_se
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 WRONG = [
+    ("rollout.deadline_s=140", "140 is not above retrieval.deadline_s + 2 x retrieval.shard_timeout_s = 140"),
     ("train.stepz=3", "unknown key `train.stepz`; did you mean `steps`?"),
     ("trian.steps=3", "unknown key `trian`; did you mean `train`?"),
     ("learner.xyzzy=1", "unknown key `learner.xyzzy`; known keys: workers, gpus_per_worker"),

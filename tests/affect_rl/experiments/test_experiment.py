@@ -73,7 +73,7 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
     changed = {
         override: spec.run_config("a", 0, tuple(override.split("; ")))
         for override in (
-            "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=9", "retrieval.index_dir=x",
+            "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=900", "retrieval.index_dir=x",
             "data.max_dropped=3", "train.verify_sync=true", "evaluate.split=dev", "evaluate.resamples=9",
             "evaluate.wheels=x", "learner.lr=1", "algorithm.gamma=0.9", "algorithm.critic.sees=own",
             "algorithm.loss.clip=0.3", "algorithm.name=rloo; train.copies=2", "task.score=wheel",
@@ -83,7 +83,7 @@ def test_a_stage_is_shared_unless_a_setting_that_it_depends_on_differs(tmp_path:
         )
     }  # fmt: skip
     nothing = {
-        "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=9", "retrieval.index_dir=x",
+        "name=x", "runs_dir=x", "cluster.dashboard=false", "rollout.deadline_s=900", "retrieval.index_dir=x",
         "data.max_dropped=3", "train.verify_sync=true", "evaluate.resamples=9",
     }  # fmt: skip
     created = {o for o, c in changed.items() if base_key(c) != base_key(base)}
@@ -178,7 +178,10 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         ("evaluate: {learner.lr: 1}", "evaluate: learner.lr changes no evaluation; move it to `train`"),
         ("evaluate: {algorithm.gamma: 0.9}", "evaluate: algorithm.gamma changes no evaluation; move it to `train`"),
         ("evaluate: {team.planner.temperature: 0.5}", "evaluate: team.planner.temperature changes no evaluation"),
-        ("evaluate: {rollout.deadline_s: 9}", "evaluate: rollout.deadline_s changes no evaluation; move it to `train`"),
+        (
+            "evaluate: {rollout.deadline_s: 900}",
+            "evaluate: rollout.deadline_s changes no evaluation; move it to `train`",
+        ),
         ("bridge_steps: 3", "bridge_steps needs a filter that learns and a frozen reader"),
         ("train: {policy: runs/x/policy}", "policy: cannot be set for an experiment; arms make their own"),
         ("evaluate: {seed: 3}", "seed: cannot be set for an experiment; --seeds says how many"),
