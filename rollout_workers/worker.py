@@ -11,7 +11,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from rollout_workers.vllm.statistics import Sample
 
 Found = TypeVar("Found", CognitiveResult, Support)
+
+RETRIEVAL_STEPS = 1
+"""Steps of a deterministic engine that a search takes, however long it really takes. A step of the tiny model on a CPU
+is about as long as a search; a 7B model's on a GPU is longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +210,7 @@ class RolloutWorker:
             engine = frozen or self.engine
             # One at a time: the trained engine rests while an episode is with the frozen one. Not the other way round
             # as well, or each would wait for the other.
-            with self.engine.waiting_elsewhere() if frozen else nullcontext():
+            async with self.engine.waiting_elsewhere() if frozen else nullcontext():
                 return await engine.generate(
                     prompt,
                     max_tokens=settings.tokens,
@@ -288,12 +292,15 @@ class _AnnouncedRetrieval:
         return await self._announced(self._retrieve.perceptual(audio, video, exclusion))
 
     async def _announced(self, search: Coroutine[Any, Any, Found]) -> Found:
-        with ExitStack() as waiting:
-            for engine in self._engines:
-                waiting.enter_context(engine.waiting_elsewhere())
+        engine, *frozen = self._engines
+        async with AsyncExitStack() as waiting:
+            await waiting.enter_async_context(engine.waiting_elsewhere(RETRIEVAL_STEPS))
+            for other in frozen:  # whose steps are no measure, for it has work only while the other rests
+                await waiting.enter_async_context(other.waiting_elsewhere())
             begun = time.perf_counter()
             found = await search
+            seconds = time.perf_counter() - begun
         self._stats.searches += 1
-        self._stats.search_s += time.perf_counter() - begun
+        self._stats.search_s += seconds
         self._stats.degraded_searches += found.degraded
         return found

@@ -324,7 +324,7 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     prefix_caching: bool = True
     """Reuse the prefix that an episode's prompts share."""
     deterministic: bool = True
-    """The same seed gives the same numbers: the engine rests while episodes wait for retrieval, and each answer has a
+    """The same seed gives the same numbers: the engine rests for a search that is late, and each answer has a
     random generator of its own. False: full speed, where a GPU's next step is scheduled while the last one runs."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; right for tiny models."""

@@ -11,8 +11,8 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,25 @@ class _Request:
     def order(self) -> tuple[int, list[int]]:
         """Sorts requests by content, so that admission does not depend on who asked first."""
         return (self.params.seed or 0, self.input["prompt_token_ids"])
+
+
+@dataclass(slots=True, eq=False)
+class _Absence:
+    """An episode's wait for something other than this engine.
+
+    Attributes:
+        until: the engine's step after which the episode goes on.
+        over: done when it may.
+        back: what it waited for is there.
+    """
+
+    until: int
+    over: asyncio.Future[None]
+    back: bool = False
+
+    def end(self) -> None:
+        if not self.over.done():  # the episode may have been cancelled
+            self.over.set_result(None)
 
 
 @dataclass(slots=True)
@@ -142,6 +161,8 @@ class RolloutEngine:
         self._running: dict[str, _Request] = {}
         self._pump: asyncio.Task[None] | None = None
         self._waiting_elsewhere, self._waiting_since = 0, 0.0
+        self._absent: list[_Absence] = []
+        self._clock = 0
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
         self._stats, self.spans = EngineStats(), Spans()
@@ -180,8 +201,7 @@ class RolloutEngine:
         fed = engine_input(prompt, self.policy_config)
         request = _Request(str(next(self._ids)), fed, params, self._lora_request(adapter), loop.create_future())
         self._arrived.append(request)
-        if self._pump is None or self._pump.done():
-            self._pump = loop.create_task(self._pump_steps())
+        self._keep_pumping()
         try:
             async with asyncio.timeout(self.config.deadline_s):
                 return self._generation(await request.done)
@@ -201,35 +221,55 @@ class RolloutEngine:
             raise AffectError(f"adapter {adapter!r}: the policy has no such adapter (it has: {', '.join(known)})")
         return known[adapter]
 
-    @contextmanager
-    def waiting_elsewhere(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def waiting_elsewhere(self, steps: int = 0) -> AsyncIterator[None]:
         """Marks an episode's wait for something other than this engine, such as a retrieval.
 
-        With ``deterministic`` the engine rests while any such wait lasts, so that the batches it forms
-        do not depend on when answers arrive.
+        With ``deterministic`` the batches that the engine forms must not depend on when answers arrive. So the episode
+        goes on exactly `steps` of the engine's steps later: an early answer is held until then, and for a late one the
+        engine rests. With 0 it rests at once. Where nothing else is to be done, no step is waited for.
         """
+        absence = _Absence(self._clock + steps, asyncio.get_running_loop().create_future())
+        if self.config.deterministic:
+            self._absent.append(absence)
+            self._keep_pumping()
         if not self._waiting_elsewhere:
             self._waiting_since = time.perf_counter()
         self._waiting_elsewhere += 1
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._count_return()
+            absence.back = True
+            self._go_on()
+            if self.config.deterministic and steps:
+                await absence.over
         finally:
-            self._waiting_elsewhere -= 1
-            if not self._waiting_elsewhere:
-                seconds = time.perf_counter() - self._waiting_since
-                self._stats.retrieval_s += seconds
-                self.spans.add("wait for retrieval", time.time() - seconds, seconds)
-                self._go_on()
+            if absence in self._absent:
+                self._absent.remove(absence)
+            self._go_on()
+
+    def _count_return(self) -> None:
+        self._waiting_elsewhere -= 1
+        if not self._waiting_elsewhere:
+            seconds = time.perf_counter() - self._waiting_since
+            self._stats.retrieval_s += seconds
+            self.spans.add("wait for retrieval", time.time() - seconds, seconds)
 
     def _go_on(self) -> None:
         """Let the pump look again whether it may step."""
         if self._back and not self._back.done():
             self._back.set_result(None)
 
+    def _keep_pumping(self) -> None:
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.get_running_loop().create_task(self._pump_steps())
+
     async def _pump_steps(self) -> None:
         try:
             with self.spans("play"):
-                while self._arrived or self._running:
+                while self._arrived or self._running or self._absent:
                     await self._settle()
                     self._admit()
                     if self._running:
@@ -241,6 +281,7 @@ class RolloutEngine:
     def _step(self) -> list[RequestOutput]:
         begun = time.perf_counter()
         outputs = self._engine.step()
+        self._clock += 1
         self._stats.steps += 1
         self._stats.busy_s += time.perf_counter() - begun
         self._stats.kv_cache_steps += self._kv_cache_use()
@@ -255,11 +296,23 @@ class RolloutEngine:
         while True:
             for _ in range(_SETTLING_TURNS):
                 await asyncio.sleep(0)
-            if not (self._sync.torn or (self._waiting_elsewhere and self.config.deterministic)):
+            expected = self._expected()
+            if self._sync.torn or not all(absence.back for absence in expected):
+                self._back = asyncio.get_running_loop().create_future()
+                await self._back
+            elif expected:
+                for absence in expected:
+                    self._absent.remove(absence)
+                    absence.end()
+            else:
                 break
-            self._back = asyncio.get_running_loop().create_future()
-            await self._back
         self._arrived.sort(key=lambda request: request.order)
+
+    def _expected(self) -> list[_Absence]:
+        """Absences that end before the next step; the first ones to end, if there is nothing to step."""
+        if self._absent and not (self._arrived or self._running):
+            self._clock = max(self._clock, min(absence.until for absence in self._absent))
+        return [absence for absence in self._absent if absence.until <= self._clock]
 
     def _admit(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -294,8 +347,11 @@ class RolloutEngine:
         for request in (*self._arrived, *self._running.values()):
             if not request.done.done():
                 request.done.set_exception(self._death)
+        for absence in self._absent:
+            absence.end()
         self._arrived.clear()
         self._running.clear()
+        self._absent.clear()
 
     def _generation(self, output: RequestOutput) -> Generation:
         answer = output.outputs[0]

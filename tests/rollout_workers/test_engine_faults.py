@@ -35,7 +35,7 @@ def test_a_deadline_names_stage_and_version(policy_dir: Path, start: Callable[..
     engine = start(policy_dir, deadline_s=0.2)
 
     async def ask() -> Generation:
-        with engine.waiting_elsewhere():  # the engine rests, so no answer can come
+        async with engine.waiting_elsewhere():  # the engine rests, so no answer can come
             return await engine.generate(Prompt((5,), ()), max_tokens=5, temperature=1, seed=0)
 
     with pytest.raises(EngineError, match=r"no answer within rollout.deadline_s=0.2 under weight version 0"):
@@ -58,30 +58,31 @@ def test_death_reaches_all_who_wait(
         asyncio.run(answer_all(engine, prompts))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads, steps", [(1, 0), (2, 1), (1, 4)])
 def test_same_seed_same_numbers(
-    policy_dir: Path, policy: AffectPolicy, start: Callable[..., RolloutEngine], threads: int
+    policy_dir: Path, policy: AffectPolicy, start: Callable[..., RolloutEngine], threads: int, steps: int
 ) -> None:
-    """Bit for bit, whoever asks first and however long the answers from outside take."""
+    """Bit for bit, and in as many steps, whoever asks first and however long the answers from outside take."""
     engine = start(policy_dir, deterministic=True, threads=threads)
     prompts = make_prompts(policy, 24)
 
     async def dialogue(i: int, chance: random.Random) -> list[Generation]:
         answers = []
         for turn in range(2):
-            with engine.waiting_elsewhere():
+            async with engine.waiting_elsewhere(steps):
                 await asyncio.sleep(chance.random() * 0.01)
             token_ids = prompts[i].token_ids + tuple(9 + turn for _ in range(turn))
             prompt = Prompt(token_ids, prompts[i].percepts)
             answers.append(await engine.generate(prompt, max_tokens=5 + i % 7, temperature=1, seed=2 * i + turn))
         return answers
 
-    async def play(seed: int) -> list[list[Generation]]:
-        chance = random.Random(seed)
+    async def play(seed: int) -> tuple[list[list[Generation]], float]:
+        chance, before = random.Random(seed), engine.stats()["steps"]
         order = chance.sample(range(len(prompts)), len(prompts))
         engine.forget()
         played = await asyncio.gather(*(dialogue(i, chance) for i in order))
-        return [answers for _, answers in sorted(zip(order, played, strict=True), key=lambda pair: pair[0])]
+        answers = [answers for _, answers in sorted(zip(order, played, strict=True), key=lambda pair: pair[0])]
+        return answers, engine.stats()["steps"] - before
 
     assert asyncio.run(play(0)) == asyncio.run(play(1)) == asyncio.run(play(2))
 
