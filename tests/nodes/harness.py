@@ -292,7 +292,7 @@ class Cluster:
 @contextmanager
 def make_cluster(
     folder: Path,
-    cpus: Sequence[int] = (0, 8, 8),
+    cpus: Sequence[int] = (0, 4, 4, 4),
     *,
     shm: str = "256m",
     disk: str = "256m",

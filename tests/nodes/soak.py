@@ -30,7 +30,10 @@ from affect_rl.data.dataset import Dataset
 from affect_rl.team.store import read_trajectories
 from cluster.sampler import StepSampler
 
-FAULTS = [*((role, KILL) for role in ("engine", "shard", "frontend", "learner", "driver")), ("node 2", RAYLET)]
+FAULTS = [
+    *((role, KILL) for role in ("engine", "shard", "frontend", "learner", "driver")),
+    *((f"node of the {role}", RAYLET) for role in ("learner", "shard")),
+]
 ROLE = re.compile(r"ray::([A-Za-z]\w+)|/(raylet|gcs_server)\b|bin/(affect-rl)")
 FEWEST = 5
 """Samples of a process's memory that a slope needs; the first of them, while it starts, is left out."""

@@ -35,12 +35,12 @@ CASES = [
     *((role, fault) for role in ("engine", "shard", "frontend", "learner") for fault in (KILL, STOP)),
     ("driver", KILL),
     ("driver", PAUSE),
-    *((node, fault) for node in ("node 1", "node 2") for fault in (RAYLET, CUT)),
-    ("node 2", SLOW),
+    *((f"node of the {role}", fault) for role in ("learner", "shard") for fault in (RAYLET, CUT)),
+    ("node of the learner", SLOW),
     ("weights", FULL),
     ("runs", FULL),
 ]
-CHANGES_NUMBERS = {"shard", "node 1", "node 2"}
+CHANGES_NUMBERS = {"shard", "node of the shard"}
 """While a shard is away episodes find less, so a run that does not stop learns from other evidence."""
 
 
@@ -122,7 +122,11 @@ FAULTS: dict[str, Callable[[World, str, str], AbstractContextManager[None]]] = {
 
 
 def _node(world: World, role: str) -> Node:
-    return world.jobs.cluster.nodes[int(role.split()[1])]
+    """Shards and frontend fill one node, engines and learners another, and the third has room for what a lost one held.
+
+    `role`: ``node of the <role>``.
+    """
+    return world.jobs.actors(role.split()[-1])[0][0]
 
 
 # -- the test ---------------------------------------------------------------------------------------------
