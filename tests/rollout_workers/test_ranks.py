@@ -161,6 +161,7 @@ def test_the_checksum_sees_a_wrong_adapter_on_one_rank(policy_dir: Path, ranks: 
             assert ranks.checksum() == handle.checksum
 
 
+@pytest.mark.slow
 def test_free_ranks_with_copies_of_a_key_value_head(tmp_path: Path) -> None:
     """They draw the same tokens though requests have no seeds. The engine dies with the first of them."""
     policy = make_policy(tied=False, key_value_heads=1)

@@ -168,6 +168,7 @@ def test_calls_in_asynchronous_training_share_the_engine(
     assert [episode.sample_id for episode in episodes] == [spec.sample.id for spec in greedy]
 
 
+@pytest.mark.slow
 def test_frozen_agents_play_with_their_own_policy_and_keep_its_version(
     launch: Callable[[Config], ActorHandle],
     config: Config,
