@@ -266,7 +266,7 @@ class RolloutPool:
         if tag == _PROBE and isinstance(error, ActorUnavailableError):
             self._fleet.unavailable(actor)  # Ray is still restarting it
         elif isinstance(cause, RetrievalError):
-            self._without_evidence(tag, cause)
+            self._without_evidence(actor, tag, cause)
         elif tag in _READMISSION or self._fleet.state(actor) is State.HEALTHY:
             self._fault(actor, error)
 
@@ -303,11 +303,12 @@ class RolloutPool:
                     f"{message}; {self.size} engines are left, and rollout.min_workers={self._settings.min_workers}"
                 ) from error
 
-    def _without_evidence(self, tag: str, error: RetrievalError) -> None:
+    def _without_evidence(self, actor: int, tag: str, error: RetrievalError) -> None:
         """The engine is well, but got no evidence: let Ray start the service's frontend anew and play again, once.
 
         A process that hangs is not seen by Ray, which would start it anew if it died.
         """
+        self._manager.set_actor_state(actor, healthy=True)  # for the manager, any error is the actor's
         batch = self._calls.pop(tag, None)
         if batch is None or not batch.wanted:
             return
