@@ -85,11 +85,11 @@ def train(
         while not state.finished(settings):
             watch = Stopwatch()
             pool.fit()
+            meter.begin()
             for step in range(state.step, min(state.step + settings.max_staleness + 1, settings.steps)):
                 if step not in in_flight:
                     in_flight[step] = pool.submit(_specs(config, step, sampler.batch(step)))
             with watch("rollout"):
-                meter.begin()
                 played, stale = _collect(pool, config, sampler, state.step, in_flight.pop(state.step))
                 engines = meter.end()
             state = replace(state, dropped=check_dropped(config, played, state.dropped))
