@@ -99,7 +99,7 @@ def main() -> None:
     config = RetrievalConfig(shards=args.shards, perceptual_factory=args.factory)
     with tempfile.TemporaryDirectory() as folder:
         index_dir = build_index(library(args.rows, args.dim), Path(folder) / "index", config)
-        ray.init(num_cpus=args.shards + 1, include_dashboard=False)
+        ray.init(address="local", num_cpus=args.shards + 1, include_dashboard=False)
         results = asyncio.run(measure(index_dir, config, args.dim, args.repeats))
         ray.shutdown()
     print(json.dumps({"benchmark": "retrieval", **vars(args), **results}))

@@ -43,9 +43,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found", CognitiveResult, Support)
 
-RETRIEVAL_STEPS = 1
-"""Steps of a deterministic engine that a search takes, however long it really takes. A step of the tiny model on a CPU
-is about as long as a search; a 7B model's on a GPU is longer."""
+RETRIEVAL_STEPS = 3
+"""Steps of a deterministic engine that a search takes, however long it really takes: enough to hide most of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
