@@ -308,7 +308,8 @@ class RolloutPool:
 
         A process that hangs is not seen by Ray, which would start it anew if it died.
         """
-        self._manager.set_actor_state(actor, healthy=True)  # for the manager, any error is the actor's
+        if self._fleet.state(actor) is State.HEALTHY:
+            self._manager.set_actor_state(actor, healthy=True)  # for the manager, any error is the actor's
         batch = self._calls.pop(tag, None)
         if batch is None or not batch.wanted:
             return

@@ -39,6 +39,7 @@ from affect_rl.policy.transfer import Meeting
 from affect_rl.policy.weights import WeightsHandle
 from affect_rl.timeline import Spans
 from affect_rl.trajectory import Generation, Prompt
+from rollout_workers.vllm.absences import Absences
 from rollout_workers.vllm.lora import group_adapters, slot_rank
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
@@ -68,25 +69,6 @@ class _Request:
     def order(self) -> tuple[int, list[int]]:
         """Sorts requests by content, so that admission does not depend on who asked first."""
         return (self.params.seed or 0, self.input["prompt_token_ids"])
-
-
-@dataclass(slots=True, eq=False)
-class _Absence:
-    """An episode's wait for something other than this engine.
-
-    Attributes:
-        until: the engine's step after which the episode goes on.
-        over: done when it may.
-        back: what it waited for is there.
-    """
-
-    until: int
-    over: asyncio.Future[None]
-    back: bool = False
-
-    def end(self) -> None:
-        if not self.over.done():  # the episode may have been cancelled
-            self.over.set_result(None)
 
 
 @dataclass(slots=True)
@@ -161,8 +143,7 @@ class RolloutEngine:
         self._running: dict[str, _Request] = {}
         self._pump: asyncio.Task[None] | None = None
         self._waiting_elsewhere, self._waiting_since = 0, 0.0
-        self._absent: list[_Absence] = []
-        self._clock = 0
+        self._absences = Absences()
         self._back: asyncio.Future[None] | None = None
         self._death: EngineError | None = None
         self._stats, self.spans = EngineStats(), Spans()
@@ -229,9 +210,8 @@ class RolloutEngine:
         goes on exactly `steps` of the engine's steps later: an early answer is held until then, and for a late one the
         engine rests. With 0 it rests at once. Where nothing else is to be done, no step is waited for.
         """
-        absence = _Absence(self._clock + steps, asyncio.get_running_loop().create_future())
-        if self.config.deterministic:
-            self._absent.append(absence)
+        absence = self._absences.begin(steps) if self.config.deterministic else None
+        if absence:
             self._keep_pumping()
         if not self._waiting_elsewhere:
             self._waiting_since = time.perf_counter()
@@ -241,14 +221,14 @@ class RolloutEngine:
                 yield
             finally:
                 self._count_return()
-            absence.back = True
-            self._go_on()
-            if self.config.deterministic and steps:
+            if absence and steps:
+                absence.back = True
+                self._go_on()
                 await absence.over
         finally:
-            if absence in self._absent:
-                self._absent.remove(absence)
-            self._go_on()
+            if absence:
+                self._absences.forget(absence)
+                self._go_on()
 
     def _count_return(self) -> None:
         self._waiting_elsewhere -= 1
@@ -269,7 +249,7 @@ class RolloutEngine:
     async def _pump_steps(self) -> None:
         try:
             with self.spans("play"):
-                while self._arrived or self._running or self._absent:
+                while self._arrived or self._running or self._absences:
                     await self._settle()
                     self._admit()
                     if self._running:
@@ -281,7 +261,7 @@ class RolloutEngine:
     def _step(self) -> list[RequestOutput]:
         begun = time.perf_counter()
         outputs = self._engine.step()
-        self._clock += 1
+        self._absences.clock += 1
         self._stats.steps += 1
         self._stats.busy_s += time.perf_counter() - begun
         self._stats.kv_cache_steps += self._kv_cache_use()
@@ -296,23 +276,15 @@ class RolloutEngine:
         while True:
             for _ in range(_SETTLING_TURNS):
                 await asyncio.sleep(0)
-            expected = self._expected()
+            expected = self._absences.expected(idle=not (self._arrived or self._running))
             if self._sync.torn or not all(absence.back for absence in expected):
                 self._back = asyncio.get_running_loop().create_future()
                 await self._back
             elif expected:
-                for absence in expected:
-                    self._absent.remove(absence)
-                    absence.end()
+                self._absences.end(expected)
             else:
                 break
         self._arrived.sort(key=lambda request: request.order)
-
-    def _expected(self) -> list[_Absence]:
-        """Absences that end before the next step; the first ones to end, if there is nothing to step."""
-        if self._absent and not (self._arrived or self._running):
-            self._clock = max(self._clock, min(absence.until for absence in self._absent))
-        return [absence for absence in self._absent if absence.until <= self._clock]
 
     def _admit(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -347,11 +319,9 @@ class RolloutEngine:
         for request in (*self._arrived, *self._running.values()):
             if not request.done.done():
                 request.done.set_exception(self._death)
-        for absence in self._absent:
-            absence.end()
         self._arrived.clear()
         self._running.clear()
-        self._absent.clear()
+        self._absences.end_all()
 
     def _generation(self, output: RequestOutput) -> Generation:
         answer = output.outputs[0]

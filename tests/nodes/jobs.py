@@ -29,7 +29,7 @@ ROLES = {
 }  # fmt: skip
 TRANSFERS = ("file", "collective")
 """Ways from learner to engines."""
-_NOT_COMPARED = re.compile(r"time|engine/|.*_s$")
+_CLOCK = re.compile(r"time|.*_s$")
 
 
 @dataclass
@@ -96,10 +96,10 @@ class Jobs:
         return [json.loads(line) for line in lines]
 
     def numbers(self, name: str) -> list[dict[str, Any]]:
-        """The metrics that depend neither on the clock nor on what was played twice, nor on what engines did for it."""
-        skip = {"learner/tokens_per_s", "counts/replayed"}
+        """The metrics that depend neither on the clock nor on what was played twice, nor on how busy engines were."""
+        skip = {"learner/tokens_per_s", "counts/replayed", "engine/steps"}
         return [
-            {key: value for key, value in line.items() if not _NOT_COMPARED.match(key) and key not in skip}
+            {key: value for key, value in line.items() if not _CLOCK.match(key) and key not in skip}
             for line in self.metrics(name)
         ]
 

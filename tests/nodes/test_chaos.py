@@ -148,7 +148,8 @@ def test_no_sample_is_lost_or_counted_twice(world: World, role: str, fault: str)
             again = world.train(name, "--resume")
             assert again.wait(PATIENCE_S), again.said[-5000:]
             line["resume took s"] = round(time.monotonic() - began)
-        line |= {"same numbers": jobs.numbers(name) == world.undisturbed, "replayed": _replayed(jobs, name)}
+        differing = _differing(jobs.numbers(name), world.undisturbed)
+        line |= {"same numbers": not differing, "differing": differing, "replayed": _replayed(jobs, name)}
     finally:
         _write(line)
         for process in jobs.drivers():  # of a job that neither went on nor stopped
@@ -181,6 +182,15 @@ def _message(said: str) -> str:
     """The first lines that say that something is wrong."""
     lines = [line.strip() for line in said.splitlines() if NOTICE.search(line) and "INFO" not in line]
     return " | ".join(line[:300] for line in [*lines[:1], *lines[1:][-2:]])
+
+
+def _differing(run: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> list[str]:
+    """Metrics that are not the same at every step; ``steps`` if one is missing."""
+    if len(run) != len(undisturbed):
+        return ["steps"]
+    pairs = list(zip(run, undisturbed, strict=True))
+    names = sorted({name for pair in pairs for line in pair for name in line})
+    return [name for name in names if any(mine.get(name) != theirs.get(name) for mine, theirs in pairs)]
 
 
 def _replayed(jobs: Jobs, name: str) -> float:
