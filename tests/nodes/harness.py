@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).parents[2]
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 START_S = 300
@@ -86,10 +88,12 @@ class Space:
         return ["nsenter", "--target", str(self.pid), *namespaces]
 
     def close(self) -> None:
-        """End all processes inside."""
+        """End all processes inside, and wait until they have."""
         if self.keeper.poll() is None:
+            first = psutil.Process(self.pid)
             self.keeper.kill()  # its child, the first process of the namespaces, is killed with it
             self.keeper.wait()
+            first.wait(timeout=60)
 
 
 @dataclass
