@@ -96,8 +96,11 @@ class Jobs:
         return [json.loads(line) for line in lines]
 
     def numbers(self, name: str) -> list[dict[str, Any]]:
-        """The metrics that depend neither on the clock nor on what was played twice, nor on how busy engines were."""
-        skip = {"learner/tokens_per_s", "counts/replayed", "engine/steps"}
+        """The metrics that depend neither on the clock nor on what was played twice, nor on how busy engines were.
+
+        An engine that plays twice counts the steps of both, and its use of the cache is a mean over them.
+        """
+        skip = {"learner/tokens_per_s", "counts/replayed", "engine/steps", "engine/kv_cache_use"}
         return [
             {key: value for key, value in line.items() if not _CLOCK.match(key) and key not in skip}
             for line in self.metrics(name)
