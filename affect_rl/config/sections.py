@@ -212,6 +212,9 @@ class SftConfig(Section, affects=(SFT,)):
     """Optimiser steps."""
     batch_samples: Positive = 32
     """Samples per step; each gives a demonstration of every agent."""
+    shuffle_candidates: bool = False
+    """Show the candidates of demonstrations in random order, so that a filter has to read what its annotator chose by.
+    For filters with careful demonstrations: habit keeps the order that is shown."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     warmup: Natural = 20

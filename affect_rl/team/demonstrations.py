@@ -10,10 +10,12 @@ otherwise by habit, and the turns after it see what came of it. What an agent wr
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from affect_rl.evidence import Retrieve
+import numpy as np
+
+from affect_rl.evidence import CognitiveResult, Evidence, Exclusion, Group, Retrieve, Support
 from affect_rl.sample import AffectSample
 from affect_rl.team.agent import Request
 from affect_rl.team.episode import play_episode
@@ -35,8 +37,31 @@ class Annotator:
         return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), text, finished=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Shuffled:
+    """Retrieval that answers with the same candidates in random order.
+
+    In retrieval order a filter can imitate the annotator well without reading: the right candidate is mostly the first.
+    """
+
+    retrieve: Retrieve
+    rng: random.Random
+
+    async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
+        found = await self.retrieve.cognitive(queries, k, exclusion)
+        return replace(found, groups={group: self._shuffled(items) for group, items in found.groups.items()})
+
+    async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
+        return await self.retrieve.perceptual(audio, video, exclusion)
+
+    def _shuffled(self, items: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+        return tuple(self.rng.sample(items, len(items)))
+
+
 async def demonstrate(
-    sample: AffectSample, team: Team, retrieve: Retrieve | None, prompts: Prompts, seed: int
+    sample: AffectSample, team: Team, retrieve: Retrieve | None, prompts: Prompts, seed: int, *, shuffle: bool = False
 ) -> Sequence[Turn]:
-    """The turns of one demonstrated episode of a labelled sample."""
+    """The turns of one demonstrated episode of a labelled sample; `shuffle` its candidates or not."""
+    if retrieve and shuffle:
+        retrieve = Shuffled(retrieve, random.Random(seed))
     return (await play_episode(sample, team, Annotator(prompts), retrieve, prompts, seed, bypasses=False)).turns
