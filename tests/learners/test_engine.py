@@ -166,6 +166,7 @@ def halves(rank: int | None) -> list[MicroBatch]:
     ]
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_reads_a_checkpoint(device: torch.device, tmp_path: Path) -> None:
     kinds = [*((stage, torch.float32) for stage in range(4)), (1, torch.bfloat16)]  # which has an optimiser of its own
     expected = {}

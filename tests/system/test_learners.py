@@ -101,7 +101,7 @@ def moved(weights: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -
             [(1, 0, 1024), (3, 2, 512)],
             marks=pytest.mark.slow,
         ),
-        (("name=dpo", "preference_weight=0.5"), [(1, 1, 1024), (2, 3, 512)]),
+        pytest.param(("name=dpo", "preference_weight=0.5"), [(1, 1, 1024), (2, 3, 512)], marks=pytest.mark.slow),
     ],
     ids=["mappo", "separate critic", "grpo", "dpo"],
 )

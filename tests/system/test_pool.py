@@ -125,6 +125,7 @@ def test_a_pool_grows_gives_up_an_episode_and_goes_on_with_what_is_left(
             pool._fault(2, TimeoutError("made up"))
 
 
+@pytest.mark.slow
 def test_the_ranks_of_an_engine_end_with_their_actor(config: Config, policy_dir: Path, tmp_path: Path) -> None:
     rollout = config.rollout.model_copy(update={"tensor_parallel": 2})
     with closing(RolloutPool(config.model_copy(update={"rollout": rollout}), policy_dir, None)) as pool:

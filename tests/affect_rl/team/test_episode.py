@@ -375,5 +375,25 @@ def test_a_share_of_demonstrations_is_careful(
     assert 0 < len(by_habit) < len(plans)
 
 
+def test_shuffled_candidates_hide_the_annotators_choice_from_who_only_counts(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    def answers(shuffle: bool) -> list[str]:
+        played = [
+            asyncio.run(demonstrate(s, make_team(), retriever, prompts, seed, shuffle=shuffle))
+            for s in world
+            for seed in range(4)
+        ]
+        return [turns[1].generation.text.splitlines()[0] for turns in played]
+
+    def share_second(found: list[str]) -> float:
+        return found.count("supportive: 2") / max(1, sum(line != "supportive: none" for line in found))
+
+    in_order, shuffled = answers(False), answers(True)
+    assert in_order.count("supportive: none") == shuffled.count("supportive: none"), "the same candidates"
+    assert share_second(shuffled) > share_second(in_order) + 0.1, (share_second(shuffled), share_second(in_order))
+    assert shuffled == answers(True), "the seed alone decides"
+
+
 def _text(world: list[AffectSample], name: str) -> str:
     return next(s.text for s in world if s.id == name)
