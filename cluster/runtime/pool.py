@@ -1,9 +1,9 @@
 """The pool of rollout actors: hands out episodes, survives dead and stuck actors, keeps weights in step.
 
 Calls go through RLlib's `FaultTolerantActorManager`. What it leaves open is added here: a deadline of our own on every
-call (the manager does not count a timeout as a fault); the episodes of a lost actor are played again elsewhere, but not
-for ever; and the way back into service, of which `cluster.runtime.health` knows the rules. In RLlib's manager an actor
-is healthy exactly if it is there.
+call (the manager does not count a timeout as a fault); who plays what, and again after a loss, which
+`cluster.runtime.episode_queue` keeps; and the way back into service, of which `cluster.runtime.health` knows the rules.
+In RLlib's manager an actor is healthy exactly if it is there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from affect_rl.config.load import Config
 from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.timeline import Span
-from affect_rl.trajectory import Output, Trajectory
+from affect_rl.trajectory import Trajectory
+from cluster.runtime.episode_queue import EpisodeQueue
 from cluster.runtime.health import Fleet, State
 from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
 from retrieval_service.client import RetrievalClient
@@ -43,36 +44,12 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 READ_S = 5.0
-EPISODES_PER_CALL = 16
-"""Episodes in one call to an actor: what is lost, and played again, when the actor dies."""
-FATAL_LOSSES = 2
-"""Engines that may be lost with an episode: then it is given up, for it may be the cause."""
-
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
 
 
 class RolloutError(FailureError):
     """Episodes could not be played; the message names the stage, the actor and the weight version."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Some episodes that are played in one call.
-
-    Attributes:
-        specs: the episodes.
-        losses: engines that were lost while they played them.
-        actor: who has them now; -1: nobody yet.
-        deadline: until when.
-        wanted: whether anybody waits for them.
-    """
-
-    specs: list[EpisodeSpec]
-    losses: int = 0
-    actor: int = -1
-    deadline: float = field(default=0.0)
-    wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +98,7 @@ class RolloutPool:
         self, config: Config, policy_dir: Path, retrieval: RetrievalClient | None, place: Place = anywhere
     ) -> None:
         settings = config.rollout
-        self._settings, self._deterministic = settings, config.deterministic
+        self._settings = settings
         # Who is restarted how often is for the fleet to say.
         actor = ray.remote(max_restarts=-1, max_concurrency=10_000)(RolloutWorker)
         self._start = lambda number, options: actor.options(**options).remote(
@@ -134,16 +111,12 @@ class RolloutPool:
             list(self._actors.values()), max_remote_requests_in_flight_per_actor=1_000_000
         )
         self._fleet = Fleet(settings.deadline_s, settings.max_restarts, time.monotonic)
-        self._waiting: deque[_Batch] = deque()
-        self._calls: dict[str, _Batch] = {}
-        self._done: dict[object, Trajectory] = {}
-        self._next_call = 0
+        self._queue = EpisodeQueue(settings, config.deterministic, time.monotonic)
         self._retrieval, self._frontend_ended = retrieval, -math.inf
         self._first = self._handle = stored_weights(policy_dir, 0)
         self._verify = False
         self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
         self._busy = False
-        self.replayed = 0
         self._await_start()
         for number in self._actors:
             self._fleet.add(number, started=True)
@@ -158,18 +131,18 @@ class RolloutPool:
         """The weight version that all healthy engines have."""
         return self._handle.version
 
+    @property
+    def replayed(self) -> int:
+        """Episodes played again because their actor was lost."""
+        return self._queue.replayed
+
     # -- episodes --------------------------------------------------------------------------------
 
     def submit(self, specs: Iterable[EpisodeSpec]) -> list[object]:
         """Queue episodes; they start as soon as an actor is healthy. Returns their keys."""
-        queued = list(specs)
-        # A deterministic engine forms its batches within a call. So a call then holds all that one engine of a whole
-        # pool is to play, whoever is out of service.
-        share = max(1, -(-len(queued) // self._size_of_a_whole_pool()))
-        size = share if self._deterministic else min(share, EPISODES_PER_CALL)
-        self._waiting.extend(_Batch(queued[i : i + size]) for i in range(0, len(queued), size))
+        keys = self._queue.submit(specs, self.size)
         self._dispatch()
-        return [spec.key for spec in queued]
+        return keys
 
     def collect(self, keys: Sequence[object], on_progress: Any = None) -> list[Trajectory]:
         """Wait for the episodes with these keys, in their order; each is handed out once.
@@ -179,11 +152,11 @@ class RolloutPool:
             AffectError: the data or the settings are at fault.
         """
         wanted = set(keys)
-        while missing := wanted - self._done.keys():
+        while missing := self._queue.missing(wanted):
             self._poll()
             if on_progress:
-                on_progress(len(wanted) - len(missing))
-        return [self._done.pop(key) for key in keys]
+                on_progress(len(wanted) - missing)
+        return self._queue.fetch(keys)
 
     def play(self, specs: Iterable[EpisodeSpec], on_progress: Any = None) -> list[Trajectory]:
         """Submit and collect."""
@@ -193,10 +166,7 @@ class RolloutPool:
         """Forget all episodes, of which those in play end for nobody, and the weights, whose files may be gone."""
         self._handle, self._verify, self._stored = self._first, False, lambda: self._first
         self._fleet.published(self._first.version)
-        self._waiting.clear()
-        self._done.clear()
-        for call in self._calls.values():
-            call.wanted = False
+        self._queue.forget()
 
     def look_after(self) -> None:
         """Take what has been played and bring lost actors back: call it where nobody waits for episodes."""
@@ -211,33 +181,9 @@ class RolloutPool:
         finally:
             self._busy = before
 
-    def _size_of_a_whole_pool(self) -> int:
-        return self._settings.bounds[0] if self._deterministic else self.size
-
     def _dispatch(self) -> None:
-        healthy = self._fleet.healthy()
-        while self._waiting and healthy:
-            if self._deterministic:  # who plays what must not depend on timing
-                actor = healthy[self._next_call % len(healthy)]
-            else:  # whoever is free
-                actor = min(healthy, key=self._in_play)
-                if self._in_play(actor) > self._settings.concurrency:
-                    break
-            batch = self._waiting.popleft()
-            batch.actor, batch.deadline = actor, self._deadline(actor, len(batch.specs))
-            tag = f"play-{self._next_call}"
-            self._next_call += 1
-            self._calls[tag] = batch
-            self._manager.foreach_actor_async("play", tag, kwargs={"specs": batch.specs}, remote_actor_ids=[actor])
-
-    def _in_play(self, actor: int) -> int:
-        """Episodes with an actor."""
-        return sum(len(call.specs) for call in self._calls.values() if call.actor == actor)
-
-    def _deadline(self, actor: int, episodes: int) -> float:
-        """When further episodes on an actor are late; `rollout.concurrency` run at once, in the order they came."""
-        turns = -(-(self._in_play(actor) + episodes) // self._settings.concurrency)
-        return time.monotonic() + turns * self._settings.deadline_s
+        for tag, call in self._queue.assign(self._fleet.healthy()):
+            self._manager.foreach_actor_async("play", tag, kwargs={"specs": call.specs}, remote_actor_ids=[call.engine])
 
     def _poll(self) -> None:
         with self._occupied():
@@ -258,8 +204,8 @@ class RolloutPool:
             self._examine(actor, result.get())
         elif result.tag == _VERIFY:
             self._compare(actor, result.get())
-        elif (call := self._calls.pop(result.tag, None)) and call.wanted:
-            self._done.update(zip((spec.key for spec in call.specs), result.get(), strict=True))
+        else:
+            self._queue.finish(result.tag, result.get())
 
     def _take_error(self, actor: int, tag: str, error: Exception) -> None:
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -273,10 +219,9 @@ class RolloutPool:
     # -- faults ----------------------------------------------------------------------------------
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        for call in [call for call in self._calls.values() if call.deadline < now]:
-            if self._fleet.state(call.actor) is State.HEALTHY:
-                self._kill_late(call.actor, f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
+        for actor in self._queue.late():
+            if self._fleet.state(actor) is State.HEALTHY:
+                self._kill_late(actor, f"no answer within rollout.deadline_s={self._settings.deadline_s:g}")
 
     def _kill_late(self, actor: int, what: str) -> None:
         ray.kill(self._actors[actor], no_restart=False)
@@ -293,7 +238,7 @@ class RolloutPool:
         self._manager.set_actor_state(actor, healthy=False)
         if isinstance(error, RayTaskError) and not retired:  # the process lives, but its engine may not: begin anew
             ray.kill(self._actors[actor], no_restart=False)
-        self._take_back(actor, blame=True)
+        self._queue.take_back(actor, blame=True)
         if retired:
             self._remove(
                 actor, f"it failed more than rollout.max_restarts={self._settings.max_restarts} times in an hour"
@@ -310,41 +255,14 @@ class RolloutPool:
         """
         if self._fleet.state(actor) is State.HEALTHY:
             self._manager.set_actor_state(actor, healthy=True)  # for the manager, any error is the actor's
-        batch = self._calls.pop(tag, None)
-        if batch is None or not batch.wanted:
+        again = self._queue.play_again(tag, error)
+        if not again:
             return
-        batch.losses += 1
-        if batch.losses >= FATAL_LOSSES:
-            raise error
-        logger.warning("%s; the frontend is started anew, and %d episodes are played again", error, len(batch.specs))
-        self.replayed += len(batch.specs)
-        self._waiting.appendleft(batch)
+        logger.warning("%s; the frontend is started anew, and %d episodes are played again", error, again)
         now = time.monotonic()
         if self._retrieval and now > self._frontend_ended + self._settings.deadline_s:  # other engines say the same
             self._frontend_ended = now
             ray.kill(self._retrieval.frontend, no_restart=False)
-
-    def _take_back(self, actor: int, *, blame: bool) -> None:
-        """Queue an actor's episodes again, ahead of the others; `blame` those that may have been in play."""
-        ahead, lost = 0, list[_Batch]()
-        for tag in [tag for tag, call in self._calls.items() if call.actor == actor]:
-            batch = self._calls.pop(tag)
-            in_play = ahead == 0 if self._deterministic else ahead < self._settings.concurrency
-            ahead += len(batch.specs)
-            batch.losses += blame and in_play
-            if batch.wanted and batch.losses < FATAL_LOSSES:
-                lost.append(batch)
-            elif batch.wanted:
-                self._give_up(batch)
-        self.replayed += sum(len(batch.specs) for batch in lost)
-        self._waiting.extendleft(reversed(lost))
-
-    def _give_up(self, batch: _Batch) -> None:
-        why = f"{FATAL_LOSSES} engines were lost while it played"
-        logger.warning("lost, as %s: samples %s", why, ", ".join(spec.sample.id for spec in batch.specs))
-        for spec in batch.specs:
-            output = Output("", problem=f"{spec.sample.id}: {why}")
-            self._done[spec.key] = Trajectory(spec.sample.id, spec.sample.labels, (), output, lost=True)
 
     def _remove(self, actor: int, why: str) -> None:
         """Part with an actor for good."""
@@ -364,7 +282,7 @@ class RolloutPool:
         ending = ending_nodes()
         leaving = [number for number, actor in self._actors.items() if ending and node_of(actor) in ending]
         for actor in leaving[: self.size - least]:
-            self._take_back(actor, blame=False)
+            self._queue.take_back(actor, blame=False)
             self._remove(actor, "its node is about to end")
         for _ in range(min(most - self.size, free_places(engines(self._settings)))):
             self._add()
@@ -472,14 +390,12 @@ class RolloutPool:
 
     def state(self) -> PoolState:
         """How things stand; may be asked from any thread."""
-        playing: Counter[int] = Counter()
-        for call in list(self._calls.values()):
-            playing[call.actor] += len(call.specs)
+        playing = self._queue.playing()
         engines = {
             actor: EngineState(self._fleet.state(actor) is State.HEALTHY, playing[actor], self._fleet.faults(actor))
             for actor in self._fleet.active()
         }
-        return PoolState(self.version, sum(len(batch.specs) for batch in list(self._waiting)), self.replayed, engines)
+        return PoolState(self.version, self._queue.waiting, self.replayed, engines)
 
     def engine_stats(self, timeout_s: float) -> dict[int, dict[str, float]]:
         """`RolloutWorker.stats` of the engines that answer in time; may be asked from any thread."""

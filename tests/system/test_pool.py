@@ -103,10 +103,10 @@ def test_a_pool_grows_gives_up_an_episode_and_goes_on_with_what_is_left(
         processes = {actor: process_of(pool, actor) for actor in pool._actors}
         keys = pool.submit([spec])
         for losses in range(2):
-            poll_until(pool, lambda: bool(pool._calls))
-            (call,) = pool._calls.values()
+            poll_until(pool, lambda: bool(pool._queue.calls))
+            (call,) = pool._queue.calls
             assert call.losses == losses
-            os.kill(processes.pop(call.actor), signal.SIGKILL)
+            os.kill(processes.pop(call.engine), signal.SIGKILL)
             while call.losses == losses:
                 pool._poll()
         (given_up,) = pool.collect(keys)
