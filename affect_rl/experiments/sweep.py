@@ -118,7 +118,7 @@ class SweepSpec(Section):
     concurrent: Positive = 1
     """Trials at the same time."""
     seed: Natural = 0
-    """Of what is proposed."""
+    """Of what is proposed. With pbt, timing has a say: trials are compared with those that got as far."""
 
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
@@ -152,7 +152,9 @@ class SweepSpec(Section):
         config = load_config(self.config, [*(f"{key}={json.dumps(v)}" for key, v in changes.items()), *more])
         if not config.train.eval_every:
             raise AffectError("train.eval_every=0: trials are compared by their score on dev; set it to 1 or more")
-        keep = config.train.steps if isinstance(self.scheduler, Pbt) else config.train.keep_checkpoints
+        keep = config.train.keep_checkpoints
+        if isinstance(pbt := self.scheduler, Pbt):  # others may want the one of an exchange or two ago
+            keep = max(keep, 3 * pbt.perturb_every // config.train.eval_every)
         own = {"checkpoint_every": config.train.eval_every, "keep_checkpoints": keep, "select": "best_dev"}
         return config.model_copy(update={"train": config.train.model_copy(update=own)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
@@ -126,6 +128,8 @@ def scheduler(spec: SweepSpec, config: Config) -> TrialScheduler:
             reduction_factor=chosen.reduction,
         )
     if isinstance(chosen, Pbt):
+        random.seed(spec.seed)  # what it perturbs settings with
+        np.random.seed(spec.seed)  # what it draws settings from
         return PopulationBasedTraining(
             time_attr=STEP,
             perturbation_interval=chosen.perturb_every,

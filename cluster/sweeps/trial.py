@@ -19,6 +19,7 @@ from ray import tune
 
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
+from affect_rl.errors import AffectError
 from affect_rl.experiments.sweep import SweepSpec
 from cluster.experiments.stages import warm_started
 from cluster.runtime.run import make_run, run_training
@@ -92,8 +93,18 @@ class TuneTracker:
 
 
 def adopt(checkpoint: Path, directory: RunDirectory) -> None:
-    """Let a run go on from another run's checkpoint, with settings of its own."""
+    """Let a run go on from another run's checkpoint, with settings of its own.
+
+    The other run may have moved on since Tune chose the checkpoint, and keeps only the newest: then from the next one.
+
+    Raises:
+        AffectError: the other run has no checkpoint.
+    """
     donor = RunDirectory(checkpoint.parent.parent)
+    kept = donor.checkpoints()
+    if not kept:
+        raise AffectError(f"{donor.path}: has no checkpoint to go on from; the same command tries again")
+    checkpoint = next((path for path in kept if path.name >= checkpoint.name), kept[-1])
     for name in ("checkpoints", "policies"):
         shutil.rmtree(directory.path / name, ignore_errors=True)
     for name in ("config.yaml", "policy"):

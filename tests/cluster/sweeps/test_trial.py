@@ -1,0 +1,58 @@
+"""A trial that goes on from another trial's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from affect_rl.errors import AffectError
+from cluster.runtime.rundir import Progress, RunDirectory
+from cluster.sweeps.trial import adopt
+
+
+def run(path: Path, steps: range, keep: int = 10) -> RunDirectory:
+    """A run that was scored best after each of `steps`; its files hold its name and the step."""
+    directory = RunDirectory(path)
+    for folder in ("checkpoints", "policies"):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        progress = Progress(step=step, best_step=step, best_score=step / 10)
+        directory.candidate(step).mkdir()
+        (directory.candidate(step) / "weights").write_text(f"{path.name} {step}")
+        checkpoint = directory.checkpoint(progress)
+        (checkpoint / "optimiser").write_text(f"{path.name} {step}")
+        directory.seal(checkpoint, progress, keep)
+    (path / "config.yaml").write_text(f"name: {path.name}\n")
+    return directory
+
+
+def goes_on_from(directory: RunDirectory) -> tuple[str, str]:
+    """What its optimiser and its best policy come from."""
+    progress, checkpoint = directory.latest()
+    assert checkpoint
+    weights = directory.candidate(progress.best_step) / "weights"
+    return (checkpoint / "optimiser").read_text(), weights.read_text()
+
+
+def test_a_trial_goes_on_from_the_checkpoint_that_was_chosen(tmp_path: Path) -> None:
+    good, bad = run(tmp_path / "good", range(2, 9, 2)), run(tmp_path / "bad", range(2, 7, 2))
+    adopt(good.path / "checkpoints" / "step-00004", bad)
+    assert goes_on_from(bad) == ("good 4", "good 4")
+    assert len(bad.checkpoints()) == 1 and not (bad.path / "config.yaml").exists(), "its settings are to change"
+    assert goes_on_from(good) == ("good 8", "good 8")
+
+
+@pytest.mark.parametrize(("left", "expected"), [(range(2, 13, 2), "good 8"), (range(2, 4, 2), "good 2")])
+def test_a_checkpoint_that_is_gone_is_replaced_by_the_next(tmp_path: Path, left: range, expected: str) -> None:
+    """The other trial keeps three; or it has gone on from somebody's earlier one itself."""
+    good, bad = run(tmp_path / "good", left, keep=3), run(tmp_path / "bad", range(2, 7, 2))
+    adopt(good.path / "checkpoints" / "step-00004", bad)
+    assert goes_on_from(bad) == (expected, expected)
+
+
+def test_without_any_checkpoint_the_trial_s_own_are_left(tmp_path: Path) -> None:
+    good, bad = run(tmp_path / "good", range(0)), run(tmp_path / "bad", range(2, 7, 2))
+    with pytest.raises(AffectError, match=r"good: has no checkpoint to go on from"):
+        adopt(good.path / "checkpoints" / "step-00004", bad)
+    assert goes_on_from(bad) == ("bad 6", "bad 6")
