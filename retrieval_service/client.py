@@ -83,9 +83,14 @@ class RetrievalClient:
         """
         return ray.get(self.frontend.stats.remote(), timeout=timeout_s)
 
+    @property
+    def actors(self) -> dict[str, ActorHandle]:
+        """The service's actors by what they are called in logs and timelines."""
+        return {"frontend": self.frontend, **{f"shard-{i}": shard for i, shard in enumerate(self.shards)}}
+
     def close(self) -> None:
         """Stop the service's actors."""
-        for actor in (self.frontend, *self.shards):
+        for actor in self.actors.values():
             ray.kill(actor, no_restart=True)
 
     async def _answer(self, stage: str, answer: ray.ObjectRef[T]) -> T:

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError
 
 from affect_rl.config.sections import RetrievalConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
+from affect_rl.timeline import Span, Spans
 from retrieval_service.batching import MicroBatcher
 from retrieval_service.client import find_shards
 from retrieval_service.errors import RetrievalError
@@ -94,7 +95,7 @@ class RetrievalFrontend:
         self._search_batch: MicroBatcher[_Query, Found] = MicroBatcher(
             self._search_many, max_batch=config.max_batch, window_s=0, concurrency=_SEARCHES_IN_FLIGHT
         )
-        self._counts = ServiceCounts()
+        self._counts, self._spans = ServiceCounts(), Spans()
         self._latencies: deque[float] = deque(maxlen=_LATEST)
         directory = IndexDirectory.reopen(index_dir)
         self._retriever = Retriever(directory, config, self._encode, self._search)
@@ -139,7 +140,12 @@ class RetrievalFrontend:
     async def _encode_many(self, texts: list[str]) -> list[np.ndarray]:
         self._counts.queries_total += len(texts)
         self._counts.batches_total += 1
-        return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
+        with self._spans("encode"):
+            return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
+
+    async def spans(self) -> list[Span]:
+        """What it has done since this was asked last."""
+        return self._spans.fetch()
 
     async def _search(self, index: IndexName, query: np.ndarray, k: int) -> Found:
         return await self._search_batch(_Query(index, query, k))

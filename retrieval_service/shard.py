@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 
 from affect_rl.config.sections import RetrievalConfig
+from affect_rl.timeline import Span, Spans
 from retrieval_service.index import IndexDirectory, IndexName
 from retrieval_service.merge import Hits
 
@@ -20,7 +21,7 @@ class IndexShard:
     """
 
     def __init__(self, index_dir: str, config: RetrievalConfig, shard: int) -> None:
-        self._shard = shard
+        self._shard, self._spans = shard, Spans()
         faiss.omp_set_num_threads(config.threads)
         directory = IndexDirectory.reopen(index_dir)
         self._indexes = {name: directory.vector_index(name, config, shard, config.shards) for name in directory.names}
@@ -33,4 +34,9 @@ class IndexShard:
 
     def search(self, index: IndexName, queries: np.ndarray, k: int) -> Hits:
         """This shard's best `k` rows for each of `queries` ``[Q, d]``."""
-        return self._indexes[index].search(queries, k)
+        with self._spans("search"):
+            return self._indexes[index].search(queries, k)
+
+    def spans(self) -> list[Span]:
+        """What it has done since this was asked last."""
+        return self._spans.fetch()

@@ -12,14 +12,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 from ray.util import get_current_placement_group
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 READ_S = 5.0
+Who = TypeVar("Who")
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
 
@@ -406,22 +408,18 @@ class RolloutPool:
         return self._read("vllm_statistics", timeout_s) if self._settings.vllm_statistics else {}
 
     def spans(self) -> dict[str, list[Span]]:
-        """What the engines that answer have done since this was asked last."""
-        return {f"rollout-{actor}": found for actor, found in self._read("spans", READ_S).items()}
+        """What the engines and the evidence service have done since this was asked last, as far as they answer."""
+        service = self._retrieval.actors if self._retrieval else {}
+        asked = {actor.spans.remote(): name for name, actor in service.items()}
+        asked |= {handle.spans.remote(): f"rollout-{actor}" for actor, handle in self._in_service()}
+        return _answers(asked, READ_S)
 
     def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
         """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
-        asked = {
-            getattr(handle, method).remote(): actor
-            for actor, handle in list(self._actors.items())
-            if self._fleet.state(actor) is State.HEALTHY
-        }
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
-        answers = {}
-        for ref in ready:
-            with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself
-                answers[asked[ref]] = ray.get(ref)
-        return answers
+        return _answers({getattr(handle, method).remote(): actor for actor, handle in self._in_service()}, timeout_s)
+
+    def _in_service(self) -> list[tuple[int, ActorHandle]]:
+        return [(n, actor) for n, actor in list(self._actors.items()) if self._fleet.state(n) is State.HEALTHY]
 
     def ask(
         self,
@@ -487,3 +485,13 @@ def _start_error(actor: int, error: ray.exceptions.RayActorError) -> Exception:
     """What an actor's constructor raised, of which Ray passes on the text only: the user's to mend, or not."""
     _, named, message = str(error).rpartition(f"{AffectError.__module__}.{AffectError.__name__}: ")
     return AffectError(message.strip()) if named else RolloutError(f"start: actor {actor}: {error}")
+
+
+def _answers(asked: Mapping[ray.ObjectRef, Who], timeout_s: float) -> dict[Who, Any]:
+    """What those say who answer in time, by who it is."""
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    answers = {}
+    for ref in ready:
+        with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself
+            answers[asked[ref]] = ray.get(ref)
+    return answers
