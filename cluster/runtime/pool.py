@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
-READ_S = 5.0
+SPANS_S = 1.0
+"""So long a step waits at most for what actors have done; one that is late tells it with the next step."""
 Who = TypeVar("Who")
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
@@ -412,7 +413,7 @@ class RolloutPool:
         service = self._retrieval.actors if self._retrieval else {}
         asked = {actor.spans.remote(): name for name, actor in service.items()}
         asked |= {handle.spans.remote(): f"rollout-{actor}" for actor, handle in self._in_service()}
-        return _answers(asked, READ_S)
+        return _answers(asked, SPANS_S)
 
     def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
         """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
