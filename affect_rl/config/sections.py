@@ -213,8 +213,8 @@ class SftConfig(Section, affects=(SFT,)):
     batch_samples: Positive = 32
     """Samples per step; each gives a demonstration of every agent."""
     shuffle_candidates: bool = False
-    """Show the candidates of demonstrations in random order, so that a filter has to read what its annotator chose by.
-    For filters with careful demonstrations: habit keeps the order that is shown."""
+    """Show a filter the candidates of its demonstrations in random order: their places then say nothing, and it has to
+    read. For mostly careful filters: by habit the first ones shown are kept, which then are random ones."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     warmup: Natural = 20

@@ -17,6 +17,7 @@ import numpy as np
 
 from affect_rl.evidence import CognitiveResult, Evidence, Exclusion, Group, Retrieve, Support
 from affect_rl.sample import AffectSample
+from affect_rl.seeds import derived_seed
 from affect_rl.team.agent import Request
 from affect_rl.team.episode import play_episode
 from affect_rl.team.prompts import Prompts
@@ -61,7 +62,10 @@ class Shuffled:
 async def demonstrate(
     sample: AffectSample, team: Team, retrieve: Retrieve | None, prompts: Prompts, seed: int, *, shuffle: bool = False
 ) -> Sequence[Turn]:
-    """The turns of one demonstrated episode of a labelled sample; `shuffle` its candidates or not."""
-    if retrieve and shuffle:
-        retrieve = Shuffled(retrieve, random.Random(seed))
+    """The turns of one demonstrated episode of a labelled sample.
+
+    `shuffle` its candidates for an agent that chooses among them; in a team without one the first ones are kept unread.
+    """
+    if retrieve and shuffle and any("kept" in agent.writes for agent in team.agents.values()):
+        retrieve = Shuffled(retrieve, random.Random(derived_seed(seed, "shuffle")))
     return (await play_episode(sample, team, Annotator(prompts), retrieve, prompts, seed, bypasses=False)).turns

@@ -77,8 +77,8 @@ def _numbers(board: Board, score_without: float | None) -> Iterator[tuple[str, s
         yield "privileged", f"{group} right", right
         yield "privileged", f"{group} first right", first
         # A linear critic cannot tell by itself that candidates matter more where the line without the agent failed.
-        yield "privileged", f"{group} right, by score without", right * (score_without or 0.0)
-        yield "privileged", f"{group} first right, by score without", first * (score_without or 0.0)
+        yield "privileged", f"{group} right x score without", right * (score_without or 0.0)
+        yield "privileged", f"{group} first right x score without", first * (score_without or 0.0)
         yield "privileged", f"{group} kept", float(bool(kept))
         yield "privileged", f"{group} kept right", _share(kept, lambda item: item.agrees(sample))
     for place, present in enumerate(_truth(sample)):

@@ -81,8 +81,9 @@ class EpisodeQueue:
             if self._deterministic:
                 engine = healthy[self._next_call % len(healthy)]
             else:  # whoever is free
-                engine = min(healthy, key=self.in_play)
-                if self.in_play(engine) > self._settings.concurrency:
+                playing = self.playing()
+                engine = min(healthy, key=playing.__getitem__)
+                if playing[engine] > self._settings.concurrency:
                     break
             call = self._waiting.popleft()
             call.engine, call.deadline = engine, self._deadline(engine, len(call.specs))

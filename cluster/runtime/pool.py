@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 SPANS_S = 1.0
-"""So long a step waits at most for what actors have done; one that is late tells it with the next step."""
+"""So long a step waits at most for what actors have done; one that is late tells it with a later step."""
 Who = TypeVar("Who")
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
@@ -120,6 +120,7 @@ class RolloutPool:
         self._verify = False
         self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
         self._busy = False
+        self._late_spans: dict[ray.ObjectRef, str] = {}
         self._await_start()
         for number in self._actors:
             self._fleet.add(number, started=True)
@@ -409,15 +410,23 @@ class RolloutPool:
         return self._read("vllm_statistics", timeout_s) if self._settings.vllm_statistics else {}
 
     def spans(self) -> dict[str, list[Span]]:
-        """What the engines and the evidence service have done since this was asked last, as far as they answer."""
+        """What the engines and the evidence service have done since they told it last, as far as they answer."""
         service = self._retrieval.actors if self._retrieval else {}
-        asked = {actor.spans.remote(): name for name, actor in service.items()}
-        asked |= {handle.spans.remote(): f"rollout-{actor}" for actor, handle in self._in_service()}
-        return _answers(asked, SPANS_S)
+        actors = service | {f"rollout-{number}": actor for number, actor in self._in_service()}
+        asked = {actor.spans.remote(): name for name, actor in actors.items() if name not in self._late_spans.values()}
+        everyone = asked | self._late_spans
+        if not everyone:
+            return {}
+        wanted, patience_s = max(1, len(asked)), SPANS_S if asked else 0
+        ready, late = ray.wait(list(everyone), num_returns=wanted, timeout=patience_s)
+        self._late_spans = {ref: everyone[ref] for ref in late}
+        return _answers(everyone, ready)
 
     def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
         """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
-        return _answers({getattr(handle, method).remote(): actor for actor, handle in self._in_service()}, timeout_s)
+        asked = {getattr(actor, method).remote(): number for number, actor in self._in_service()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+        return _answers(asked, ready)
 
     def _in_service(self) -> list[tuple[int, ActorHandle]]:
         return [(n, actor) for n, actor in list(self._actors.items()) if self._fleet.state(n) is State.HEALTHY]
@@ -488,9 +497,8 @@ def _start_error(actor: int, error: ray.exceptions.RayActorError) -> Exception:
     return AffectError(message.strip()) if named else RolloutError(f"start: actor {actor}: {error}")
 
 
-def _answers(asked: Mapping[ray.ObjectRef, Who], timeout_s: float) -> dict[Who, Any]:
-    """What those say who answer in time, by who it is."""
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+def _answers(asked: Mapping[ray.ObjectRef, Who], ready: Iterable[ray.ObjectRef]) -> dict[Who, Any]:
+    """What those say who have answered, by who it is."""
     answers = {}
     for ref in ready:
         with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself

@@ -187,6 +187,7 @@ class RunDirectory:
         with whole_file(checkpoint / "progress.json") as partial:
             partial.write_text(json.dumps(asdict(progress), indent=1) + "\n")
         for old in self.checkpoints()[:-keep]:
+            (old / "progress.json").unlink()  # first, for who sees it takes the checkpoint to be whole
             shutil.rmtree(old)
         wanted = {self.candidate(_progress(kept).best_step) for kept in self.checkpoints()}
         for policy in set((self.path / "policies").glob("step-*")) - wanted:

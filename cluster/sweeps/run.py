@@ -50,6 +50,8 @@ def run_sweep(spec: SweepSpec, out: Path, more: tuple[str, ...], command: str) -
     dataset = Dataset.load(config.data.dir)
     if not joins_cluster(config):
         check_room(spec, config, this_machine(config))
+    random.seed(spec.seed)  # PBT perturbs settings with the one
+    np.random.seed(spec.seed)  # and draws them from the other
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of settings are relative to the job's directory
     with ray_session(config):
         check_room(spec, config, connected_cluster())
@@ -128,12 +130,10 @@ def scheduler(spec: SweepSpec, config: Config) -> TrialScheduler:
             reduction_factor=chosen.reduction,
         )
     if isinstance(chosen, Pbt):
-        random.seed(spec.seed)  # what it perturbs settings with
-        np.random.seed(spec.seed)  # what it draws settings from
         return PopulationBasedTraining(
             time_attr=STEP,
             perturbation_interval=chosen.perturb_every,
-            hyperparam_mutations={key: domain(values) for key, values in spec.space.items()},
+            hyperparam_mutations={key: values.choice or domain(values) for key, values in spec.space.items()},
             quantile_fraction=chosen.quantile,
             resample_probability=chosen.resample,
             custom_explore_fn=partial(_inside, spec.space),

@@ -21,6 +21,7 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.experiments.sweep import SweepSpec
+from affect_rl.files import replace_directory
 from cluster.experiments.stages import warm_started
 from cluster.runtime.run import make_run, run_training
 from cluster.runtime.rundir import RunDirectory
@@ -95,25 +96,36 @@ class TuneTracker:
 def adopt(checkpoint: Path, directory: RunDirectory) -> None:
     """Let a run go on from another run's checkpoint, with settings of its own.
 
-    The other run may have moved on since Tune chose the checkpoint, and keeps only the newest: then from the next one.
+    The other run may have deleted it since Tune chose it: then from its newest. The run's own checkpoints are replaced
+    once the copy is whole.
 
     Raises:
         AffectError: the other run has no checkpoint.
     """
-    donor = RunDirectory(checkpoint.parent.parent)
-    kept = donor.checkpoints()
-    if not kept:
+    donor, copy = RunDirectory(checkpoint.parent.parent), directory.path / "adopted"
+    names = [checkpoint.name, *(path.name for path in reversed(donor.checkpoints()))]
+    if not any(_copied(donor, name, copy) for name in names):
         raise AffectError(f"{donor.path}: has no checkpoint to go on from; the same command tries again")
-    checkpoint = next((path for path in kept if path.name >= checkpoint.name), kept[-1])
-    for name in ("checkpoints", "policies"):
-        shutil.rmtree(directory.path / name, ignore_errors=True)
     for name in ("config.yaml", "policy"):
         path = directory.path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    shutil.copytree(checkpoint, directory.path / "checkpoints" / checkpoint.name)
-    best, _ = directory.latest()
-    shutil.copytree(donor.candidate(best.best_step), directory.candidate(best.best_step))
+    for name in ("checkpoints", "policies"):
+        replace_directory(copy / name, directory.path / name)
+    copy.rmdir()
     (directory.path / "metrics.jsonl").touch()
+
+
+def _copied(donor: RunDirectory, name: str, to: Path) -> bool:
+    """Copy a checkpoint and the policy that it names the best; False: the other run is deleting them."""
+    source = donor.path / "checkpoints" / name
+    shutil.rmtree(to, ignore_errors=True)
+    try:
+        shutil.copytree(source, to / "checkpoints" / name)
+        best, _ = RunDirectory(to).latest()
+        shutil.copytree(donor.candidate(best.best_step), RunDirectory(to).candidate(best.best_step))
+    except (FileNotFoundError, shutil.Error):
+        return False
+    return source in donor.checkpoints()
 
 
 def _checkpoint() -> Path | None:

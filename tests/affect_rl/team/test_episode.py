@@ -395,5 +395,13 @@ def test_shuffled_candidates_hide_the_annotators_choice_from_who_only_counts(
     assert shuffled == answers(True), "the seed alone decides"
 
 
+def test_candidates_are_not_shuffled_for_a_team_that_keeps_the_first_ones_unread(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    team = make_team("team.agents=[planner, generator]")
+    one, other = (asyncio.run(demonstrate(world[0], team, retriever, prompts, 1, shuffle=s)) for s in (False, True))
+    assert [turn.prompt.token_ids for turn in one] == [turn.prompt.token_ids for turn in other]
+
+
 def _text(world: list[AffectSample], name: str) -> str:
     return next(s.text for s in world if s.id == name)

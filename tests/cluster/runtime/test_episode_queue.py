@@ -43,7 +43,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(deterministic=st.booleans())
     def begin(self, deterministic: bool) -> None:
-        self.now, self.next_key, self.given_up = 0.0, 0, 0
+        self.now, self.next_key = 0.0, 0
         self.queue = EpisodeQueue(settings(), deterministic, lambda: self.now)
         self.calls: dict[str, Call] = {}
         self.open: list[object] = []
@@ -76,6 +76,20 @@ class Life(RuleBasedStateMachine):
         self.queue.take_back(engine, blame=blame)
         self.calls = {tag: call for tag, call in self.calls.items() if call.engine != engine}
         assert self.queue.in_play(engine) == 0 and self.queue.waiting >= waiting
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """A call fails through no fault of its engine."""
+        again = {tag: call for tag, call in self.calls.items() if call.losses < FATAL_LOSSES - 1}
+        if again:
+            tag = data.draw(st.sampled_from(sorted(again)))
+            call = self.calls.pop(tag)
+            assert self.queue.play_again(tag, ValueError()) == (len(call.specs) if call.wanted else 0)
+
+    @rule(seconds=st.floats(0, 10 * DEADLINE_S))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        assert set(self.queue.late()) <= {call.engine for call in self.calls.values()}
 
     @rule(data=st.data())
     def fetch(self, data: st.DataObject) -> None:
@@ -117,9 +131,14 @@ def test_a_call_is_late_after_as_many_deadlines_as_it_takes_turns() -> None:
     now = 0.0
     queue = EpisodeQueue(settings(concurrency=4), True, lambda: now)
     queue.submit(specs(range(27)), engines=3)
-    assert len(list(queue.assign([1]))) == 3
-    for now, late in ((3 * DEADLINE_S - 1, []), (3 * DEADLINE_S + 1, [1])):
-        assert queue.late() == late, now
+    calls = dict(queue.assign([1]))
+    assert [len(call.specs) for call in calls.values()] == [9, 9, 9]
+    for turns, tag in zip((3, 5, 7), calls, strict=True):  # 9, 18 and 27 episodes, four at a time
+        now = turns * DEADLINE_S - 1
+        assert queue.late() == []
+        now = turns * DEADLINE_S + 1
+        assert queue.late() == [1]
+        queue.finish(tag, played(calls[tag]))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

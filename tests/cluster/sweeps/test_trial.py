@@ -43,12 +43,20 @@ def test_a_trial_goes_on_from_the_checkpoint_that_was_chosen(tmp_path: Path) -> 
     assert goes_on_from(good) == ("good 8", "good 8")
 
 
-@pytest.mark.parametrize(("left", "expected"), [(range(2, 13, 2), "good 8"), (range(2, 4, 2), "good 2")])
-def test_a_checkpoint_that_is_gone_is_replaced_by_the_next(tmp_path: Path, left: range, expected: str) -> None:
+@pytest.mark.parametrize(("left", "newest"), [(range(2, 13, 2), "good 12"), (range(2, 4, 2), "good 2")])
+def test_a_checkpoint_that_is_gone_is_replaced_by_the_newest(tmp_path: Path, left: range, newest: str) -> None:
     """The other trial keeps three; or it has gone on from somebody's earlier one itself."""
     good, bad = run(tmp_path / "good", left, keep=3), run(tmp_path / "bad", range(2, 7, 2))
     adopt(good.path / "checkpoints" / "step-00004", bad)
-    assert goes_on_from(bad) == (expected, expected)
+    assert goes_on_from(bad) == (newest, newest)
+
+
+def test_a_checkpoint_that_is_being_deleted_is_passed_over(tmp_path: Path) -> None:
+    good, bad = run(tmp_path / "good", range(2, 9, 2)), run(tmp_path / "bad", range(2, 7, 2))
+    (good.path / "checkpoints" / "step-00004" / "progress.json").unlink()  # the first that `seal` deletes
+    adopt(good.path / "checkpoints" / "step-00004", bad)
+    assert goes_on_from(bad) == ("good 8", "good 8")
+    assert sorted(path.name for path in bad.path.iterdir()) == ["checkpoints", "metrics.jsonl", "policies"]
 
 
 def test_without_any_checkpoint_the_trial_s_own_are_left(tmp_path: Path) -> None:
