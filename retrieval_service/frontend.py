@@ -30,9 +30,6 @@ from retrieval_service.retriever import Found, Retriever
 
 _SEARCHES_IN_FLIGHT = 4
 _RETRY_S = 0.2
-_INLINE_BYTES = 64 * 1024
-"""Queries in one call. Ray sends up to 100 KB of arguments along with a call. More would go through its object store,
-once for each shard, and no shard would begin before it had them all."""
 _LATEST = 1000
 """Searches that latencies are told of."""
 
@@ -175,7 +172,7 @@ class ShardPool:
     def __init__(self, shards: Sequence[ActorHandle], config: RetrievalConfig) -> None:
         self._shards = shards
         self._timeout_s, self._deadline_s = config.shard_timeout_s, config.deadline_s
-        self._late: dict[int, asyncio.Future[list[Hits]]] = {}
+        self._late: dict[int, asyncio.Future[Hits]] = {}
         self.counts = [ShardCounts() for _ in shards]
 
     async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
@@ -204,8 +201,7 @@ class ShardPool:
             counts.failures_total += 1
             return None
         begun = time.perf_counter()
-        parts = [self._shards[i].search.remote(index, part, k) for part in _inline(queries)]
-        call = asyncio.gather(*(asyncio.wrap_future(part.future()) for part in parts))
+        call = asyncio.wrap_future(self._shards[i].search.remote(index, queries, k).future())
         try:
             hits = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
         except TimeoutError:
@@ -217,12 +213,6 @@ class ShardPool:
         else:
             counts.searches_total += 1
             counts.seconds_total += time.perf_counter() - begun
-            return Hits(*(np.concatenate(columns) for columns in zip(*hits, strict=True)))
+            return hits
         counts.failures_total += 1
         return None
-
-
-def _inline(queries: np.ndarray) -> list[np.ndarray]:
-    """`queries` ``[Q, d]`` in parts that Ray sends along with a call."""
-    rows = max(1, _INLINE_BYTES // max(1, queries[:1].nbytes))
-    return [queries[start : start + rows] for start in range(0, max(1, len(queries)), rows)]

@@ -163,6 +163,7 @@ def test_every_panel_has_data_and_every_metric_is_seen(prometheus: Prometheus, w
         "rollout-0": {"play", "wait for retrieval", "load weights"},
         "frontend": {"encode"},
         "shard-0": {"search"},
+        "shard-1": {"search"},
         "learner-0": {"prepare", "optimise", "publish"},
     }
     assert sum(span.what == "rollout" for span in timeline["loop"]) == watched_run.train.steps
