@@ -19,9 +19,9 @@ from retrieval_service.merge import Hits, by_score
 _SPARE = 8
 _WIDEN = 4
 
-# Above this many numbers in a batch of queries FAISS multiplies matrices; below it takes one query after the other. Its
-# own 128,000 are 333 queries of 384 numbers: 64 queries of 14,000 rows then take 101 ms instead of 9.
-faiss.cvar.distance_compute_blas_threshold = 2000
+# From so many numbers in a batch of queries on FAISS multiplies matrices; of fewer it takes one query after the other.
+# Its own 128,000 are 333 queries of 384 numbers: 64 queries of 14,000 rows then take 4 to 11 times as long.
+_FAISS_OWN, _FLAT = faiss.cvar.distance_compute_blas_threshold, 2000
 
 
 class VectorIndex:
@@ -41,7 +41,10 @@ class VectorIndex:
             self._index.add(np.ascontiguousarray(vectors))
         if parameters:
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)  # type: ignore[arg-type]
-        lossless = isinstance(faiss.downcast_index(trained), (faiss.IndexFlat, faiss.IndexIVFFlat))
+        kind = faiss.downcast_index(trained)
+        # Not for IVF: which cells it looks into should not hang on how a product was rounded, and so on the batch.
+        self._multiplies_from = _FLAT if isinstance(kind, faiss.IndexFlat) else _FAISS_OWN
+        lossless = isinstance(kind, (faiss.IndexFlat, faiss.IndexIVFFlat))
         # gamma_d bounds the rounding of a d-term inner product of unit vectors.
         self._slack = vectors.shape[1] * np.finfo(np.float32).eps if lossless else -np.inf
 
@@ -52,6 +55,7 @@ class VectorIndex:
         if k == 0:
             return hits
         unsettled, ask = np.arange(len(queries)), k + _SPARE
+        faiss.cvar.distance_compute_blas_threshold = self._multiplies_from  # of the process, which searches one by one
         while len(unsettled):
             ask = min(ask, len(self._rows))
             proposed, local = self._index.search(queries[unsettled], ask)

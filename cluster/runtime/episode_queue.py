@@ -100,7 +100,7 @@ class EpisodeQueue:
     def late(self) -> list[int]:
         """Engines with a call that should have been answered."""
         now = self._clock()
-        return sorted({call.engine for call in self._calls.values() if call.deadline < now})
+        return sorted({call.engine for call in self.calls if call.deadline < now})
 
     def play_again(self, tag: str, error: Exception) -> int:
         """Queue a call's episodes again, which failed through no fault of their engine.
@@ -151,14 +151,10 @@ class EpisodeQueue:
         for call in self._calls.values():
             call.wanted = False
 
-    def in_play(self, engine: int) -> int:
-        """Episodes that an engine has; may be asked from any thread."""
-        return self.playing()[engine]
-
     def playing(self) -> Counter[int]:
         """Episodes by the engine that has them; may be asked from any thread."""
         counts: Counter[int] = Counter()
-        for call in list(self._calls.values()):
+        for call in self.calls:
             counts[call.engine] += len(call.specs)
         return counts
 
@@ -174,7 +170,7 @@ class EpisodeQueue:
 
     def _deadline(self, engine: int, episodes: int) -> float:
         """When further episodes on an engine are late; `rollout.concurrency` run at once, in the order they came."""
-        turns = -(-(self.in_play(engine) + episodes) // self._settings.concurrency)
+        turns = -(-(self.playing()[engine] + episodes) // self._settings.concurrency)
         return self._clock() + turns * self._settings.deadline_s
 
     def _give_up(self, call: Call) -> None:

@@ -12,12 +12,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -34,6 +33,7 @@ from affect_rl.trajectory import Trajectory
 from cluster.runtime.episode_queue import EpisodeQueue
 from cluster.runtime.health import Fleet, State
 from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
+from cluster.runtime.observation import EngineState, PoolState, SpanReader, answers_in_time
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
@@ -44,47 +44,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
-SPANS_S = 1.0
-"""So long a step waits at most for what actors have done; one that is late tells it with a later step."""
-Who = TypeVar("Who")
 _PROBE, _RESYNC, _VERIFY = "probe", "resync", "verify"
 _READMISSION = (_PROBE, _RESYNC, _VERIFY)
 
 
 class RolloutError(FailureError):
     """Episodes could not be played; the message names the stage, the actor and the weight version."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """What the pool knows of an engine.
-
-    Attributes:
-        healthy: it is given episodes.
-        playing: episodes that it has.
-        faults: how often it failed.
-    """
-
-    healthy: bool
-    playing: int
-    faults: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolState:
-    """What the pool has to do, for whoever watches it.
-
-    Attributes:
-        version: of the weights that all healthy engines have.
-        waiting: episodes that no engine has yet.
-        replayed: episodes played again because their actor was lost.
-        engines: by number of the actor.
-    """
-
-    version: int
-    waiting: int
-    replayed: int
-    engines: dict[int, EngineState]
 
 
 class RolloutPool:
@@ -120,7 +85,7 @@ class RolloutPool:
         self._verify = False
         self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
         self._busy = False
-        self._late_spans: dict[ray.ObjectRef, str] = {}
+        self._span_reader = SpanReader()
         self._await_start()
         for number in self._actors:
             self._fleet.add(number, started=True)
@@ -413,20 +378,11 @@ class RolloutPool:
         """What the engines and the evidence service have done since they told it last, as far as they answer."""
         service = self._retrieval.actors if self._retrieval else {}
         actors = service | {f"rollout-{number}": actor for number, actor in self._in_service()}
-        asked = {actor.spans.remote(): name for name, actor in actors.items() if name not in self._late_spans.values()}
-        everyone = asked | self._late_spans
-        if not everyone:
-            return {}
-        wanted, patience_s = max(1, len(asked)), SPANS_S if asked else 0
-        ready, late = ray.wait(list(everyone), num_returns=wanted, timeout=patience_s)
-        self._late_spans = {ref: everyone[ref] for ref in late}
-        return _answers(everyone, ready)
+        return self._span_reader.read(actors)
 
     def _read(self, method: str, timeout_s: float) -> dict[int, Any]:
-        """Answers of engines in service, for whoever watches: they have no say in who is healthy."""
         asked = {getattr(actor, method).remote(): number for number, actor in self._in_service()}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
-        return _answers(asked, ready)
+        return answers_in_time(asked, timeout_s)
 
     def _in_service(self) -> list[tuple[int, ActorHandle]]:
         return [(n, actor) for n, actor in list(self._actors.items()) if self._fleet.state(n) is State.HEALTHY]
@@ -495,12 +451,3 @@ def _start_error(actor: int, error: ray.exceptions.RayActorError) -> Exception:
     """What an actor's constructor raised, of which Ray passes on the text only: the user's to mend, or not."""
     _, named, message = str(error).rpartition(f"{AffectError.__module__}.{AffectError.__name__}: ")
     return AffectError(message.strip()) if named else RolloutError(f"start: actor {actor}: {error}")
-
-
-def _answers(asked: Mapping[ray.ObjectRef, Who], ready: Iterable[ray.ObjectRef]) -> dict[Who, Any]:
-    """What those say who have answered, by who it is."""
-    answers = {}
-    for ref in ready:
-        with suppress(ray.exceptions.RayError):  # it is down, which the pool will find out itself
-            answers[asked[ref]] = ray.get(ref)
-    return answers

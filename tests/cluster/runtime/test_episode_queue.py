@@ -75,7 +75,7 @@ class Life(RuleBasedStateMachine):
         waiting = self.queue.waiting
         self.queue.take_back(engine, blame=blame)
         self.calls = {tag: call for tag, call in self.calls.items() if call.engine != engine}
-        assert self.queue.in_play(engine) == 0 and self.queue.waiting >= waiting
+        assert self.queue.playing()[engine] == 0 and self.queue.waiting >= waiting
 
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
