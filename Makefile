@@ -110,7 +110,7 @@ crema-d-backbone: env
 env:
 	if [[ -x $(BIN)/python && "$$(cat $(STAMP) 2>/dev/null)" == "$(WANTED)" ]]; then exit 0; fi
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; install Python 3.11 or set PYTHON=..." >&2; exit 2; }
-	echo "making $(VENV) from $(LOCK), about two minutes"
+	echo "making $(VENV) from $(LOCK), two to five minutes"
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	pip() { $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet "$$@"; }
