@@ -139,7 +139,15 @@ async def _demonstrate_all(
             seed = derived_seed(config.seed, "demonstration", sample.id)
             seen = sample.with_dropout(config.episode.dropout, seed)
             try:
-                return await demonstrate(seen, team, retrieve, prompts, seed, shuffle=config.sft.shuffle_candidates)
+                return await demonstrate(
+                    seen,
+                    team,
+                    retrieve,
+                    prompts,
+                    seed,
+                    shuffle=config.sft.shuffle_candidates,
+                    teacher_forcing=config.sft.teacher_forcing,
+                )
             except AffectError as error:
                 logger.warning("dropped: %s", error)
                 problems.append(str(error))

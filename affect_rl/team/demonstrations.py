@@ -3,8 +3,9 @@
 The annotator implements the `Generate` interface, so a demonstration has exactly the prompts that RL
 and evaluation have. It knows the truth, as an annotator does. Like real silver data, demonstrations
 are of mixed quality: a turn is played with care with the probability that the agent's settings give (``careful``),
-otherwise by habit, and the turns after it see what came of it. What an agent writes either way it says itself
-(`Agent.demonstrate`).
+otherwise by habit. What an agent writes either way it says itself (`Agent.demonstrate`). The turns after it see what
+came of its turn or, with a chance of ``sft.teacher_forcing``, of a careful one in its place: so they learn what to do
+with good work that the agent itself does not yet do.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ from affect_rl.trajectory import Generation, Prompt, Turn
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """Plays any agent by rule. Answers are tokenised once, here, and never again."""
+    """Plays any agent by rule. Answers are tokenised once, here, and never again.
+
+    The tokens of a generation are the demonstration; its text is what the agents after it are shown.
+    """
 
     prompts: Prompts
+    teacher_forcing: float = 0.0
 
     async def __call__(self, prompt: Prompt, request: Request) -> Generation:
-        careful = random.Random(request.seed).random() < request.agent.settings.careful
-        text = request.agent.demonstrate(request.board, careful=careful)
-        tokens = self.prompts.answer(text)
-        return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), text, finished=True)
+        rng = random.Random(request.seed)
+        careful = rng.random() < request.agent.settings.careful
+        forced = rng.random() < self.teacher_forcing
+        tokens = self.prompts.answer(request.agent.demonstrate(request.board, careful=careful))
+        shown = request.agent.demonstrate(request.board, careful=careful or forced)
+        return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), shown, finished=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +67,28 @@ class Shuffled:
 
 
 async def demonstrate(
-    sample: AffectSample, team: Team, retrieve: Retrieve | None, prompts: Prompts, seed: int, *, shuffle: bool = False
+    sample: AffectSample,
+    team: Team,
+    retrieve: Retrieve | None,
+    prompts: Prompts,
+    seed: int,
+    *,
+    shuffle: bool = False,
+    teacher_forcing: float = 0.0,
 ) -> Sequence[Turn]:
     """The turns of one demonstrated episode of a labelled sample.
 
-    `shuffle` its candidates for an agent that chooses among them; in a team without one the first ones are kept unread.
+    Args:
+        sample: what is to be understood.
+        team: who plays.
+        retrieve: the retrieval service; None is right for teams without retrieval.
+        prompts: what prompts are built with.
+        seed: of all that is drawn.
+        shuffle: the candidates, for an agent that chooses among them; in a team without one the first ones are kept
+            unread.
+        teacher_forcing: chance that the agents after a turn by habit are shown a careful one.
     """
     if retrieve and shuffle and any("kept" in agent.writes for agent in team.agents.values()):
         retrieve = Shuffled(retrieve, random.Random(derived_seed(seed, "shuffle")))
-    return (await play_episode(sample, team, Annotator(prompts), retrieve, prompts, seed, bypasses=False)).turns
+    annotator = Annotator(prompts, teacher_forcing)
+    return (await play_episode(sample, team, annotator, retrieve, prompts, seed, bypasses=False)).turns

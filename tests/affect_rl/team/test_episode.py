@@ -375,6 +375,23 @@ def test_a_share_of_demonstrations_is_careful(
     assert 0 < len(by_habit) < len(plans)
 
 
+def test_agents_may_be_shown_a_careful_turn_where_a_habit_is_taught(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    figurative = [s for s in world if len(s.description.split()) == 2]
+
+    def played(careful: int, forcing: float) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        team = make_team(f"team.planner.careful={careful}", "team.filter.careful=1", "team.generator.careful=1")
+        episodes = [
+            asyncio.run(demonstrate(s, team, retriever, prompts, seed=0, teacher_forcing=forcing)) for s in figurative
+        ]
+        return [(turns[0].generation.token_ids, turns[1].prompt.token_ids) for turns in episodes]
+
+    habit, careful, forced = played(0, 0.0), played(1, 0.0), played(0, 1.0)
+    assert forced == [(plan, found) for (plan, _), (_, found) in zip(habit, careful, strict=True)]
+    assert forced not in (habit, careful)
+
+
 def test_shuffled_candidates_hide_the_annotators_choice_from_who_only_counts(
     world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
