@@ -15,15 +15,13 @@ What becomes what:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from affect_rl.data.importing import Importer, ImportReport, Row, RowError
+from affect_rl.data.importing import Importer, ImportReport, Row, RowError, split_groups
 from affect_rl.data.validation import near
-from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, Split
 
 CANDIDATES = ("anger", "disgust", "fear", "happiness", "neutral", "sadness")
@@ -144,28 +142,12 @@ def import_crema_d(
     importer = Importer(root, out, skip_bad=skip_bad, overwrite=overwrite)
     clips = _read_clips(importer)
     votes, spoilt = _read_votes(importer, {clip.name for clip in clips})
-    splits = split_actors([clip.actor for clip in clips], seed, dev_share, test_share)
+    splits = split_groups([clip.actor for clip in clips], "actors", seed, dev_share, test_share)
     for clip in clips:
         if clip.name not in spoilt:
             with importer.judging(clip.row):
                 importer.add(_sample(clip, votes.get(clip.name, {}), splits[clip.actor]), clip.row)
     return importer.finish(name="crema-d", note=_NOTE, tables=[_CLIPS])
-
-
-def split_actors(actors: Sequence[str], seed: int, dev_share: float, test_share: float) -> dict[str, Split]:
-    """Each actor's split: at least one actor for dev and test, the others train.
-
-    Raises:
-        AffectError: no actor is left for train.
-    """
-    order = np.random.default_rng(seed).permutation(sorted(set(actors))).tolist()
-    test, dev = (max(1, round(share * len(order))) for share in (test_share, dev_share))
-    if test + dev >= len(order):
-        raise AffectError(
-            f"dev_share={dev_share:g} and test_share={test_share:g} leave none of {len(order)} actors for train; "
-            "lower them"
-        )
-    return {actor: "test" if i < test else "dev" if i < test + dev else "train" for i, actor in enumerate(order)}
 
 
 def _read_clips(importer: Importer) -> list[Clip]:

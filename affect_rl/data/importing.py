@@ -9,16 +9,23 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from affect_rl.data.dataset import check_free, write_dataset
+from affect_rl.data.records import read_records
 from affect_rl.data.validation import SPLITS, near, problems
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, Split
 
 _LISTED = 20
 """Bad rows that an error message lists before it only counts."""
+
+
+LIST = "|"
+"""Stands between the entries of a cell that holds several."""
 
 
 class RowError(ValueError):
@@ -180,6 +187,29 @@ class Importer:
         except csv.Error as error:
             raise AffectError(f"{path}:{reader.line_num}: is not CSV: {error}; check the quotes") from None
 
+    def records(self, file: str, columns: Sequence[str]) -> Iterator[Row]:
+        """The rows of a table of any kind below the root, with `columns` only.
+
+        A cell without a value is an empty text, a list is its entries behind each other (`LIST`). Of a Parquet file a
+        row's line is its number, counted from 0.
+
+        Raises:
+            AffectError: the file is missing, is not what its suffix says, or lacks a column.
+        """
+        if file.endswith(".csv"):
+            yield from self.rows(file, columns)
+            return
+        path = self.root / file
+        records = read_records(path)
+        known = list(dict.fromkeys(name for record in records for name in record.values))
+        for column in columns:
+            if column not in known:
+                raise AffectError(f"{path}: column {column!r} is missing; {near(column, known)}")
+        self.row_counts[file] = len(records)
+        for index, record in enumerate(records):
+            cells = {column: _cell(record.values.get(column)) for column in columns}
+            yield Row(file, record.line, index, cells)
+
     def _text(self, path: Path, encoding: str) -> str:
         if not path.is_file():
             # Only beside it: media lie below the root, too, hundreds of thousands of files.
@@ -270,9 +300,41 @@ class Importer:
         return ImportReport(self.out, counts, skipped, tuple(self.bad_rows), notes)
 
 
+def split_groups(
+    groups: Collection[str], what: str, seed: int, dev_share: float, test_share: float
+) -> dict[str, Split]:
+    """Draw each group's split, so that none is in two: dev and test have at least one if their share is above 0.
+
+    Args:
+        groups: names of speakers, videos or whatever belongs together.
+        what: what they are, for the error.
+        seed: decides which fall where.
+        dev_share: share of the groups in dev.
+        test_share: share of the groups in test.
+
+    Raises:
+        AffectError: no group is left for train.
+    """
+    order = np.random.default_rng(seed).permutation(sorted(set(groups))).tolist()
+    test, dev = (max(1, round(share * len(order))) if share else 0 for share in (test_share, dev_share))
+    if test + dev >= len(order):
+        raise AffectError(
+            f"dev_share={dev_share:g} and test_share={test_share:g} leave none of {len(order)} {what} for train; "
+            "lower them"
+        )
+    return {group: "test" if i < test else "dev" if i < test + dev else "train" for i, group in enumerate(order)}
+
+
 def listing(bad_rows: Sequence[BadRow]) -> str:
     """The first bad rows, one a line, and how many more there are."""
     lines = [f"  {bad}" for bad in bad_rows[:_LISTED]]
     if len(bad_rows) > _LISTED:
         lines.append(f"  and {len(bad_rows) - _LISTED} more")
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    """A value of a table as text."""
+    if isinstance(value, list | tuple):
+        return LIST.join(map(_cell, value))
+    return "" if value is None else str(value)

@@ -17,10 +17,14 @@ from affect_rl.errors import AffectError
 
 
 class Record(NamedTuple):
-    """A row of a table: where it stands (``file:line``, lines counted from 1) and its values by column."""
+    """A row of a table: where it stands (``file:line``, lines counted from 1), its values by column, and the line.
+
+    In files that have no lines the line is the number of the row, counted from 0.
+    """
 
     place: str
     values: Mapping[str, Any]
+    line: int
 
 
 def read_records(path: Path | str, required: Collection[str] = ()) -> list[Record]:
@@ -73,7 +77,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 raise AffectError(f"{path}:{number}: is not JSON: {error}; write one object a line") from None
             if not isinstance(values, dict):
                 raise AffectError(f"{path}:{number}: is not a JSON object; write one object a line")
-            yield Record(f"{path}:{number}", values)
+            yield Record(f"{path}:{number}", values, number)
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -114,7 +118,7 @@ def _under_header(path: Path, rows: Iterable[tuple[int, Sequence[Any]]]) -> Iter
         else:
             values = dict(zip(names, cells, strict=True))
             values.pop("", None)
-            yield Record(f"{path}:{number}", values)
+            yield Record(f"{path}:{number}", values, number)
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -128,7 +132,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     except (pa.ArrowException, OSError):
         raise AffectError(f"{path}: is not a Parquet file, or damaged; write it again") from None
     for index, values in enumerate(rows):
-        yield Record(f"{path}: row {index}", values)
+        yield Record(f"{path}: row {index}", values, index)
 
 
 def _is_features(kind: Any) -> bool:
@@ -147,12 +151,12 @@ def _npz(path: Path) -> Iterator[Record]:
         if len(names) != len(items):
             raise AffectError(f"{path}: has {len(names)} filenames for {len(items)} fileitems; write it again")
         for index, (name, item) in enumerate(zip(names, items, strict=True)):
-            yield Record(f"{path}: item {index}", {"name": name, "fileitems": item})
+            yield Record(f"{path}: item {index}", {"name": name, "fileitems": item}, index)
     elif isinstance(corpus, dict):
-        for name, values in corpus.items():
+        for index, (name, values) in enumerate(corpus.items()):
             if not isinstance(values, dict):
                 raise AffectError(f"{path}: sample {name!r} is {values!r}; expected a dictionary")
-            yield Record(f"{path}: sample {name!r}", {"name": name, **values})
+            yield Record(f"{path}: sample {name!r}", {"name": name, **values}, index)
     elif "name2reason" in arrays:
         raise AffectError(
             f"{path}: holds free text (name2reason); have it read with --free-text name2reason, or give the labels "

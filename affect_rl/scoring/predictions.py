@@ -140,8 +140,8 @@ def _by_sample(records: Sequence[Record]) -> Sequence[Record]:
     if not records[0].values.keys() >= {"arm", "seed", "sample_id", "predicted"}:
         return records
     found: dict[str, Record] = {}
-    for place, row in records:
-        first = Record(place, {"name": row["sample_id"], "labels": row.get("labels"), "predictions": {}})
+    for place, row, line in records:
+        first = Record(place, {"name": row["sample_id"], "labels": row.get("labels"), "predictions": {}}, line)
         systems = found.setdefault(row["sample_id"], first).values["predictions"]
         systems[f"{row['arm']}, seed {row['seed']}"] = row["predicted"]
     return list(found.values())
@@ -152,7 +152,10 @@ def _text_records(path: Path) -> list[Record]:
     texts = load_npz(path).get(REASONS) if path.suffix == ".npz" else None
     if not isinstance(texts, dict):
         return read_records(path)
-    return [Record(f"{path}: sample {name!r}", {"name": name, REASONS: text}) for name, text in texts.items()]
+    return [
+        Record(f"{path}: sample {name!r}", {"name": name, REASONS: text}, index)
+        for index, (name, text) in enumerate(texts.items())
+    ]
 
 
 def _only(tables: Sequence[tuple[Path, _Rows]], columns: Collection[str], free_text: bool) -> list[tuple[Path, _Rows]]:

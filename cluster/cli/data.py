@@ -151,6 +151,61 @@ def mosi(
     )
 
 
+@import_app.command("table")
+def table(
+    file: Annotated[Path, typer.Argument(help="CSV, JSONL, Parquet or Excel file, one row an utterance.")],
+    out: Out,
+    text: Annotated[str, typer.Option(help="Column of the transcript.")],
+    label: Annotated[str, typer.Option(help="Column of the true label; several are separated by |.")] = "",
+    value: Annotated[str, typer.Option(help="Column of sentiment values in [-3, 3]; needs --kind sentiment.")] = "",
+    kind: Annotated[str, typer.Option(help="closed (one of a few labels), open (any words) or sentiment.")] = "closed",
+    labels: Annotated[str, typer.Option(help="Labels a row may have, separated by commas; default: all found.")] = "",
+    split: Annotated[str, typer.Option(help="Column of train, dev, test or library; default: drawn.")] = "",
+    id_column: Annotated[str, typer.Option("--id", help="Column of unique names; default: the line.")] = "",
+    speaker: Annotated[str, typer.Option(help="Column of who speaks; a speaker falls into one split.")] = "",
+    dialogue: Annotated[str, typer.Option(help="Column of the conversation.")] = "",
+    clip: Annotated[str, typer.Option(help="Column of the recording that a row was cut from.")] = "",
+    description: Annotated[str, typer.Option(help="Column of what an attentive listener would note.")] = "",
+    audio: Annotated[str, typer.Option(help="Column of sound files, relative to the table.")] = "",
+    video: Annotated[str, typer.Option(help="Column of video files; may be the same as --audio.")] = "",
+    face: Annotated[str, typer.Option(help="Column of files with the face alone.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the dataset; default: the file's.")] = "",
+    language: Annotated[str, typer.Option(help="Of the transcripts, ISO 639-1.")] = "en",
+    seed: Seed = 0,
+    dev_share: Annotated[float, typer.Option(min=0, max=1, help="Share that becomes dev, where it is drawn.")] = 0.1,
+    test_share: Annotated[float, typer.Option(min=0, max=1, help="Share that becomes test, where it is drawn.")] = 0.2,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """A table of your own: CSV, JSONL, Parquet or Excel. Files named in it are for `data extract`."""
+    from affect_rl.data.table import Columns, import_table
+    from affect_rl.data.validation import LABEL_KINDS, near
+    from affect_rl.errors import AffectError
+
+    if kind not in LABEL_KINDS:
+        raise AffectError(f"kind {kind!r} is unknown; {near(kind, LABEL_KINDS)}")
+    columns = Columns(
+        text=text, label=label, value=value, split=split, id=id_column, clip=clip, dialogue=dialogue, speaker=speaker,
+        description=description, audio=audio, video=video, face=face,
+    )  # fmt: skip
+    _show(
+        import_table(
+            file,
+            out,
+            columns,
+            kind=kind,
+            candidates=[part.strip() for part in labels.split(",") if part.strip()],
+            name=name,
+            language=language,
+            seed=seed,
+            dev_share=dev_share,
+            test_share=test_share,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+        )
+    )
+
+
 def _add_affectgpt(name: str, summary: str) -> None:
     """Add the command of a dataset that comes only in AffectGPT's layout."""
 
