@@ -25,7 +25,7 @@ from joblib import cpu_count
 from affect_rl.config.load import Config
 from affect_rl.config.sections import ClusterConfig
 from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
-from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
+from affect_rl.data.encoders import ImageEncoder, SpeechEncoder, speech_encoder
 from affect_rl.data.feature_parts import (
     Extraction,
     Features,
@@ -36,6 +36,7 @@ from affect_rl.data.feature_parts import (
     write_part,
 )
 from affect_rl.data.media import MediaError, read_audio, read_frames
+from affect_rl.data.prosody import ProsodyEncoder
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
@@ -142,7 +143,16 @@ def extract(
     done = [_with_features(sample, features[sample.id], extraction) for sample in samples]
     left_out = f"{len(problems)} file(s) could not be used; their modality is absent." if problems else ""
     note = "\n".join(filter(None, [dataset.manifest.note, str(extraction), left_out]))
-    write_dataset(out, done, name=dataset.name, note=note, media=table, overwrite=overwrite)
+    write_dataset(
+        out,
+        done,
+        name=dataset.name,
+        note=note,
+        media=table,
+        audio_names=extraction.audio_names if extraction.speech else dataset.manifest.audio_names,
+        video_names=() if extraction.image else dataset.manifest.video_names,
+        overwrite=overwrite,
+    )
     audio, video = (sum(getattr(sample, name) is not None for sample in done) for name in ("audio", "video"))
     return ExtractReport(out, len(done), audio, video, len(parts), len(parts) - len(missing), problems)
 
@@ -291,9 +301,9 @@ class _PartWriter:
         return sum(map(len, problems))
 
     @cached_property
-    def _speech(self) -> SpeechEncoder:
+    def _speech(self) -> SpeechEncoder | ProsodyEncoder:
         assert self._extraction.speech
-        return SpeechEncoder(self._extraction.speech, self._extraction.segments, self._device)
+        return speech_encoder(self._extraction.speech, self._extraction.segments, self._device)
 
     @cached_property
     def _images(self) -> ImageEncoder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from affect_rl.data.validation import SPLITS, Key, Profile, leak, near, problems, profile
+from affect_rl.data.validation import SPLITS, Key, leak, near, problems, profile
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
 from affect_rl.sample import AffectSample, LabelKind, Split
@@ -71,6 +71,10 @@ class Manifest(BaseModel):
     candidates: tuple[str, ...]
     audio_dim: int = Field(ge=0)
     video_dim: int = Field(ge=0)
+    audio_names: tuple[str, ...] = ()
+    """What the features of an audio frame are, where that is known."""
+    video_names: tuple[str, ...] = ()
+    """Likewise of a video frame."""
     note: str = ""
     splits: dict[Split, SplitManifest]
 
@@ -197,6 +201,8 @@ def write_dataset(
     name: str,
     note: str = "",
     media: pa.Table | None = None,
+    audio_names: Sequence[str] = (),
+    video_names: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write a dataset directory, whole or not at all.
@@ -207,6 +213,8 @@ def write_dataset(
         name: name of the dataset.
         note: source and licence, and what a user must know.
         media: the content of `MEDIA`; without it there is no such file.
+        audio_names: what the features of an audio frame are, where that is known.
+        video_names: likewise of a video frame.
         overwrite: replace an existing dataset; a directory that is none is never replaced.
 
     Raises:
@@ -224,6 +232,20 @@ def write_dataset(
         common = profile(samples)
     except ValueError as error:
         raise AffectError(f"{directory}: {error}") from None
+    for modality, names, width in (
+        ("audio", audio_names, common.audio_dim),
+        ("video", video_names, common.video_dim),
+    ):
+        if names and width and len(names) != width:
+            raise AffectError(f"{directory}: {len(names)} names for {width} {modality} features; name each, or none")
+    manifest = Manifest(
+        name=name,
+        note=note,
+        splits={},
+        audio_names=tuple(audio_names),
+        video_names=tuple(video_names),
+        **common._asdict(),
+    )
     by_split = {split: [sample for sample in samples if sample.split == split] for split in SPLITS}
     for split, chosen in by_split.items():
         for modality in ("audio", "video"):
@@ -233,10 +255,39 @@ def write_dataset(
     if found_leak := leak({split: _keys(table) for split, table in tables.items()}):
         raise AffectError(f"{directory}/{found_leak}")
     with whole_directory(directory, replace=True) as partial:
-        _write(partial, tables, common, name, note)
+        _write(partial, tables, manifest)
         if media is not None:
             pq.write_table(media, partial / MEDIA)
     return directory
+
+
+def copy_dataset(
+    dataset: Dataset,
+    directory: Path | str,
+    samples: Iterable[AffectSample],
+    *,
+    note: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write a dataset anew with other `samples` of the same kind; names, media and notes are kept, `note` is added.
+
+    Raises:
+        AffectError: as in `write_dataset`, or `directory` is the dataset's own.
+    """
+    directory, manifest = Path(directory), dataset.manifest
+    if directory.resolve() == dataset.directory.resolve():
+        raise AffectError(f"{directory}: is where the dataset is read from; choose another directory to write")
+    media = dataset.directory / MEDIA
+    return write_dataset(
+        directory,
+        samples,
+        name=manifest.name,
+        note="\n".join(filter(None, [manifest.note, note])),
+        media=pq.read_table(media) if media.is_file() else None,
+        audio_names=manifest.audio_names,
+        video_names=manifest.video_names,
+        overwrite=overwrite,
+    )
 
 
 def check_free(directory: Path, *, overwrite: bool) -> None:
@@ -262,13 +313,13 @@ def check_numbers(count: int, modality: str, place: str) -> None:
         )
 
 
-def _write(partial: Path, tables: Mapping[Split, pa.Table], common: Profile, name: str, note: str) -> None:
+def _write(partial: Path, tables: Mapping[Split, pa.Table], manifest: Manifest) -> None:
     splits = {}
     for split, table in tables.items():
         path = partial / f"{split}.parquet"
         pq.write_table(table, path, compression="zstd")
         splits[split] = SplitManifest(rows=table.num_rows, sha256=sha256(path))
-    manifest = Manifest(name=name, note=note, splits=splits, **common._asdict())
+    manifest = manifest.model_copy(update={"splits": splits})
     (partial / MANIFEST).write_text(
         json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", "utf8"
     )

@@ -1,6 +1,7 @@
 """Frozen encoders: sound to speech features (HuBERT and its kin), pictures to image features (CLIP's vision tower).
 
-Any checkpoint in safetensors with the model code of transformers serves, by local path or hub name.
+Any checkpoint in safetensors with the model code of transformers serves, by local path or hub name. Without any, sound
+is measured (`affect_rl.data.prosody`): the name `PROSODY` stands where a speech encoder's does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,9 +24,14 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
+from affect_rl.data.prosody import ProsodyEncoder
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256
 
+PROSODY = "prosody"
+"""What is measured without a checkpoint goes by this name."""
+_MEASURED = 1
+"""Version of what is measured; raise it whenever a change to it changes a feature."""
 _SECONDS = 320
 """Padded sound in one forward pass; a longer one goes alone."""
 _PICTURES = 64
@@ -54,11 +61,13 @@ class Checkpoint:
 
     @classmethod
     def find(cls, name: str) -> Checkpoint:
-        """Look up a checkpoint; of a hub name only the configuration is fetched.
+        """Look up a checkpoint, or `PROSODY`; of a hub name only the configuration is fetched.
 
         Raises:
             AffectError: there is none, or its weights are not safetensors.
         """
+        if name == PROSODY:
+            return cls(PROSODY, f"version {_MEASURED}, librosa {version('librosa')}")
         directory = Path(name).expanduser().resolve()
         if directory.is_dir():
             files = sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")])
@@ -70,6 +79,17 @@ class Checkpoint:
         config = Path(_load(hf_hub_download, name, filename="config.json"))
         commit = config.parent.name  # the cache holds it as snapshots/<commit>/config.json
         return cls(name, commit, commit)
+
+
+def speech_encoder(checkpoint: Checkpoint, segments: int, device: str = "cpu") -> SpeechEncoder | ProsodyEncoder:
+    """What makes features of sound, `segments` rows each.
+
+    Raises:
+        AffectError: the checkpoint cannot be loaded, or is no speech encoder that reads raw sound.
+    """
+    if checkpoint.name == PROSODY:
+        return ProsodyEncoder(segments)
+    return SpeechEncoder(checkpoint, segments, device)
 
 
 class SpeechEncoder:

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
-from affect_rl.data.encoders import Checkpoint
+from affect_rl.data.encoders import PROSODY, Checkpoint
+from affect_rl.data.prosody import NAMES
 from affect_rl.errors import AffectError
 
 Source = Literal["face", "video"]
@@ -56,6 +57,11 @@ class Extraction:
     source: Source = "video"
     frames: int = 8
     segments: int = 8
+
+    @property
+    def audio_names(self) -> tuple[str, ...]:
+        """What the features of an audio frame are, where that is known."""
+        return NAMES if self.speech and self.speech.name == PROSODY else ()
 
     def __str__(self) -> str:
         """The settings in words, for the dataset's manifest."""

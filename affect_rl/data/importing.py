@@ -279,6 +279,7 @@ class Importer:
         tables: Collection[str],
         notes: tuple[str, ...] = (),
         media: pa.Table | None = None,
+        video_names: Sequence[str] = (),
     ) -> ImportReport:
         """Write the dataset.
 
@@ -288,12 +289,21 @@ class Importer:
             tables: the tables with one row a sample, to count what was left out.
             notes: for the report.
             media: where the samples' media are.
+            video_names: what the features of a video frame are, where that is known.
 
         Raises:
             AffectError: as in `require_sound`; nothing is written.
         """
         self.require_sound()
-        write_dataset(self.out, self.samples, name=name, note=note, media=media, overwrite=self.overwrite)
+        write_dataset(
+            self.out,
+            self.samples,
+            name=name,
+            note=note,
+            media=media,
+            video_names=video_names,
+            overwrite=self.overwrite,
+        )
         counts = {split: sum(sample.split == split for sample in self.samples) for split in SPLITS}
         counts = {split: count for split, count in counts.items() if count}
         skipped = sum(self.row_counts[table] for table in tables) - len(self.samples)

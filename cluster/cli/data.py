@@ -206,6 +206,20 @@ def table(
     )
 
 
+@import_app.command("ravdess")
+def ravdess(
+    root: Root,
+    out: Out,
+    fold: Annotated[int, typer.Option(min=0, max=5, help="Which four actors are test; the next are dev.")] = 0,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """RAVDESS: two sentences in eight emotions by voice and face; recordings anywhere below the root."""
+    from affect_rl.data.ravdess import import_ravdess
+
+    _show(import_ravdess(root, out, fold=fold, skip_bad=skip_bad, overwrite=overwrite))
+
+
 def _add_affectgpt(name: str, summary: str) -> None:
     """Add the command of a dataset that comes only in AffectGPT's layout."""
 
@@ -243,6 +257,24 @@ def _add_affectgpt(name: str, summary: str) -> None:
 
 for _name, _summary in _AFFECTGPT.items():
     _add_affectgpt(_name, _summary)
+
+
+@data_app.command()
+def describe(
+    data: Annotated[Path, typer.Option(help="Dataset directory whose features have names.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put into words what was measured: how a voice sounds and a face looks, compared with the speaker's usual."""
+    from affect_rl.data.dataset import Dataset, copy_dataset
+    from affect_rl.data.describe import describe as described
+
+    dataset = Dataset.load(data)
+    samples = described(dataset)
+    copy_dataset(dataset, out, samples, note="Descriptions by affect-rl data describe.", overwrite=overwrite)
+    typer.echo(f"{out}: {len(samples):,} samples, for example")
+    for sample in samples[:: max(1, len(samples) // 5)][:5]:
+        typer.echo(f"  {sample.id}: {sample.description}")
 
 
 @data_app.command()

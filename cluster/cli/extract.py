@@ -20,7 +20,8 @@ def extract(
     data: Annotated[Path, typer.Option(help="Dataset directory with a media.parquet.")],
     out: Annotated[Path, typer.Option(help="Dataset directory to write.")],
     speech_encoder: Annotated[
-        str, typer.Option(help="HuBERT-like checkpoint, path or hub name; without one audio stays as it is.")
+        str,
+        typer.Option(help="HuBERT-like checkpoint, or `prosody`; without one audio stays as it is."),
     ] = "",
     image_encoder: Annotated[
         str, typer.Option(help="CLIP-like checkpoint, path or hub name; without one video stays as it is.")

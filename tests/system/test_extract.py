@@ -26,9 +26,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from affect_rl.data.dataset import MEDIA, Dataset, write_dataset
+from affect_rl.data.describe import describe
 from affect_rl.data.encoders import Checkpoint, ImageEncoder, SpeechEncoder
 from affect_rl.data.feature_parts import Extraction, read_part, write_part
 from affect_rl.data.media import read_audio, read_frames
+from affect_rl.data.prosody import NAMES
 from affect_rl.data.validation import SPLITS
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
@@ -189,6 +191,21 @@ def test_after_an_error_a_run_goes_on_and_features_are_those_of_the_encoders(
     assert (new.name, new.counts, new.manifest.note) == (old.name, old.counts, f"Made up.\n{extraction}")
     for mine, theirs in zip(new.samples("train"), old.samples("train"), strict=True):
         assert repr(replace(mine, audio=None, video=None)) == repr(replace(theirs, audio=None, video=None))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_voice_is_measured_without_a_checkpoint_and_put_into_words(data: Path, tmp_path: Path) -> None:
+    run_command("--data", data, "--out", tmp_path / "out", "--speech-encoder", "prosody", "--segments", 4)
+    dataset = Dataset.load(tmp_path / "out")
+    assert dataset.manifest.audio_names == NAMES and "prosody (version 1, librosa" in dataset.manifest.note
+    for name, (audio, _) in features_of(tmp_path / "out").items():
+        if name == "u1":
+            assert audio is None
+        else:
+            semitones = 12 * np.log2((200 + 40 * int(name[1:])) / 100)
+            np.testing.assert_allclose(audio[:, NAMES.index("pitch")], semitones, atol=0.5)
+    words = {sample.id: sample.description for sample in describe(dataset)}
+    assert words["u1"] == "" and "high" in words["u7"] and "low" in words["u0"]
 
 
 @pytest.mark.slow
