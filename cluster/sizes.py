@@ -17,6 +17,8 @@ from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.fusion import FusionShape
 from affect_rl.policy.slot_fusion import make_fusion
+from affect_rl.policy.smollm2 import NAME as SMOLLM2
+from affect_rl.policy.smollm2 import smollm2_config
 from affect_rl.policy.tokens import tiny_config
 
 
@@ -75,6 +77,8 @@ def text_config_of(model: ModelConfig, published: Path | None = None) -> Any:
     if model.base == "tiny" and published is None:
         shape = model.tiny.model_dump(exclude={"vocabulary"})
         return tiny_config(model.tiny.vocabulary, **shape, context=model.context)
+    if model.base == SMOLLM2 and published is None:
+        return smollm2_config()
     source = str(published or model.base)
     try:
         if (Path(source) / MANIFEST).is_file():

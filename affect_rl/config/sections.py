@@ -132,8 +132,9 @@ class ModelConfig(Section):
     """The policy: language model, adapters, fusion modules."""
 
     base: Annotated[str, Affects(POLICY, SFT, TRAINING)] = "tiny"
-    """``tiny``; a local path or hub name of a causal language model; or a policy directory, trained before or
-    of ``affect-rl backbone import``, which brings its fusion modules as far as they fit."""
+    """``tiny``; ``smollm2``, a real one of 135 million weights that comes with a package; a local path or hub name of a
+    causal language model; or a policy directory, trained before or of ``affect-rl backbone import``, which brings its
+    fusion modules as far as they fit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights."""
     context: Positive = 512

@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.smollm2 import NAME as SMOLLM2
+from affect_rl.policy.smollm2 import smollm2
 from affect_rl.policy.special_tokens import END_TOKEN, PAD_TOKEN, PERCEPT_TOKEN
 
 
@@ -70,11 +72,12 @@ def tiny_config(vocabulary: int, *, layers: int, dim: int, heads: int, context: 
 
 
 def pretrained_language_model(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer by local path or hub name, with a placeholder token.
+    """A causal language model and its tokenizer by local path, hub name or `smollm2.NAME`, with a placeholder token.
 
     Raises:
         AffectError: it cannot be loaded.
     """
+    name = str(smollm2()) if name == SMOLLM2 else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
