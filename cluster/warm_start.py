@@ -105,7 +105,12 @@ def warm_start(
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
     check_manifest(base)
-    prompts = Prompts.for_policy(base, context=config.model.context, evidence_tokens=config.episode.evidence_tokens)
+    prompts = Prompts.for_policy(
+        base,
+        context=config.model.context,
+        evidence_tokens=config.episode.evidence_tokens,
+        wording=config.episode.wording,
+    )
     samples = training_samples(config, dataset)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))

@@ -62,6 +62,7 @@ class EpisodeSpec:
         temperature: of its generations, 0: greedily; None: each agent's own.
         bypasses: whether it is also played without each agent, which scores the agents.
         critic_sees: what the prompts of a separate critic hold beside the agents' own.
+        structured: hold the engine to the agents' formats.
     """
 
     key: object
@@ -74,6 +75,7 @@ class EpisodeSpec:
     temperature: float | None = None
     bypasses: bool = True
     critic_sees: str = "own"
+    structured: bool = False
 
     @classmethod
     def to_train(cls, config: Config, key: object, sample: AffectSample, seed: int, place: int = 0) -> Self:
@@ -91,7 +93,8 @@ class EpisodeSpec:
         """An episode that nobody learns from; its key is `purpose` and the sample, its seed owes nothing to others."""
         key, seed = (purpose, sample.id), derived_seed(config.seed, purpose, sample.id)
         start = config.initial_policy.resolve()
-        return cls(key, sample, seed, config.team, config.episode, config.task, start, temperature, bypasses)
+        common = (config.team, config.episode, config.task, start, temperature, bypasses)
+        return cls(key, sample, seed, *common, structured=config.evaluate.structured)
 
     @property
     def frozen_policies(self) -> Mapping[str, Path]:
@@ -128,7 +131,10 @@ class RolloutWorker:
         self._retrieval = retrieval
         self._searches = SearchStats()
         self._prompts = Prompts.for_policy(
-            policy_dir, context=config.model.context, evidence_tokens=config.episode.evidence_tokens
+            policy_dir,
+            context=config.model.context,
+            evidence_tokens=config.episode.evidence_tokens,
+            wording=config.episode.wording,
         )
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
@@ -216,6 +222,7 @@ class RolloutWorker:
                     temperature=request.temperature,
                     seed=request.seed,
                     adapter=settings.adapter if settings.adapter in engine.adapters else None,
+                    pattern=request.agent.pattern(request.board) if spec.structured else "",
                 )
 
         return generate

@@ -433,6 +433,9 @@ class EvaluateConfig(Section, affects=(EVALUATION,)):
     """Split to evaluate on."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
+    structured: bool = False
+    """Hold engines to the agents' formats (vLLM's structured outputs), so that a stock model's answers can be read. Not
+    in training: the learner would need the same masks, or its log-probs would be another distribution's."""
     resamples: Annotated[Positive, NOTHING] = 2000
     """Bootstrap resamples of the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1), NOTHING] = 0.95

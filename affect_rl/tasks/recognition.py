@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from affect_rl.evidence import Evidence, Group
 from affect_rl.sample import AffectSample
@@ -13,14 +13,18 @@ from affect_rl.scoring.label_score import ScoreKind, label_score
 from affect_rl.scoring.scoring import Scoring, scoring_of
 from affect_rl.scoring.wheels import Wheels
 from affect_rl.section import TRAINING, Affects
-from affect_rl.tasks.fields import read_fields
+from affect_rl.seeds import derived_seed
+from affect_rl.tasks.fields import choice_pattern, lines_pattern, read_fields, room, text_pattern
 from affect_rl.tasks.task import Task, TaskSettings
 from affect_rl.trajectory import Output
+from affect_rl.wording import Wording
 
 Kept = Mapping[Group, tuple[Evidence, ...]]
 
 MAX_OPEN_LABELS = 8
 """An open answer may name this many labels."""
+_LETTER, _LABEL = "[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u4e00-\u9fff]", 16
+"""What words of open labels are made of, and how long one may be, where an engine is held to a pattern."""
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """Marks around a label."""
 
@@ -37,10 +41,36 @@ class RecognitionSettings(TaskSettings):
 
 
 class Recognition(Task):
-    """What the three kinds of labels have in common: ``reason:`` and ``label:`` lines, and `label_score`."""
+    """What the three kinds of labels have in common: ``reason:`` and ``label:`` lines, and `label_score`.
 
-    instruction = "Task: reason, then name the emotion.\n"
+    Attributes:
+        choice: what may stand in the ``label:`` line, in English and in Chinese.
+    """
+
+    choice: ClassVar[tuple[str, str]]
+    instruction = Wording(
+        "Task: reason, then name the emotion.\n",
+        """Task: decide what this person feels. Weigh the words, the voice and face, and the evidence if there is any. \
+Answer with these two lines and nothing else:
+reason: one short sentence
+label: {what}
+For example:
+reason: the way it is said tells more than the words
+label: {example}
+""",
+        """任务：判断此人的情绪。综合考虑话语、声音、面部以及证据（如果有）。只用以下两行回答：
+reason: 一个简短的句子
+label: {what_zh}
+例如：
+reason: 说话的方式比内容更能说明问题
+label: {example}
+""",
+    )
     Settings = RecognitionSettings
+
+    def instruct(self, sample: AffectSample) -> Wording:
+        what, what_zh = self.choice
+        return self.instruction.filled(what=what, what_zh=what_zh, example=example_labels(sample))
 
     def read(self, text: str, sample: AffectSample) -> Output:
         fields, problem = read_fields(text, ("reason", "label"))
@@ -48,6 +78,14 @@ class Recognition(Task):
             return Output(text, problem=problem)
         labels, problem = self.read_labels(fields["label"], sample)
         return Output(text, labels, fields["reason"], problem)
+
+    def pattern(self, sample: AffectSample, tokens: int) -> str:
+        characters = room(tokens, 2)
+        return lines_pattern(reason=text_pattern(characters), label=self.label_pattern(sample, characters))
+
+    def label_pattern(self, sample: AffectSample, longest: int) -> str:
+        """A regular expression of the labels that an answer may name, of at most `longest` characters if it is free."""
+        raise NotImplementedError
 
     def read_labels(self, written: str, sample: AffectSample) -> tuple[tuple[str, ...], str | None]:
         """The labels that an answer names, and what is wrong with them (None: nothing)."""
@@ -74,6 +112,11 @@ class Recognition(Task):
 class ClosedSet(Recognition):
     """One of the sample's candidates."""
 
+    choice = ("one of the labels above", "上面列出的标签之一")
+
+    def label_pattern(self, sample: AffectSample, longest: int) -> str:
+        return choice_pattern(sample.candidates)
+
     def read_labels(self, written: str, sample: AffectSample) -> tuple[tuple[str, ...], str | None]:
         labels = _forms(written)
         known = {normalise(candidate): candidate for candidate in sample.candidates}
@@ -92,6 +135,13 @@ class Sentiment(ClosedSet):
 class OpenLabels(Recognition):
     """Any words, which stay as they are written but for case: published wheels know other forms than our own wheel."""
 
+    choice = ("the emotions in your own words, separated by commas", "用自己的话写出情绪，以逗号分隔")
+
+    def label_pattern(self, sample: AffectSample, longest: int) -> str:
+        word = f"{_LETTER}({_LETTER}|[ -]){{0,{_LABEL - 1}}}"
+        more = min(MAX_OPEN_LABELS, longest // (_LABEL + 2)) - 1
+        return f"{word}(, {word}){{0,{more}}}" if more > 0 else word
+
     def read_labels(self, written: str, sample: AffectSample) -> tuple[tuple[str, ...], str | None]:
         labels = _forms(written)
         if not 1 <= len(labels) <= MAX_OPEN_LABELS:
@@ -109,6 +159,13 @@ def _forms(written: str) -> dict[str, str]:
         if form := normalise(label):
             labels.setdefault(form, _EDGES.sub("", label.casefold()))
     return labels
+
+
+def example_labels(sample: AffectSample) -> str:
+    """What an example of an answer names: any of the candidates, so that all examples together favour none."""
+    if not sample.candidates:
+        return "relieved, a little proud"
+    return sample.candidates[derived_seed(0, "example", sample.id) % len(sample.candidates)]
 
 
 def render_answer(reason: str, labels: tuple[str, ...]) -> str:

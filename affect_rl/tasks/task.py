@@ -17,6 +17,7 @@ from affect_rl.scoring.scoring import Scoring
 from affect_rl.scoring.wheels import Wheels
 from affect_rl.section import EVALUATION, SCORES, SFT, TRAINING, Section
 from affect_rl.trajectory import Output
+from affect_rl.wording import Wording
 
 
 class TaskSettings(Section, affects=(SFT, TRAINING, EVALUATION, SCORES)):
@@ -35,15 +36,23 @@ class Task(ABC):
         Settings: class of its settings.
     """
 
-    instruction: ClassVar[str]
+    instruction: ClassVar[Wording | str]
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
 
+    def instruct(self, sample: AffectSample) -> Wording | str:
+        """The instruction for a sample, with an example that its labels allow."""
+        return self.instruction
+
     @abstractmethod
     def read(self, text: str, sample: AffectSample) -> Output:
         """Understand an answer. It never raises: a malformed one is an `Output` with a problem and no labels."""
+
+    def pattern(self, sample: AffectSample, tokens: int) -> str:
+        """A regular expression of answers of at most `tokens` tokens that can be read; empty: any text."""
+        return ""
 
     @abstractmethod
     async def score(self, output: Output, sample: AffectSample) -> float:

@@ -16,9 +16,11 @@ from affect_rl.scoring.label_score import label_score
 from affect_rl.scoring.scoring import Scoring, scoring_of
 from affect_rl.scoring.wheels import Wheels
 from affect_rl.section import TRAINING, Affects, Fraction, Natural
-from affect_rl.tasks.recognition import ClosedSet, Kept, OpenLabels, RecognitionSettings, rationale
+from affect_rl.tasks.fields import room, text_pattern
+from affect_rl.tasks.recognition import ClosedSet, Kept, OpenLabels, RecognitionSettings, example_labels, rationale
 from affect_rl.tasks.task import Task
 from affect_rl.trajectory import Output
+from affect_rl.wording import Wording
 
 _FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
@@ -37,8 +39,26 @@ class ThinkingSettings(RecognitionSettings):
 class Thinking(Task):
     """Labels of a closed set, a sentiment or any words, after a thought in words of the model's own."""
 
-    instruction = "Task: write <think> your thoughts </think>, then <answer> the emotion </answer>.\n"
+    instruction = Wording(
+        "Task: write <think> your thoughts </think>, then <answer> the emotion </answer>.\n",
+        """Task: decide what this person feels. Think first, then answer with {what}. Write both in tags and nothing \
+else, for example:
+<think>The voice is loud and the words complain.</think> <answer>{example}</answer>
+""",
+        """任务：判断此人的情绪。先思考，然后用{what_zh}回答。两者都写在标签里，例如：
+<think>声音很大，话里有抱怨。</think> <answer>{example}</answer>
+""",
+    )
     Settings = ThinkingSettings
+
+    def instruct(self, sample: AffectSample) -> Wording:
+        what, what_zh = self._kind(sample).choice
+        return self.instruction.filled(what=what, what_zh=what_zh, example=example_labels(sample))
+
+    def pattern(self, sample: AffectSample, tokens: int) -> str:
+        characters = room(tokens, 3)
+        labels = self._kind(sample).label_pattern(sample, characters)
+        return f"<think>{text_pattern(characters, without='<')}</think> <answer>{labels}</answer>"
 
     def read(self, text: str, sample: AffectSample) -> Output:
         """Both pairs of tags once, nothing outside them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -89,6 +89,9 @@ class EpisodeSettings(Section, affects=(SFT, TRAINING, EVALUATION)):
     """Groups of evidence in play."""
     absent: tuple[Modality, ...] = ()
     """Modalities withheld from agents and search, to see what their loss costs."""
+    wording: Literal["auto", "short", "full"] = "auto"
+    """What agents are told: their tasks in full, with format and example, or in a line each. ``auto``: in full if the
+    model has a chat template, that is, has been taught to follow instructions."""
     zero_absent: bool = False
     """Show zeros where audio or video is withheld, instead of telling that it is missing."""
     dropout: Annotated[Fraction, Affects(SFT, TRAINING)] = 0.0
@@ -180,6 +183,10 @@ class Agent(ABC):
         says that the agent has no bypass: it is paid for the team's score alone.
         """
         return None
+
+    def pattern(self, board: Board) -> str:
+        """A regular expression of answers that can be read, for engines that are held to it; empty: any text."""
+        return ""
 
     def texts(self) -> list[str]:
         """Words of its prompts and answers that a tokenizer trained from nothing must know."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from affect_rl.tasks.fields import read_fields
+from affect_rl.tasks.fields import lines_pattern, read_fields, room, text_pattern
 from affect_rl.team.agent import Agent, Reading, Writes
 from affect_rl.team.board import Board
 from affect_rl.team.planner import simple_label
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Prompt
+from affect_rl.wording import Wording
 
 
 class Debater(Agent):
@@ -19,11 +20,24 @@ class Debater(Agent):
     reads = ("support", "kept", "notes")
     writes = ("notes",)
     bypass_reads = ("notes",)
-    task_text: ClassVar[str] = "Task: argue against the leading emotion.\n"
+    wording: ClassVar[Wording] = Wording(
+        "Task: argue against the leading emotion.\n",
+        """Task: the evidence leads to the emotion named above. Say in a few words what speaks against it, or nothing. \
+Answer with one line and nothing else:
+against: your argument, or nothing
+For example:
+against: the words complain, but the voice laughs
+""",
+        """任务：证据指向上面写出的情绪。用几个词说明反对它的理由，或写 nothing。只用一行回答：
+against: 你的理由或 nothing
+例如：
+against: 话在抱怨，声音却在笑
+""",
+    )
 
     def prompt(self, board: Board, prompts: Prompts) -> Prompt:
         note = f"Leading: {leading_label(board)}\n"
-        return prompts.build(board.sample, self.settings.tokens, self.task_text, evidence=board.kept, note=note)
+        return prompts.build(board.sample, self.settings.tokens, self.wording, evidence=board.kept, note=note)
 
     def read(self, text: str, board: Board) -> Reading:
         """An ``against:`` line. Fallback: silence."""
@@ -31,6 +45,9 @@ class Debater(Agent):
         if problem:
             return Reading({"notes": board.notes}, problem)
         return Reading({"notes": (*board.notes, f"against {leading_label(board)}: {fields['against']}")})
+
+    def pattern(self, board: Board) -> str:
+        return lines_pattern(against=text_pattern(room(self.settings.tokens, 1)))
 
     def demonstrate(self, board: Board, *, careful: bool) -> str:
         """Carefully: what was noted of the sample if the leading label is wrong, else nothing; by habit: its words."""
@@ -44,7 +61,7 @@ class Debater(Agent):
         return {"notes": board.notes}
 
     def texts(self) -> list[str]:
-        return [self.task_text, "Leading: against: against nothing\n"]
+        return [self.wording.short, "Leading: against: against nothing\n"]
 
 
 def leading_label(board: Board) -> str:

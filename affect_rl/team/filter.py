@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
 from affect_rl.evidence import GROUPS, Evidence, Group
 from affect_rl.sample import AffectSample
 from affect_rl.section import Positive
-from affect_rl.tasks.fields import read_fields
+from affect_rl.tasks.fields import choice_pattern, lines_pattern, read_fields
 from affect_rl.team.agent import Agent, AgentSettings, Reading, Writes
 from affect_rl.team.board import Board, Found, first
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Generation, Prompt
+from affect_rl.wording import Wording
 
 if TYPE_CHECKING:
     from affect_rl.team.episode import Episode
@@ -37,12 +39,32 @@ class Filter(Agent):
     writes = ("kept",)
     bypass_reads = ("candidates",)
     Settings = FilterSettings
-    task_text: ClassVar[str] = "Task: keep the useful evidence.\n"
+    wording: ClassVar[Wording] = Wording(
+        "Task: keep the useful evidence.\n",
+        """Task: choose the evidence that helps to tell what this person feels. Write for each group the numbers of at \
+most {keep} pieces to keep, or none. Answer with these three lines and nothing else:
+supportive: numbers, or none
+confusing: numbers, or none
+countering: numbers, or none
+For example:
+supportive: 1
+confusing: none
+countering: none
+""",
+        """任务：选出有助于判断此人情绪的证据。每组写出最多 {keep} 条要保留的证据的编号，或写 none。只用以下三行回答：
+supportive: 编号或 none
+confusing: 编号或 none
+countering: 编号或 none
+例如：
+supportive: 1
+confusing: none
+countering: none
+""",
+    )
 
     def prompt(self, board: Board, prompts: Prompts) -> Prompt:
-        return prompts.build(
-            board.sample, self.settings.tokens, self.task_text, evidence=board.candidates, numbered=True
-        )
+        asked = self.wording.filled(keep=self.episode.keep)
+        return prompts.build(board.sample, self.settings.tokens, asked, evidence=board.candidates, numbered=True)
 
     def read(self, text: str, board: Board) -> Reading:
         """``group: numbers`` lines. Fallback: the first ones of each group in retrieval order."""
@@ -59,8 +81,24 @@ class Filter(Agent):
         """Retrieval order: the rank counterfactual of equation 3."""
         return {"kept": first(board.candidates, self.episode.keep)}
 
+    def pattern(self, board: Board) -> str:
+        """Any numbers of a group, ascending: in which order they stand matters little, and there are fewer that way."""
+        keep = self.episode.keep
+        choices = {
+            group: [
+                "none",
+                *(
+                    ", ".join(str(number) for number, _ in some)
+                    for count in range(1, min(keep, len(items)) + 1)
+                    for some in combinations(items, count)
+                ),
+            ]
+            for group, items in numbered(board.candidates).items()
+        }
+        return lines_pattern(**{group: choice_pattern(texts) for group, texts in choices.items()})
+
     def texts(self) -> list[str]:
-        return [self.task_text, "supportive: none\nconfusing: none\ncountering: none\n"]
+        return [self.wording.short, "supportive: none\nconfusing: none\ncountering: none\n"]
 
 
 class SilverFilter(Filter):

@@ -12,6 +12,7 @@ from affect_rl.team.agent import Agent, AgentSettings, Reading
 from affect_rl.team.board import Board
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Percept, Prompt
+from affect_rl.wording import short
 
 
 class GeneratorSettings(AgentSettings):
@@ -41,7 +42,7 @@ class Generator(Agent):
         return prompts.build(
             board.sample,
             self.settings.tokens,
-            self.task.instruction,
+            self.task.instruct(board.sample),
             evidence=board.kept,
             percept=self.view(board),
             note="".join(f"{line}\n" for line in board.notes),
@@ -52,12 +53,15 @@ class Generator(Agent):
         output = self.task.read(text, board.sample)
         return Reading({"output": output}, output.problem)
 
+    def pattern(self, board: Board) -> str:
+        return self.task.pattern(board.sample, self.settings.tokens)
+
     def demonstrate(self, board: Board, *, careful: bool) -> str:
         """As the task's annotator would answer."""
         return self.task.demonstrate(board.sample, board.kept)
 
     def texts(self) -> list[str]:
-        return [self.task.instruction, *self.task.texts()]
+        return [short(self.task.instruction), *self.task.texts()]
 
     def view(self, board: Board) -> Percept:
         """The sample's features and their support, as RAAF is to fuse them."""

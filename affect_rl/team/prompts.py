@@ -3,13 +3,18 @@
 Every prompt of an episode starts with the same prefix (the sample), so that a rollout engine computes
 it once; what the agent is to do comes last. Evidence has a budget and is dropped from the end when the
 context is short. The sample itself is never cut.
+
+A model with a chat template is told what to do in full, inside the template and behind a system message; one without,
+as the tiny policies, in short forms (`affect_rl.wording`).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
+
+from jinja2 import TemplateError
 
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
@@ -18,9 +23,20 @@ from affect_rl.policy.special_tokens import PERCEPT_TOKEN
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Found
 from affect_rl.trajectory import Percept, Prompt
+from affect_rl.wording import Wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Form = Literal["auto", "short", "full"]
+
+SYSTEM = Wording(
+    short="",
+    en="You belong to a team that recognises what people feel from what they say, how their voice sounds and what "
+    "their face shows. You do one part of the work. Answer exactly in the format that you are asked for.",
+    zh="你所在的团队根据人们说的话、声音和面部表情来识别他们的情绪。你负责其中一部分工作。请严格按照要求的格式回答。",
+)
+"""The message that a chat begins with."""
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
@@ -34,21 +50,31 @@ class Prompts:
         soft_tokens: soft tokens of a percept.
         context: longest prompt plus answer, in tokens.
         evidence_tokens: longest one piece of evidence may be.
+        wording: form of the instructions; ``auto``: in full if there is a chat template.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, soft_tokens: int, context: int, evidence_tokens: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        soft_tokens: int,
+        context: int,
+        evidence_tokens: int,
+        wording: Form = "auto",
     ) -> None:
         self.tokenizer = tokenizer
         self.context = context
         self.evidence_tokens = evidence_tokens
+        self.in_full = wording == "full" or (wording == "auto" and bool(getattr(tokenizer, "chat_template", None)))
         self._percept = (int(tokenizer.convert_tokens_to_ids(PERCEPT_TOKEN)),) * soft_tokens
-        opening, closing = _chat_frame(tokenizer)
-        self._opening, self._closing = self._encode(opening, special=True), self._encode(closing, special=True)
+        frames = {language: _chat_frame(tokenizer, self._system(language)) for language in ("en", "zh")}
+        self._frames = {
+            language: tuple(self._encode(part, special=True) for part in frame) for language, frame in frames.items()
+        }
         self._encode_cached = lru_cache(maxsize=65536)(self._encode)
 
     @classmethod
-    def for_policy(cls, policy_dir: Path, *, context: int, evidence_tokens: int) -> Self:
+    def for_policy(cls, policy_dir: Path, *, context: int, evidence_tokens: int, wording: Form = "auto") -> Self:
         """For the tokenizer and the soft tokens of the policy in a directory."""
         # Not above: configurations know the agents, and reading one must not take the seconds of this import.
         from transformers import AutoTokenizer
@@ -60,6 +86,7 @@ class Prompts:
             soft_tokens=shape_from_dict(AffectConfig.from_pretrained(policy_dir).fusion).tokens,
             context=context,
             evidence_tokens=evidence_tokens,
+            wording=wording,
         )
 
     def answer(self, text: str) -> tuple[int, ...]:
@@ -70,7 +97,7 @@ class Prompts:
         self,
         sample: AffectSample,
         answer_tokens: int,
-        instruction: str,
+        instruction: Wording | str,
         *,
         evidence: Found | None = None,
         numbered: bool = False,
@@ -82,7 +109,7 @@ class Prompts:
         Args:
             sample: what is to be understood.
             answer_tokens: room that is left for the answer.
-            instruction: what the agent is to do; it ends with a new line.
+            instruction: what the agent is to do; a text ends with a new line.
             evidence: what is shown of the evidence.
             numbered: number it from 1 through all groups.
             percept: the sample's features as the agent sees them, beside the plain ones of the prefix.
@@ -92,7 +119,7 @@ class Prompts:
             AffectError: without any evidence the prompt is too long already.
         """
         prefix = self.prefix(sample)
-        tail = self._tail(note, percept, instruction)
+        tail = self._tail(note, percept, self.said(instruction, sample), sample)
         room = self.context - answer_tokens - len(prefix) - len(tail)
         if room < 0:
             raise AffectError(
@@ -112,15 +139,28 @@ class Prompts:
         """What all prompts of an episode start with."""
         labels = f"\nLabels: {', '.join(sample.candidates)}\n" if sample.candidates else "\n"
         return (
-            *self._opening,
+            *self._frame(sample)[0],
             *self._encode_cached(f"Text: {sample.text}\nVoice and face:"),
             *self._percept,
             *self._encode_cached(labels),
         )
 
-    def _tail(self, note: str, percept: Percept | None, instruction: str) -> tuple[int, ...]:
+    def said(self, instruction: Wording | str, sample: AffectSample) -> str:
+        """An instruction in the form that the model is told it."""
+        if isinstance(instruction, str):
+            return instruction
+        return instruction.in_full(sample.language) if self.in_full else instruction.short
+
+    def _system(self, language: str) -> str:
+        return SYSTEM.in_full(language) if self.in_full else SYSTEM.short
+
+    def _frame(self, sample: AffectSample) -> tuple[tuple[int, ...], ...]:
+        """What stands before and after a prompt about a sample."""
+        return self._frames["zh" if sample.language == "zh" else "en"]
+
+    def _tail(self, note: str, percept: Percept | None, instruction: str, sample: AffectSample) -> tuple[int, ...]:
         view = (*self._encode_cached("With support:"), *self._percept, *self._encode_cached("\n")) if percept else ()
-        return (*self._encode_cached(note), *view, *self._encode_cached(instruction), *self._closing)
+        return (*self._encode_cached(note), *view, *self._encode_cached(instruction), *self._frame(sample)[1])
 
     def _evidence(self, evidence: Found, numbered: bool, room: int) -> tuple[int, ...]:
         tokens: list[int] = []
@@ -155,11 +195,22 @@ def template_texts() -> list[str]:
     return [words, evidence, numbers]
 
 
-def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the tokenizer's chat template puts before and after a user's message."""
+def _chat_frame(tokenizer: PreTrainedTokenizerBase, system: str) -> tuple[str, str]:
+    """What stands before and after a user's message: the tokenizer's chat template, if it has one, with the system
+    message. A template that knows no system messages, or none at all, has it at the beginning of the user's."""
     if not getattr(tokenizer, "chat_template", None):
-        return "", ""
-    messages = [{"role": "user", "content": _CONTENT}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    opening, _, closing = str(rendered).partition(_CONTENT)
+        return (f"{system}\n\n" if system else ""), ""
+    user = [{"role": "user", "content": _CONTENT}]
+    if system:
+        try:
+            return _rendered(tokenizer, [{"role": "system", "content": system}, *user])
+        except TemplateError:
+            opening, closing = _rendered(tokenizer, user)
+            return f"{opening}{system}\n\n", closing
+    return _rendered(tokenizer, user)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[str, str]:
+    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    opening, _, closing = rendered.partition(_CONTENT)
     return opening, closing

@@ -24,7 +24,7 @@ from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.inputs import MultiModalInput
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -151,7 +151,14 @@ class RolloutEngine:
     # -- generating ------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float, seed: int, adapter: str | None = TEAM
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        adapter: str | None = TEAM,
+        pattern: str = "",
     ) -> Generation:
         """Sample an answer; temperature 0 is greedy, with log-probs at temperature 1.
 
@@ -161,6 +168,8 @@ class RolloutEngine:
             temperature: of sampling.
             seed: of sampling, with ``deterministic``; without, all draw from the engine's own generator.
             adapter: whose policy answers; None: their base. A plain policy has none and is itself under any name.
+            pattern: regular expression that the answer is held to, if not empty. Its log-probs are then those among the
+                tokens that were allowed.
 
         Raises:
             AffectError: the prompt does not fit the policy, or is longer than the context, or the policy has other
@@ -178,6 +187,7 @@ class RolloutEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=pattern) if pattern else None,
         )
         fed = engine_input(prompt, self.policy_config)
         request = _Request(str(next(self._ids)), fed, params, self._lora_request(adapter), loop.create_future())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from rollout_cases import CONTEXT, answer_all, logprob_gaps, make_prompts
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.tasks.fields import choice_pattern, lines_pattern, text_pattern
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.engine import RolloutEngine
 
@@ -54,6 +56,42 @@ def test_prompts_that_begin_alike_share_the_prefix_cache(engine: RolloutEngine, 
     assert cached(stranger) < 32
     engine.forget()
     assert cached(twin) == 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_answers_can_be_held_to_a_pattern(engine: RolloutEngine, policy: AffectPolicy, temperature: float) -> None:
+    """Random weights, which would never write it by themselves; other requests of the same steps are free."""
+    choice = choice_pattern(["1", "2", "none", "C++ [a|b]"])
+    pattern = lines_pattern(supportive=choice, reason=text_pattern(12))
+    prompts = make_prompts(policy, 12)
+
+    async def ask() -> list[Generation]:
+        calls = [
+            engine.generate(p, max_tokens=60, temperature=temperature, seed=n, pattern=pattern if n % 2 else "")
+            for n, p in enumerate(prompts)
+        ]
+        return await asyncio.gather(*calls)
+
+    answers = asyncio.run(ask())
+    for answer in answers[1::2]:
+        assert answer.finished and re.fullmatch(pattern, answer.text), answer.text
+    assert not any(re.fullmatch(pattern, answer.text) for answer in answers[::2])
+    assert max(gap.max() for gap in logprob_gaps(policy, prompts[::2], answers[::2], temperature or 1.0)) < 1e-4
+    if temperature:
+        assert len({answer.text for answer in answers[1::2]}) > 1
+
+
+def test_a_pattern_that_is_none_harms_no_other_request(engine: RolloutEngine, policy: AffectPolicy) -> None:
+    good = make_prompts(policy, 3)
+
+    async def ask() -> list[Generation | BaseException]:
+        calls = [engine.generate(p, max_tokens=5, temperature=1, seed=0) for p in good]
+        broken = engine.generate(good[0], max_tokens=5, temperature=1, seed=0, pattern="(")
+        return await asyncio.gather(broken, *calls, return_exceptions=True)
+
+    first, *others = asyncio.run(ask())
+    assert isinstance(first, AffectError)
+    assert max(gap.max() for gap in logprob_gaps(policy, good, others)) < 1e-4
 
 
 def test_one_bad_request_harms_no_other(engine: RolloutEngine, policy: AffectPolicy) -> None:

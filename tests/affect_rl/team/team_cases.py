@@ -10,7 +10,7 @@ from affect_rl.config.load import load_config
 from affect_rl.config.sections import RetrievalConfig
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.evidence import Retrieve
-from affect_rl.sample import AffectSample
+from affect_rl.sample import AffectSample, LabelKind
 from affect_rl.tasks import make_task
 from affect_rl.team.agent import Request
 from affect_rl.team.demonstrations import Annotator
@@ -31,10 +31,10 @@ NONE = "supportive: none\nconfusing: none\ncountering: none"
 """A filter's answer that keeps nothing."""
 
 
-def make_team(*overrides: str) -> Team:
+def make_team(*overrides: str, label_kind: LabelKind = "closed") -> Team:
     """The team of a configuration, two candidates a group, whose demonstrations are careful."""
     config = load_config(None, ["episode.k=2", *CAREFUL, *overrides])
-    return Team(config.team, config.episode, make_task(config.task, "closed"))
+    return Team(config.team, config.episode, make_task(config.task, label_kind))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -16,9 +17,10 @@ from affect_rl.evidence import GROUPS, Evidence
 from affect_rl.policy.special_tokens import END_TOKEN, PERCEPT_TOKEN
 from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.sample import AffectSample
+from affect_rl.tasks.recognition import example_labels
 from affect_rl.team.board import Board
 from affect_rl.team.demonstrations import demonstrate
-from affect_rl.team.prompts import Prompts, template_texts
+from affect_rl.team.prompts import SYSTEM, Prompts, template_texts
 from affect_rl.trajectory import Prompt
 
 SAMPLE = AffectSample("u", "made-up", "train", "c", "s", "a glass harbour", ("joy",), "closed", ("anger", "joy"))
@@ -33,7 +35,7 @@ def _prompts(template: str | None = CHAT) -> Prompts:
     tokenizer = train_tokenizer(["a glass harbour, a soft voice", *template_texts(), *make_team().texts()], 500)
     tokenizer.add_special_tokens({"additional_special_tokens": [PERCEPT_TOKEN, "<|user|>"]})
     tokenizer.chat_template = template
-    return Prompts(tokenizer, soft_tokens=4, context=600, evidence_tokens=32)
+    return Prompts(tokenizer, soft_tokens=4, context=4096, evidence_tokens=32)
 
 
 FRAMED, PLAIN = _prompts(), _prompts(None)
@@ -51,8 +53,55 @@ def _generator_prompt(prompts: Prompts, sample: AffectSample, text: str, note: s
 
 def test_the_frame_has_the_templates_special_tokens() -> None:
     found = _special(FRAMED, _generator_prompt(FRAMED, SAMPLE, "an evening", "a note").token_ids)
-    assert found == {PERCEPT_TOKEN: 8, END_TOKEN: 1, "<|user|>": 2}
+    assert found == {PERCEPT_TOKEN: 8, END_TOKEN: 2, "<|user|>": 3}, (
+        "a system message, a user's, the beginning of an answer"
+    )
     assert _special(PLAIN, _generator_prompt(PLAIN, SAMPLE, "an evening", "a note").token_ids) == {PERCEPT_TOKEN: 8}
+
+
+@pytest.mark.parametrize("agent", ["planner", "filter", "generator"])
+def test_a_model_with_a_chat_template_is_told_task_and_format_with_an_example(agent: str) -> None:
+    playing = make_team().agents[agent]
+    board = Board(SAMPLE, {"candidates": {"supportive": (Evidence("e", "an evening", ("joy",), 0.5),)}})
+    told = FRAMED.tokenizer.decode(playing.prompt(board, FRAMED).token_ids)
+    assert told.startswith(f"<|user|>{SYSTEM.en}<|end|><|user|>Text: a glass harbour")
+    assert told.endswith("<|end|><|user|>") and "\nFor example:\n" in told
+    example = told.split("For example:\n")[1].removesuffix("<|end|><|user|>")
+    assert playing.read(example, board).problem is None, "the example can be read"
+    short = PLAIN.tokenizer.decode(playing.prompt(board, PLAIN).token_ids)
+    assert "example" not in short and SYSTEM.en not in short
+    again = Prompts(FRAMED.tokenizer, soft_tokens=4, context=4096, evidence_tokens=32, wording="short")
+    assert again.tokenizer.decode(playing.prompt(board, again).token_ids) == f"<|user|>{short}<|end|><|user|>"
+
+
+def test_chinese_samples_are_asked_in_chinese() -> None:
+    chinese = replace(SAMPLE, text="我没事", language="zh")
+    for agent in make_team("team.agents=[planner, filter, generator]").agents.values():
+        told = FRAMED.tokenizer.decode(agent.prompt(Board(chinese, {}), FRAMED).token_ids)
+        assert SYSTEM.zh in told and "任务：" in told and "Task:" not in told
+        example = told.split("例如：\n")[1].removesuffix("<|end|><|user|>")
+        found = agent.read(example, Board(chinese, {"candidates": {"supportive": (Evidence("e", "x", (), 0.5),)}}))
+        assert found.problem is None
+
+
+def test_examples_of_answers_favour_no_label() -> None:
+    examples = Counter(example_labels(replace(SAMPLE, id=f"u{n}")) for n in range(400))
+    assert set(examples) == {"anger", "joy"} and min(examples.values()) > 150
+
+
+def test_a_template_without_system_messages_has_it_in_the_users() -> None:
+    tokenizer = copy.deepcopy(FRAMED.tokenizer)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    tokenizer.chat_template = refusal + CHAT
+    prompts = Prompts(tokenizer, soft_tokens=4, context=4096, evidence_tokens=32)
+    told = tokenizer.decode(prompts.prefix(SAMPLE))
+    assert told.startswith(f"<|user|>{SYSTEM.en}\n\nText: a glass harbour")
+
+
+def test_agents_share_the_prefix_in_either_form() -> None:
+    for prompts in (FRAMED, PLAIN):
+        asked = [agent.prompt(Board(SAMPLE, {}), prompts) for agent in make_team().agents.values()]
+        assert len({prompt.token_ids[: prompt.prefix] for prompt in asked}) == 1
 
 
 WORDS = st.lists(st.sampled_from([*SPECIAL, " so ", "glad", ": ", "<|", "|>", "percept"]), max_size=6).map("".join)
