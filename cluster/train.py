@@ -21,6 +21,7 @@ from affect_rl.seeds import derived_seed
 from affect_rl.team.store import write_trajectories
 from affect_rl.timeline import Timeline
 from affect_rl.trajectory import Trajectory
+from cluster.agreement import check_agreement
 from cluster.evaluate import check_dropped, scoring_for
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory
@@ -70,6 +71,7 @@ def train(
         learner.load_checkpoint(checkpoint / "learner")
     publisher = Publisher(config, learner, pool)
     publisher.publish(state.step)
+    check_agreement(config, pool, learner, samples)
     in_flight: dict[int, list[object]] = {}
     timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
     meter = EngineMeter(pool.stats, lambda: pool.size)

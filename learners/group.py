@@ -132,15 +132,30 @@ class LearnerGroup:
         A rank is sent the episodes that it trains on, and of the others the numbers alone.
         """
         self._version, self._holds = version, None
-        config, seed = self._config, (self._seed, self._updates)
-        separate = config.algorithm.separate_critic
-        adapters = config.team.adapters if config.model.lora.rank else None
-        step, shares = deal(
-            episodes, config.team.trained, config.learner, seed, separate_critic=separate, adapters=adapters
-        )
+        dealt = self._deal(episodes)
         self._updates += 1
+        return self._each("update", dealt)[0]
+
+    def gap(self, episodes: Sequence[Trajectory]) -> tuple[float, float]:
+        """Mean and largest distance of the learner's log-probs of the episodes' answers from the engines'.
+
+        It says something where both have the same weights, that is, before an update.
+        """
+        return self._each("gap", self._deal(episodes))[0]
+
+    def _deal(self, episodes: Sequence[Trajectory]) -> list[tuple[Any, Any]]:
+        """What each rank is to know of episodes."""
+        config = self._config
+        step, shares = deal(
+            episodes,
+            config.team.trained,
+            config.learner,
+            (self._seed, self._updates),
+            separate_critic=config.algorithm.separate_critic,
+            adapters=config.team.adapters if config.model.lora.rank else None,
+        )
         known = ray.put(step)
-        return self._each("update", [(known, share) for share in shares])[0]
+        return [(known, share) for share in shares]
 
     def holds(self, version: int) -> bool:
         """Whether the current weights are still those that were published or announced as this version."""

@@ -116,6 +116,10 @@ class LearnerWorker:
         self._spans.add("optimise", begun + metrics["learner/prepare_s"], metrics["learner/optimise_s"])
         return metrics
 
+    def gap(self, step: Step, share: Share) -> tuple[float, float]:
+        """How far the log-probs of a step's tokens are from the engine's, see `learners.update`."""
+        return self._updater.gap(step, share)
+
     def spans(self) -> list[Span]:
         """What this rank has done since this was asked last."""
         return self._spans.fetch()

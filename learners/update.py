@@ -123,6 +123,18 @@ class Updater:
         }
 
     @torch.no_grad()
+    def gap(self, step: Step, share: Share) -> tuple[float, float]:
+        """Mean and largest distance of the policy's log-probs from the engine's; the same on every rank."""
+        seen = torch.zeros(len(step.agent), device=self._device)
+        temperature = step.temperature.to(self._device)
+        for batch in self._passes(share.actor.rows, share.actor.whole):
+            output = self._models.actor(batch.tokens, temperature[batch.places])
+            seen[batch.places] += batch.weight * output.logprobs
+        dist.all_reduce(seen)
+        distance = (seen.cpu() - step.behaviour).abs()
+        return float(distance.mean()), float(distance.max())
+
+    @torch.no_grad()
     def _prepare(self, step: Step, share: Share) -> Prepared:
         """Look at the whole step, and learn the critic's regression from it."""
         models = self._models

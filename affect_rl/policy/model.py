@@ -86,6 +86,8 @@ class AffectPolicy(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.language_model = language_model
+        if getattr(config.text_config, "attn_logit_softcapping", None):  # of the kernels, only the plain one caps
+            language_model.set_attn_implementation("eager")  # type: ignore[operator]
         self.base: Base | None = None
         self._base_checksum: int | None = None
         # The parts take the model's dtype one by one: a cast of the whole would also round its rotary frequencies,
@@ -413,7 +415,7 @@ class AffectPolicy(nn.Module):
         self, states: Tensor, tokens: Tensor, temperature: float | Tensor, *, entropies: bool, greedy: bool
     ) -> TokenScores:
         """`_scores` with all logits ``[R, vocab]`` at once."""
-        logits = self.head.forward(states).float()  # without the hooks of ZeRO 3, see `learners.engine`
+        logits = self._logits(states).float()
         if isinstance(temperature, Tensor):
             logits = logits / temperature[:, None]
         elif temperature != 1:
@@ -425,6 +427,20 @@ class AffectPolicy(nn.Module):
             -(logprobs.exp() * logprobs).sum(dim=-1) if entropies else None,
             chosen.detach() >= logprobs.detach().amax(dim=-1) if greedy else None,
         )
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Logits ``[R, vocab]`` as the language model makes them of its last states.
+
+        Where architectures differ, the fields of their configurations tell: Cohere multiplies, Granite divides, Gemma
+        caps. transformers does so in the models' own forward passes, which know no chunks.
+        """
+        config = self.config.text_config
+        logits = self.head.forward(states)  # without the hooks of ZeRO 3, see `learners.engine`
+        logits = (
+            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _states(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
         """Final hidden states ``[R, lm_dim]`` before the answer tokens, soft tokens in the placeholders' place."""
@@ -452,7 +468,7 @@ class AffectPolicy(nn.Module):
     def _trunk(self) -> PreTrainedModel:
         """The language model without its head."""
         model = self.language_model
-        return (model.get_base_model() if isinstance(model, PeftModel) else model).model  # type: ignore[union-attr, return-value]
+        return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model  # type: ignore[union-attr, return-value]
 
     def checkpoint_activations(self) -> None:
         """From now on keep only the states between blocks for the way back, and compute the rest again.

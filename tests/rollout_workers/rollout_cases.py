@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.policy.batches import TokenBatch
@@ -41,6 +42,13 @@ def make_policy(
     if not tied or key_value_heads != 2:
         model.config.tie_word_embeddings, model.config.num_key_value_heads = tied, key_value_heads
         model = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    return wrapped(model, tokenizer, slots=slots, noise=noise)
+
+
+def wrapped(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, slots: tuple[SlotConfig, ...] = (), noise: float = 0.1
+) -> AffectPolicy:
+    """A policy around a language model."""
     policy = AffectPolicy.create(
         model,
         tokenizer,
