@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
+from affect_rl.policy.directory import write_manifest
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.scoring import Scoring
@@ -276,6 +278,23 @@ def test_mistakes_are_named_before_anything_starts(
     for wrong in ("data.dir=absent", "evaluate.wheels=absent"):
         with pytest.raises(AffectError, match="absent"), open_run(_config(settings, sft, tmp_path, "x", wrong)):
             pass
+
+
+def test_engines_that_know_another_model_than_the_learner_end_the_run_before_it_begins(
+    sft: Path, settings: list[str], services: Services, tmp_path: Path
+) -> None:
+    """A scale of the logits that transformers' side heeds and vLLM's Qwen2 does not."""
+    policy = shutil.copytree(sft, tmp_path / "policy")
+    fields = json.loads((policy / "config.json").read_text())
+    fields["text_config"]["logit_scale"] = 0.8
+    (policy / "config.json").write_text(json.dumps(fields))
+    (policy / "manifest.json").unlink()
+    write_manifest(policy)
+    config = _config(settings, policy, tmp_path, "misread")
+    with pytest.raises(AffectError, match=r"disagree about this model \(qwen2\): .* nothing was trained"):
+        run_training(_run(config, services))
+    assert not (config.run_dir / "metrics.jsonl").exists() or not _metrics(config.run_dir)
+    assert not (config.run_dir / "policy").exists()
 
 
 @pytest.mark.slow
