@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -134,7 +135,11 @@ class RolloutEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
         slots = _slots(policy_dir, self.policy_config, lora, adapters)
         args = _engine_args(policy_dir, self.policy_config, config, context, seed, slots)
-        self._engine = LLMEngine.from_engine_args(args)
+        try:
+            self._engine = LLMEngine.from_engine_args(args)
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            kind, reason = self.policy_config.text_config.model_type, shorten(str(error), 300, placeholder=" ...")
+            raise AffectError(f"{policy_dir}: vLLM cannot serve this policy (a {kind}): {reason}") from error
         if slots and not config.gpus_per_worker:
             self._engine.apply_model(group_adapters)
         self._sync = WeightSync(self._engine, policy_dir, slots.get("max_loras", 0))

@@ -18,6 +18,7 @@ import torch
 from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_prompts, wrapped
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from affect_rl.errors import AffectError
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.trajectory import Generation, Prompt
@@ -43,10 +44,11 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "cohere": {**SIZES, "logit_scale": 0.5},
     "cohere2": {**SIZES, "logit_scale": 0.5},
     "gpt2": GPT2,
-    "mixtral": {**SIZES, **EXPERTS},
     "qwen3_moe": {**SIZES, **EXPERTS},
 }  # fmt: skip
 """Caps and scales are so strong that leaving one out shows."""
+REFUSED: Mapping[str, Mapping[str, Any]] = {"mixtral": {**SIZES, **EXPERTS}}
+"""Those whose weights vLLM expects under other names than transformers gives them."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def answers(policy_dir: Path, prompts: list[Prompt]) -> list[Generation]:
 
 def make(kind: str) -> AffectPolicy:
     tokenizer = train_tokenizer(["so glad to see you again, my friend", "what a terrible, sad day it was"] * 20, 400)
-    config = AutoConfig.for_model(kind, **KINDS[kind], vocab_size=len(tokenizer), bos_token_id=None)
+    config = AutoConfig.for_model(kind, **{**KINDS, **REFUSED}[kind], vocab_size=len(tokenizer), bos_token_id=None)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(0)
     return wrapped(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, noise=0.05)
@@ -78,3 +80,10 @@ def test_engine_and_learner_agree(kind: str, engines: ProcessPoolExecutor, tmp_p
     found = engines.submit(answers, policy.save(tmp_path / "policy"), prompts).result(timeout=120)
     loaded = AffectPolicy.load(tmp_path / "policy").eval()
     assert max(gap.max() for gap in logprob_gaps(loaded, prompts, found)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_vllm_cannot_load_is_refused_by_name(kind: str, engines: ProcessPoolExecutor, tmp_path: Path) -> None:
+    policy_dir = make(kind).save(tmp_path / "policy")
+    with pytest.raises(AffectError, match=rf"vLLM cannot serve this policy \(a {kind}\): There is no module"):
+        engines.submit(answers, policy_dir, []).result(timeout=120)
