@@ -38,7 +38,8 @@ def check_agreement(config: Config, pool: RolloutPool, learner: LearnerGroup, sa
         for place, sample in enumerate(samples[:count])
     ]
     episodes = [episode for episode in pool.play(specs) if episode.turns]
-    if len(episodes) < count:  # too few to go round; the first step will tell why they could not be played
+    if len(episodes) < count:  # too few to go round all ranks; the first step will tell what ails them
+        logger.warning("engine and learner: not compared, %d of %d samples could be played", len(episodes), count)
         return
     mean, most = learner.gap(episodes)
     logger.info("engine and learner: log-probs differ by %.1e on average, %.1e at most", mean, most)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from affect_rl.data.importing import Importer, ImportReport, Row, RowError
+from affect_rl.data.importing import Importer, ImportReport, Row, RowError, media_table
 from affect_rl.data.layouts import LAYOUTS, Layout
 from affect_rl.data.npz import load_npz
 from affect_rl.data.validation import near
@@ -245,8 +245,7 @@ def _media(samples: Collection[AffectSample], layout: Layout, root: Path) -> pa.
 
     columns = {"sample_id": [sample.id for sample in samples]}
     columns |= {kind: [find(getattr(layout, kind), sample.id) for sample in samples] for kind in _KINDS}
-    schema = pa.schema([(name, pa.string()) for name in columns], metadata={"root": str(root.resolve())})
-    return pa.table(columns, schema=schema)
+    return media_table(columns, root)
 
 
 def _notes(samples: Sequence[AffectSample], layout: Layout, media: pa.Table) -> tuple[str, ...]:

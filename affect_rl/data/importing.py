@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,6 +308,12 @@ class Importer:
         counts = {split: count for split, count in counts.items() if count}
         skipped = sum(self.row_counts[table] for table in tables) - len(self.samples)
         return ImportReport(self.out, counts, skipped, tuple(self.bad_rows), notes)
+
+
+def media_table(columns: Mapping[str, Sequence[str]], root: Path) -> pa.Table:
+    """The content of `MEDIA`: ``sample_id`` and paths by kind, relative to `root`, empty where there is no file."""
+    schema = pa.schema([(name, pa.string()) for name in columns], metadata={"root": str(root.resolve())})
+    return pa.table(dict(columns), schema=schema)
 
 
 def split_groups(

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from affect_rl.data.importing import Importer, ImportReport, Row, RowError
+from affect_rl.data.importing import Importer, ImportReport, Row, RowError, media_table
 from affect_rl.data.validation import near
 from affect_rl.data.windows import window_statistics
 from affect_rl.errors import AffectError
@@ -175,7 +175,7 @@ def _faces(path: Path) -> Mapping[str, np.ndarray]:
 def _media(takes: Sequence[_Take], root: Path) -> pa.Table:
     columns = {"sample_id": [take.name for take in takes]}
     columns |= {what: [take.files.get(what, "") for take in takes] for what in ("audio", "video")}
-    return pa.table(columns).replace_schema_metadata({"root": str(root.resolve())})
+    return media_table(columns, root)
 
 
 def _notes(media: pa.Table, faces: bool) -> list[str]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from affect_rl.data.importing import LIST, Importer, ImportReport, Row, RowError, split_groups
+from affect_rl.data.importing import LIST, Importer, ImportReport, Row, RowError, media_table, split_groups
 from affect_rl.data.validation import SPLITS, near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, LabelKind, Split
@@ -148,7 +147,7 @@ def import_table(
         note=f"Imported from {file.name}.",
         tables=[file.name],
         notes=notes,
-        media=_media_table(media, importer.root) if len(media) > 1 else None,
+        media=media_table(media, importer.root) if len(media) > 1 else None,
     )
 
 
@@ -217,11 +216,6 @@ def _media_path(root: Path, row: Row, column: str) -> str:
     if path and not (root / path).is_file():
         raise RowError(f"{column} {path!r} is no file below {root}; correct it, or leave it empty")
     return path
-
-
-def _media_table(columns: Mapping[str, Sequence[str]], root: Path) -> pa.Table:
-    schema = pa.schema([(name, pa.string()) for name in columns], metadata={"root": str(root.resolve())})
-    return pa.table(dict(columns), schema=schema)
 
 
 def _split(

@@ -436,11 +436,13 @@ class AffectPolicy(nn.Module):
         """
         config = self.config.text_config
         logits = self.head.forward(states)  # without the hooks of ZeRO 3, see `learners.engine`
-        logits = (
-            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        )
-        cap = getattr(config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        if scale := getattr(config, "logit_scale", None):  # only where there is one: each step is a copy of all logits
+            logits = logits * scale
+        if divisor := getattr(config, "logits_scaling", None):
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        return logits
 
     def _states(self, batch: TokenBatch, soft_tokens: Tensor) -> Tensor:
         """Final hidden states ``[R, lm_dim]`` before the answer tokens, soft tokens in the placeholders' place."""

@@ -40,8 +40,9 @@ class Annotator:
         rng = random.Random(request.seed)
         careful = rng.random() < request.agent.settings.careful
         forced = rng.random() < self.teacher_forcing
-        tokens = self.prompts.answer(request.agent.demonstrate(request.board, careful=careful))
-        shown = request.agent.demonstrate(request.board, careful=careful or forced)
+        taught = request.agent.demonstrate(request.board, careful=careful)
+        shown = request.agent.demonstrate(request.board, careful=True) if forced and not careful else taught
+        tokens = self.prompts.answer(taught)
         return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), shown, finished=True)
 
 

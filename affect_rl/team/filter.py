@@ -21,6 +21,8 @@ from affect_rl.wording import Wording
 if TYPE_CHECKING:
     from affect_rl.team.episode import Episode
 
+_HELD_TO = 3
+"""Evidence of a group that a filter may keep where an engine is held to a pattern."""
 Numbers = Mapping[Group, tuple[int, ...]]
 """Candidates chosen in each group, by the numbers that count through all groups from 1."""
 
@@ -82,8 +84,11 @@ countering: none
         return {"kept": first(board.candidates, self.episode.keep)}
 
     def pattern(self, board: Board) -> str:
-        """Any numbers of a group, ascending: in which order they stand matters little, and there are fewer that way."""
-        keep = self.episode.keep
+        """Any numbers of a group, ascending: in which order they stand matters little, and there are fewer that way.
+
+        At most `_HELD_TO` of them, for their choices are written out.
+        """
+        keep = min(self.episode.keep, _HELD_TO)
         choices = {
             group: [
                 "none",
