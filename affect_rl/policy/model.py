@@ -246,8 +246,15 @@ class AffectPolicy(nn.Module):
         Adapters that are there go on, others start at zero. The first one is in use, see `use_adapter`.
 
         Raises:
-            AffectError: an adapter that is there has another shape, or is not among `names`.
+            AffectError: an adapter that is there has another shape, or is not among `names`; or the engines would not
+                find the modules of this architecture by the names that adapters give them.
         """
+        kind, prefix = self.config.text_config.model_type, getattr(self.language_model, "base_model_prefix", "model")
+        if not self.has_adapters and prefix != "model":
+            raise AffectError(
+                f"model.lora: engines take adapters of modules below `model`, those of {kind} lie below `{prefix}`; "
+                "train all weights (model.lora.rank=0), or choose another model"
+            )
         for adapter in self.adapters():
             shape = (adapter.rank, adapter.config["lora_alpha"])
             if adapter.name not in names or shape != (lora.rank, lora.alpha):

@@ -19,6 +19,7 @@ from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_prom
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.adapters import Lora
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.trajectory import Generation, Prompt
@@ -87,3 +88,11 @@ def test_what_vllm_cannot_load_is_refused_by_name(kind: str, engines: ProcessPoo
     policy_dir = make(kind).save(tmp_path / "policy")
     with pytest.raises(AffectError, match=rf"vLLM cannot serve this policy \(a {kind}\): There is no module"):
         engines.submit(answers, policy_dir, []).result(timeout=120)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_adapters_that_engines_would_not_find_are_refused(kind: str) -> None:
+    with pytest.raises(
+        AffectError, match=rf"engines take adapters of modules below `model`, those of {kind} lie below"
+    ):
+        make(kind).add_adapters(Lora(2, 4, "all-linear"))
