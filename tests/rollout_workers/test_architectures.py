@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_prompts, wrapped
+from rollout_cases import CONTEXT, SETTINGS, answer_all, logprob_gaps, make_prompts, perturbed, wrapped
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from affect_rl.errors import AffectError
@@ -81,6 +81,19 @@ def test_engine_and_learner_agree(kind: str, engines: ProcessPoolExecutor, tmp_p
     found = engines.submit(answers, policy.save(tmp_path / "policy"), prompts).result(timeout=120)
     loaded = AffectPolicy.load(tmp_path / "policy").eval()
     assert max(gap.max() for gap in logprob_gaps(loaded, prompts, found)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "granite", "gemma2"])
+def test_they_agree_with_adapters_as_well(kind: str, engines: ProcessPoolExecutor, tmp_path: Path) -> None:
+    make(kind).save(tmp_path / "base")
+    policy = AffectPolicy.load(tmp_path / "base").eval()
+    policy.add_adapters(Lora(2, 4, "all-linear"))
+    perturbed(policy, 0.1)
+    prompts = make_prompts(policy, 12)
+    found = engines.submit(answers, policy.save(tmp_path / "adapted"), prompts).result(timeout=120)
+    assert max(gap.max() for gap in logprob_gaps(policy, prompts, found)) < 1e-4
+    with policy.use_adapter(None):
+        assert max(gap.max() for gap in logprob_gaps(policy, prompts, found)) > 1e-3, "adapters matter"
 
 
 @pytest.mark.parametrize("kind", REFUSED)
