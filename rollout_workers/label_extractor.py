@@ -157,9 +157,9 @@ class LabelExtractor:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        from rollout_workers.vllm.engine import engine_sizes, use_threads
+        from rollout_workers.vllm.arguments import engine_sizes, prepare_process
 
-        use_threads(self._config.threads or cpu_count())
+        prepare_process(self._config.threads or cpu_count())
         try:
             return LLM(
                 self._checkpoint.name,

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-import torch
 from joblib import cpu_count
 from transformers import AutoTokenizer
-from vllm import EngineArgs, RequestOutput, SamplingParams
-from vllm.config import WeightTransferConfig
+from vllm import RequestOutput, SamplingParams
 from vllm.inputs import MultiModalInput
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from affect_rl.config.sections import RolloutConfig
 from affect_rl.errors import AffectError
-from affect_rl.policy.adapters import TEAM, Lora, linear_modules, read_adapters
+from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.config import AffectConfig
-from affect_rl.policy.directory import Base, check_manifest
+from affect_rl.policy.directory import check_manifest
 from affect_rl.policy.publication import Announcement
 from affect_rl.policy.tensor_parallel import check_divides
 from affect_rl.policy.transfer import Meeting
@@ -41,11 +35,12 @@ from affect_rl.policy.weights import WeightsHandle
 from affect_rl.timeline import Spans
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.absences import Absences
-from rollout_workers.vllm.lora import group_adapters, slot_rank
+from rollout_workers.vllm.arguments import adapter_slots, check_cpu_limits, engine_args, prepare_process
+from rollout_workers.vllm.lora import group_adapters
 from rollout_workers.vllm.model import engine_input
 from rollout_workers.vllm.plugin import register
 from rollout_workers.vllm.statistics import Sample, samples
-from rollout_workers.vllm.weight_sync import BACKEND, WeightSync
+from rollout_workers.vllm.weight_sync import WeightSync
 
 # Turns of the event loop after which every coroutine that could run has reached its next wait. A
 # chain of awaiting tasks is a few turns deep; each turn costs microseconds.
@@ -123,7 +118,7 @@ class RolloutEngine:
         check_manifest(policy_dir)
         register()
         ranks = config.workers * config.tensor_parallel
-        use_threads(config.threads or max(1, cpu_count() // ranks))
+        prepare_process(config.threads or max(1, cpu_count() // ranks))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)
         try:
@@ -131,10 +126,10 @@ class RolloutEngine:
         except ValueError as error:
             raise AffectError(str(error)) from None
         if not config.gpus_per_worker:
-            _check_cpu_limits(self.policy_config, config)
+            check_cpu_limits(self.policy_config, config)
         self.tokenizer = AutoTokenizer.from_pretrained(policy_dir)
-        slots = _slots(policy_dir, self.policy_config, lora, adapters)
-        args = _engine_args(policy_dir, self.policy_config, config, context, seed, slots)
+        slots = adapter_slots(policy_dir, self.policy_config, lora, adapters)
+        args = engine_args(policy_dir, self.policy_config, config, context, seed, slots)
         try:
             self._engine = LLMEngine.from_engine_args(args)
         except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
@@ -414,90 +409,3 @@ class RolloutEngine:
         """Give memory back; the engine cannot be used afterwards."""
         self._death = EngineError("generation: the engine was closed")
         self._engine.engine_core.shutdown()
-
-
-def use_threads(threads: int) -> None:
-    """Fix the CPU threads of this process; vLLM would otherwise take one for itself and all for loading."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
-
-
-def _check_cpu_limits(policy: AffectConfig, config: RolloutConfig) -> None:
-    """vLLM itself would only find out in the middle of the first request."""
-    text = policy.text_config
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    widths = CPUAttentionBackend.get_supported_head_sizes()
-    if width not in widths:
-        raise AffectError(
-            f"model: attention heads are {width} wide, vLLM on CPU has kernels for {widths}; "
-            "choose model.tiny.dim / model.tiny.heads among them"
-        )
-    if config.block_size % 32:
-        raise AffectError(f"rollout.block_size={config.block_size} is not a multiple of 32, as vLLM on CPU needs it")
-
-
-def engine_sizes(config: RolloutConfig, context: int, *, on_gpu: bool) -> dict[str, Any]:
-    """Arguments of any vLLM engine here that follow from `config`, for prompts and answers of `context` tokens."""
-    return {
-        "max_model_len": context,
-        "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": max(config.max_batched_tokens, context),
-        "block_size": config.block_size,
-        "enable_prefix_caching": config.prefix_caching,
-        "kv_cache_memory_bytes": None if on_gpu else int(config.kv_cache_gib * 2**30),
-        "gpu_memory_utilization": config.gpu_memory,
-        "enforce_eager": config.enforce_eager,
-        "generation_config": "vllm",
-        # On CPU vLLM dies of "CPU Generator does not use offset" when it splits a seeded prompt.
-        "enable_chunked_prefill": None if on_gpu else False,
-        "use_tqdm_on_load": False,
-        "tensor_parallel_size": config.tensor_parallel,
-        # Inside a placement group vLLM would make each rank an actor of its own, with resources of its own.
-        "distributed_executor_backend": "mp" if config.tensor_parallel > 1 else "uni",
-    }
-
-
-def _slots(policy_dir: Path, policy: AffectConfig, lora: Lora | None, adapters: int) -> dict[str, Any]:
-    """Arguments of an engine that is to hold such adapters, and those of the policy that it starts with."""
-    own = read_adapters(policy_dir)
-    ranks = [adapter.rank for adapter in own] + ([lora.rank] if lora else [])
-    if not ranks:
-        return {}
-    asked = [adapter.config["target_modules"] for adapter in own] + ([lora.targets] if lora else [])
-    targets: set[str] = set()
-    for names in asked:
-        targets |= set(linear_modules(policy.text_config) if isinstance(names, str) else names)
-    return {
-        "enable_lora": True,
-        "max_loras": max(len(own), adapters if lora else 0),
-        "max_lora_rank": slot_rank(max(ranks)),
-        # Without them vLLM gives slots to embeddings and head as well.
-        "lora_target_modules": sorted({name.rpartition(".")[2] for name in targets}),
-    }
-
-
-def _engine_args(
-    policy_dir: Path,
-    policy_config: AffectConfig,
-    config: RolloutConfig,
-    context: int,
-    seed: int,
-    slots: Mapping[str, Any],
-) -> EngineArgs:
-    base = Base.read(policy_dir)
-    return EngineArgs(
-        **engine_sizes(config, context, on_gpu=config.gpus_per_worker > 0),
-        **slots,
-        model=base.path if base else str(policy_dir),
-        # Engines of one pool must not draw the same numbers; with ``deterministic`` each request brings its seed.
-        seed=seed if config.deterministic else secrets.randbits(31),
-        # vLLM's "auto" would serve float32 weights in half precision.
-        dtype=str(policy_config.dtype).removeprefix("torch."),
-        # Behaviour log-probs are those of the distribution sampled from, temperature included.
-        logprobs_mode="processed_logprobs",
-        # The next step is scheduled while the last one runs, on GPUs; on CPU vLLM does not.
-        async_scheduling=not config.deterministic,
-        mm_processor_cache_gb=0,
-        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-        disable_log_stats=not config.vllm_statistics,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import llvmlite.binding  # noqa: F401  numba loads it, and engines have to start beside it
 import pytest
 from rollout_cases import CONTEXT, SETTINGS, make_policy
 

@@ -61,7 +61,7 @@ def run(out: Path, until: Callable[[], bool] | None = None) -> str:
             process.wait()
         else:
             assert process.wait() == 0, log.read_text()
-    return log.read_text()
+    return " ".join(log.read_text().split())  # rich breaks lines where the console ends
 
 
 def weights(checkpoint: Path) -> dict[str, bytes]:
