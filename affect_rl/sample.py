@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -51,6 +51,12 @@ class AffectSample:
     video: np.ndarray | None = None
     description: str = ""
     value: float | None = None
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What there is of it."""
+        there = {"text": bool(self.text), "audio": self.audio is not None, "video": self.video is not None}
+        return tuple(name for name in get_args(Modality) if there[name])
 
     def with_dropout(self, chance: float, seed: int) -> Self:
         """The sample, or by chance without its audio or its video; one of them always stays."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -25,18 +23,9 @@ from joblib import cpu_count
 from affect_rl.config.load import Config
 from affect_rl.config.sections import ClusterConfig
 from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
-from affect_rl.data.encoders import ImageEncoder, SpeechEncoder, speech_encoder
-from affect_rl.data.feature_parts import (
-    Extraction,
-    Features,
-    MediaFiles,
-    is_finished,
-    part_name,
-    read_part,
-    write_part,
-)
-from affect_rl.data.media import MediaError, read_audio, read_frames
-from affect_rl.data.prosody import ProsodyEncoder
+from affect_rl.data.extraction import Extraction
+from affect_rl.data.feature_parts import Features, MediaFiles, is_finished, part_name, read_part, write_part
+from affect_rl.data.media_encoder import MediaEncoder
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
@@ -125,15 +114,10 @@ def extract(
     dataset = Dataset.load(data)
     samples = [sample for split in dataset.counts for sample in dataset.samples(split)]
     media, table = _read_media(data / MEDIA, samples, extraction, media_root)
-    chunks = [media[start : start + workers.batch_size] for start in range(0, len(media), workers.batch_size)]
     folder = out.resolve().with_name(f"{out.resolve().name}.parts")
-    parts = {folder / part_name(extraction, chunk): chunk for chunk in chunks}
-    missing = {path: chunk for path, chunk in parts.items() if not is_finished(path, skip_bad=skip_bad)}
-    logger.info("extract: %d samples in %d parts, %d found", len(samples), len(parts), len(parts) - len(missing))
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        _make_parts(missing, extraction, workers, _largest(samples, media))
-    features = {found.sample_id: found for path in parts for found in read_part(path, extraction)}
+    features, parts, found = extract_features(
+        media, folder, extraction, workers, _largest(samples, media), skip_bad=skip_bad
+    )
     problems = tuple(problem for found in features.values() for problem in found.problems)
     if problems and not skip_bad:
         raise AffectError(
@@ -151,10 +135,42 @@ def extract(
         media=table,
         audio_names=extraction.audio_names if extraction.speech else dataset.manifest.audio_names,
         video_names=() if extraction.image else dataset.manifest.video_names,
+        extraction=extraction.after(dataset.manifest.extraction),
+        described=dataset.manifest.described,
         overwrite=overwrite,
     )
     audio, video = (sum(getattr(sample, name) is not None for sample in done) for name in ("audio", "video"))
-    return ExtractReport(out, len(done), audio, video, len(parts), len(parts) - len(missing), problems)
+    return ExtractReport(out, len(done), audio, video, parts, found, problems)
+
+
+def extract_features(
+    media: Sequence[MediaFiles],
+    folder: Path,
+    extraction: Extraction,
+    workers: Workers,
+    largest: Mapping[str, int],
+    *,
+    skip_bad: bool = False,
+) -> tuple[dict[str, Features], int, int]:
+    """The features of files, by sample; how many parts they were made in, and how many of these were there already.
+
+    Args:
+        media: the files of each sample.
+        folder: where parts are kept.
+        extraction: encoders and settings.
+        workers: actors, and how much each takes at a time.
+        largest: for audio and video, how many files one split may have.
+        skip_bad: do not try files again that could not be used before.
+    """
+    chunks = [media[start : start + workers.batch_size] for start in range(0, len(media), workers.batch_size)]
+    parts = {folder / part_name(extraction, chunk): chunk for chunk in chunks}
+    missing = {path: chunk for path, chunk in parts.items() if not is_finished(path, skip_bad=skip_bad)}
+    logger.info("extract: %d samples in %d parts, %d found", len(media), len(parts), len(parts) - len(missing))
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_parts(missing, extraction, workers, largest)
+    features = {found.sample_id: found for path in parts for found in read_part(path, extraction)}
+    return features, len(parts), len(parts) - len(missing)
 
 
 def listing(problems: Sequence[str]) -> str:
@@ -274,10 +290,10 @@ def _warn_if_short(actors: int, gpus: float) -> None:
 
 
 class _PartWriter:
-    """An actor that makes parts. It loads an encoder when it first needs one, so that a failure is a plain error."""
+    """An actor that makes parts."""
 
     def __init__(self, extraction: Extraction, device: str, largest: Mapping[str, int]) -> None:
-        self._extraction, self._device, self._largest = extraction, device, largest
+        self._encoder, self._largest = MediaEncoder(extraction, device), largest
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Make one part; returns how many files could not be used, or why nothing can be.
@@ -290,64 +306,13 @@ class _PartWriter:
             return {"problems": 0, "error": str(error)}
 
     def _write(self, item: dict[str, Any]) -> int:
-        problems: list[list[str]] = [[] for _ in item["sample_id"]]
-        audio = _features(item["audio"], self._read_sound, lambda sounds: self._speech.encode(sounds), problems)
-        video = _features(item["video"], self._read_pictures, lambda clips: self._images.encode(clips), problems)
-        for modality, features in (("audio", audio), ("video", video)):  # known now, and not after hours of work
-            size = max((found.size for found in features if found is not None), default=0)
+        files = [
+            MediaFiles(name, Path(audio) if audio else None, Path(video) if video else None)
+            for name, audio, video in zip(item["sample_id"], item["audio"], item["video"], strict=True)
+        ]
+        features = self._encoder.encode(files)
+        for modality in ("audio", "video"):  # known now, and not after hours of work
+            size = max((x.size for found in features if (x := getattr(found, modality)) is not None), default=0)
             check_numbers(size * self._largest[modality], modality, "the largest split")
-        columns = (item["sample_id"], audio, video, map(tuple, problems))
-        write_part(Path(item["path"]), list(map(Features, *columns)))
-        return sum(map(len, problems))
-
-    @cached_property
-    def _speech(self) -> SpeechEncoder | ProsodyEncoder:
-        assert self._extraction.speech
-        return speech_encoder(self._extraction.speech, self._extraction.segments, self._device)
-
-    @cached_property
-    def _images(self) -> ImageEncoder:
-        assert self._extraction.image
-        return ImageEncoder(self._extraction.image, self._device)
-
-    def _read_sound(self, path: Path) -> np.ndarray:
-        encoder = self._speech
-        with _blaming(path, "audio"):
-            sound = read_audio(path, encoder.sampling_rate)
-        if len(sound) < encoder.shortest:
-            raise MediaError(f"{path}: audio: {len(sound)} samples are too few to encode; leave the path empty")
-        return sound
-
-    def _read_pictures(self, path: Path) -> Any:
-        encoder = self._images
-        with _blaming(path, "video"):  # scaled down at once: the whole pictures of a part could fill the memory
-            return encoder.prepare(read_frames(path, self._extraction.frames))
-
-
-@contextmanager
-def _blaming(path: Path, stream: str) -> Iterator[None]:
-    """Whatever goes wrong within is put down to the file: one that is odd in a new way must not end the job."""
-    try:
-        yield
-    except MediaError:
-        raise
-    except Exception as error:
-        raise MediaError(f"{path}: {stream}: cannot be used ({error!r}); copy or export the file again") from error
-
-
-def _features(
-    paths: Sequence[str],
-    read: Callable[[Path], _Input],
-    encode: Callable[[list[_Input]], list[np.ndarray]],
-    problems: list[list[str]],
-) -> list[np.ndarray | None]:
-    """Each file's features, None where there are none; why a file gave none is added to `problems`."""
-    inputs: dict[int, _Input] = {}
-    for place, path in enumerate(paths):
-        try:
-            if path:
-                inputs[place] = read(Path(path))
-        except MediaError as error:
-            problems[place].append(str(error))
-    features = dict(zip(inputs, encode(list(inputs.values())) if inputs else [], strict=True))
-    return [features.get(place) for place in range(len(paths))]
+        write_part(Path(item["path"]), features)
+        return sum(len(found.problems) for found in features)

@@ -19,7 +19,7 @@ from joblib import cpu_count
 from transformers import AutoConfig, AutoTokenizer
 
 from affect_rl.config.sections import RolloutConfig
-from affect_rl.data.encoders import Checkpoint
+from affect_rl.data.extraction import Checkpoint
 from affect_rl.errors import AffectError
 from affect_rl.scoring.wheels import parse_labels
 from rollout_workers.answer_cache import AnswerCache

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
 from affect_rl.tasks import TaskSettings, make_task
-from affect_rl.team.agent import EpisodeSettings, Request
-from affect_rl.team.episode import Generate, play_episode
+from affect_rl.team.agent import EpisodeSettings, Request, Writes
+from affect_rl.team.episode import Generate, OnStep, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team, TeamConfig
 from affect_rl.timeline import Span
@@ -188,7 +188,22 @@ class RolloutWorker:
             await self._frozen_engine.update_weights(stored_weights(policy, self._frozen_engine.version + 1))
         self._frozen_policy = policy
 
-    async def _play(self, spec: EpisodeSpec) -> Trajectory:
+    async def watch(self, spec: EpisodeSpec) -> AsyncIterator[tuple[str, Writes] | Trajectory]:
+        """Play one episode: each step of the team with what it wrote, as it comes, and the whole episode at the end.
+
+        For engines that are not deterministic: nobody waits until it is his turn.
+        """
+        steps: asyncio.Queue[tuple[str, Writes] | None] = asyncio.Queue()
+        episode = asyncio.ensure_future(self._play(spec, lambda name, writes: steps.put_nowait((name, writes))))
+        episode.add_done_callback(lambda _: steps.put_nowait(None))
+        try:
+            while step := await steps.get():
+                yield step
+            yield await episode
+        finally:
+            episode.cancel()
+
+    async def _play(self, spec: EpisodeSpec, on_step: OnStep | None = None) -> Trajectory:
         """One episode; where its sample is at fault, a trajectory without turns that says why."""
         retrieval = _AnnouncedRetrieval(self._retrieval, self._engines, self._searches) if self._retrieval else None
         team = Team(spec.team, spec.episode, make_task(spec.task, spec.sample.label_kind))
@@ -204,6 +219,7 @@ class RolloutWorker:
                     bypasses=spec.bypasses,
                     temperature=spec.temperature,
                     critic_sees=spec.critic_sees,
+                    on_step=on_step,
                 )
             except AffectError as error:
                 return Trajectory(spec.sample.id, spec.sample.labels, (), Output("", problem=str(error)))

@@ -24,6 +24,7 @@ from affect_rl.config.sections import (
     ModelConfig,
     RetrievalConfig,
     RolloutConfig,
+    ServeConfig,
     SftConfig,
     TrackingConfig,
     TrainConfig,
@@ -78,6 +79,8 @@ class Config(Section):
     """Loop."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    serve: ServeConfig = ServeConfig()
+    """Serving."""
     tracking: TrackingConfig = TrackingConfig()
     """Numbers."""
     cluster: ClusterConfig = ClusterConfig()

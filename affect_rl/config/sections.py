@@ -453,6 +453,37 @@ class EvaluateConfig(Section, affects=(EVALUATION,)):
         return self
 
 
+class ServeConfig(Section, affects=()):
+    """``affect-rl serve``. How many engines there are, at least and at most, says ``rollout.workers``."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all of the machine's."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    """Port to listen on."""
+    samples: Natural = 5
+    """Sampled answers that tell how sure the team is, where a request asks for no other number."""
+    max_samples: Natural = 20
+    """Most sampled answers that a request may ask for."""
+    max_batch: Positive = 256
+    """Most inputs of one request."""
+    max_upload_mib: PositiveFloat = 32.0
+    """Largest request, MiB."""
+    deadline_s: Seconds = 120.0
+    """A request that takes longer is given up."""
+    encoders: Positive | tuple[Positive, Positive] = (1, 2)
+    """Actors that make features of clips, or their fewest and most."""
+    max_queued: Positive = 512
+    """Requests that may wait; more are turned away at once."""
+    policy_every_s: Seconds = 5.0
+    """How often engines look whether there is a new policy where theirs came from."""
+
+    @model_validator(mode="after")
+    def _asks_for_no_more(self) -> Self:
+        if self.samples > self.max_samples:
+            raise ValueError(f"samples={self.samples} exceeds max_samples={self.max_samples}; lower it")
+        return self
+
+
 class TrackingConfig(Section, affects=()):
     """Where a run's numbers go, beside ``metrics.jsonl``, which every run has."""
 

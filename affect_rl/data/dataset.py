@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from affect_rl.data.extraction import Extraction
 from affect_rl.data.validation import SPLITS, Key, leak, near, problems, profile
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
@@ -75,6 +76,10 @@ class Manifest(BaseModel):
     """What the features of an audio frame are, where that is known."""
     video_names: tuple[str, ...] = ()
     """Likewise of a video frame."""
+    extraction: Extraction | None = None
+    """How the features were made of media, if ``affect-rl data extract`` made them."""
+    described: bool = False
+    """``affect-rl data describe`` put the features into words."""
     note: str = ""
     splits: dict[Split, SplitManifest]
 
@@ -203,6 +208,8 @@ def write_dataset(
     media: pa.Table | None = None,
     audio_names: Sequence[str] = (),
     video_names: Sequence[str] = (),
+    extraction: Extraction | None = None,
+    described: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write a dataset directory, whole or not at all.
@@ -215,6 +222,8 @@ def write_dataset(
         media: the content of `MEDIA`; without it there is no such file.
         audio_names: what the features of an audio frame are, where that is known.
         video_names: likewise of a video frame.
+        extraction: how the features were made of media, where they were.
+        described: the features have been put into words.
         overwrite: replace an existing dataset; a directory that is none is never replaced.
 
     Raises:
@@ -244,6 +253,8 @@ def write_dataset(
         splits={},
         audio_names=tuple(audio_names),
         video_names=tuple(video_names),
+        extraction=extraction,
+        described=described,
         **common._asdict(),
     )
     by_split = {split: [sample for sample in samples if sample.split == split] for split in SPLITS}
@@ -267,9 +278,12 @@ def copy_dataset(
     samples: Iterable[AffectSample],
     *,
     note: str = "",
+    described: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write a dataset anew with other `samples` of the same kind; names, media and notes are kept, `note` is added.
+    """Write a dataset anew with other `samples` of the same kind, `described` from now on or as before.
+
+    Names, media and notes are kept; `note` is added.
 
     Raises:
         AffectError: as in `write_dataset`, or `directory` is the dataset's own.
@@ -286,6 +300,8 @@ def copy_dataset(
         media=pq.read_table(media) if media.is_file() else None,
         audio_names=manifest.audio_names,
         video_names=manifest.video_names,
+        extraction=manifest.extraction,
+        described=manifest.described or described,
         overwrite=overwrite,
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from affect_rl.data.dataset import Dataset
+from affect_rl.data.dataset import Dataset, Manifest
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
@@ -89,33 +89,111 @@ def describe(dataset: Dataset) -> list[AffectSample]:
         AffectError: no feature has a name that can be put into words.
     """
     samples = [sample for split in dataset.counts for sample in dataset.samples(split)]
-    voice = {name: place for place, name in enumerate(dataset.manifest.audio_names)}
-    face = {name: place for place, name in enumerate(dataset.manifest.video_names) if name in SHOWN}
-    words: dict[str, list[str]] = defaultdict(list)
-    if voice:
-        for sample, said in _voices(samples, voice):
-            words[sample.id].append(f"voice {said}")
-    if face:
-        for sample, said in _faces(samples, face):
-            words[sample.id].append(f"face {said}")
-    if not words:
+    described = Describer(dataset.manifest, samples).describe(samples)
+    if all(was is now for was, now in zip(samples, described, strict=True)):
         raise AffectError(
             f"{dataset.directory}: has no features that can be put into words; extract them with --speech-encoder "
             "prosody, or import a table of faces"
         )
-    return [replace(s, description="; ".join(filter(None, [s.description, *words[s.id]]))) for s in samples]
+    return described
 
 
-def _voices(samples: Sequence[AffectSample], columns: dict[str, int]) -> Iterator[tuple[AffectSample, str]]:
-    heard = [sample for sample in samples if sample.audio is not None]
-    if not heard:
-        return
-    values = np.array(
-        [[quality.measure(s.audio, columns) for quality in QUALITIES] for s in heard if s.audio is not None]
-    )
-    mean, deviation = _usual(heard, values)
-    for sample, deviations in zip(heard, (values - mean) / np.maximum(deviation, 1e-6), strict=True):
-        yield sample, ", ".join(filter(None, map(_word, QUALITIES, deviations))) or "as usual"
+class Describer:
+    """Puts features into words.
+
+    Args:
+        manifest: of the dataset, which says what the features are.
+        samples: of the dataset; those of its train split say what is usual, or all of them if none is in it.
+    """
+
+    def __init__(self, manifest: Manifest, samples: Sequence[AffectSample]) -> None:
+        voice = {name: place for place, name in enumerate(manifest.audio_names)}
+        face = {name: place for place, name in enumerate(manifest.video_names) if name in SHOWN}
+        self._voice = _Voice(voice, samples) if voice else None
+        self._face = _Face(face, samples) if face else None
+
+    def describe(self, samples: Sequence[AffectSample]) -> list[AffectSample]:
+        """The samples, with what voice and face say put behind the description that they have.
+
+        A speaker of whom there are enough `samples` is compared with these, any other with what is usual.
+        """
+        words: dict[str, list[str]] = defaultdict(list)
+        for what, modality in (("voice", self._voice), ("face", self._face)):
+            for sample, said in modality.say(samples) if modality else ():
+                words[sample.id].append(f"{what} {said}")
+        return [
+            replace(s, description="; ".join(filter(None, [s.description, *words[s.id]]))) if s.id in words else s
+            for s in samples
+        ]
+
+
+class _Voice:
+    """What is said of a voice; `columns` are the places of its measures by name."""
+
+    def __init__(self, columns: dict[str, int], samples: Sequence[AffectSample]) -> None:
+        self._columns = columns
+        self._usual = _Usual(self._measure(_train([s for s in samples if s.audio is not None])))
+
+    def say(self, samples: Sequence[AffectSample]) -> Iterator[tuple[AffectSample, str]]:
+        heard = [sample for sample in samples if sample.audio is not None]
+        if not heard:
+            return
+        values = self._measure(heard)
+        mean, deviation = self._usual.of(heard, values)
+        for sample, deviations in zip(heard, (values - mean) / np.maximum(deviation, 1e-6), strict=True):
+            yield sample, ", ".join(filter(None, map(_word, QUALITIES, deviations))) or "as usual"
+
+    def _measure(self, samples: Sequence[AffectSample]) -> np.ndarray:
+        rows = [[q.measure(s.audio, self._columns) for q in QUALITIES] for s in samples if s.audio is not None]
+        return np.array(rows).reshape(-1, len(QUALITIES))
+
+
+class _Face:
+    """What is said of a face; `columns` are the places of the emotions' posteriors by name."""
+
+    def __init__(self, columns: dict[str, int], samples: Sequence[AffectSample]) -> None:
+        self._names, self._places = list(columns), list(columns.values())
+        seen = _train([sample for sample in samples if sample.video is not None])
+        self._usual = _Usual(self._means([self._logs(s.video) for s in seen if s.video is not None]))
+
+    def say(self, samples: Sequence[AffectSample]) -> Iterator[tuple[AffectSample, str]]:
+        seen = [sample for sample in samples if sample.video is not None]
+        if not seen:
+            return
+        logs = [self._logs(s.video) for s in seen if s.video is not None]
+        usual, _ = self._usual.of(seen, self._means(logs))
+        for sample, rows, own in zip(seen, logs, usual, strict=True):
+            shares = np.exp(rows - own)
+            yield sample, _look(shares / shares.sum(axis=1, keepdims=True), self._names)
+
+    def _logs(self, video: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(video[:, self._places], 1e-4))
+
+    def _means(self, logs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([rows.mean(axis=0) for rows in logs]).reshape(-1, len(self._names))
+
+
+def _train(samples: list[AffectSample]) -> list[AffectSample]:
+    return [sample for sample in samples if sample.split == "train"] or samples
+
+
+class _Usual:
+    """Mean and deviation of quantities ``[n, d]`` of the samples that say what is usual."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def of(self, samples: Sequence[AffectSample], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation that each sample's ``values [n, d]`` are compared with, ``[n, d]`` each."""
+        common = self._values if len(self._values) else values
+        mean, deviation = (np.tile(x, (len(values), 1)) for x in (common.mean(axis=0), common.std(axis=0)))
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, sample in enumerate(samples):
+            rows[sample.speaker].append(row)
+        for speaker, own in rows.items():
+            if speaker and len(own) >= FEWEST:
+                mean[own], deviation[own] = values[own].mean(axis=0), values[own].std(axis=0)
+        return mean, deviation
 
 
 def _word(quality: _Quality, deviations: float) -> str:
@@ -123,18 +201,6 @@ def _word(quality: _Quality, deviations: float) -> str:
     if not word or abs(deviations) < NOTABLE:
         return ""
     return f"very {word}" if abs(deviations) >= STRONG else word
-
-
-def _faces(samples: Sequence[AffectSample], columns: dict[str, int]) -> Iterator[tuple[AffectSample, str]]:
-    seen = [sample for sample in samples if sample.video is not None]
-    if not seen:
-        return
-    names, places = list(columns), list(columns.values())
-    logs = [np.log(np.maximum(s.video[:, places], 1e-4)) for s in seen if s.video is not None]
-    usual, _ = _usual(seen, np.stack([rows.mean(axis=0) for rows in logs]))
-    for sample, rows, own in zip(seen, logs, usual, strict=True):
-        shares = np.exp(rows - own)
-        yield sample, _look(shares / shares.sum(axis=1, keepdims=True), names)
 
 
 def _look(shares: np.ndarray, names: Sequence[str]) -> str:
@@ -151,17 +217,3 @@ def _look(shares: np.ndarray, names: Sequence[str]) -> str:
         if top not in order[: len(said)] and part.mean(axis=0)[top] >= 0.4:
             said.append(f"{where} {SHOWN[names[top]]}")
     return ", ".join(said)
-
-
-def _usual(samples: Sequence[AffectSample], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of what ``values [n, d]`` are compared with, for each sample ``[n, d]``."""
-    train = np.array([sample.split == "train" for sample in samples])
-    common = values[train] if train.any() else values
-    mean, deviation = (np.tile(x, (len(values), 1)) for x in (common.mean(axis=0), common.std(axis=0)))
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, sample in enumerate(samples):
-        rows[sample.speaker].append(row)
-    for speaker, own in rows.items():
-        if speaker and len(own) >= FEWEST:
-            mean[own], deviation[own] = values[own].mean(axis=0), values[own].std(axis=0)
-    return mean, deviation

@@ -6,32 +6,20 @@ is measured (`affect_rl.data.prosody`): the name `PROSODY` stands where a speech
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from textwrap import shorten
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
+from affect_rl.data.extraction import PROSODY, Checkpoint, load_checkpoint
 from affect_rl.data.prosody import ProsodyEncoder
 from affect_rl.errors import AffectError
-from affect_rl.files import sha256
 
-PROSODY = "prosody"
-"""What is measured without a checkpoint goes by this name."""
-_MEASURED = 1
-"""Version of what is measured; raise it whenever a change to it changes a feature."""
 _SECONDS = 320
 """Padded sound in one forward pass; a longer one goes alone."""
 _PICTURES = 64
@@ -40,45 +28,6 @@ _ONLY_FOR_TRAINING = {"masked_spec_embed"}
 """Weights that checkpoints lack without harm."""
 _PADDABLE = ("hubert", "wav2vec2", "wavlm")
 """Model types that mask padding everywhere, if they also normalise each frame by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """An encoder's checkpoint: its absolute path or hub name, and its content.
-
-    Attributes:
-        name: directory or hub name.
-        content: SHA-256 over the files of a directory, or the commit of a hub name.
-        revision: the commit, for a hub name; all workers load that one.
-    """
-
-    name: str
-    content: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.content})"
-
-    @classmethod
-    def find(cls, name: str) -> Checkpoint:
-        """Look up a checkpoint, or `PROSODY`; of a hub name only the configuration is fetched.
-
-        Raises:
-            AffectError: there is none, or its weights are not safetensors.
-        """
-        if name == PROSODY:
-            return cls(PROSODY, f"version {_MEASURED}, librosa {version('librosa')}")
-        directory = Path(name).expanduser().resolve()
-        if directory.is_dir():
-            files = sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")])
-            if not any(file.suffix == ".safetensors" for file in files):
-                raise AffectError(f"{directory}: holds no *.safetensors; write it again with save_pretrained")
-            return cls(str(directory), _content(files))
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-            raise AffectError(f"{name}: there is no such directory; give the path of a checkpoint, or its hub name")
-        config = Path(_load(hf_hub_download, name, filename="config.json"))
-        commit = config.parent.name  # the cache holds it as snapshots/<commit>/config.json
-        return cls(name, commit, commit)
 
 
 def speech_encoder(checkpoint: Checkpoint, segments: int, device: str = "cpu") -> SpeechEncoder | ProsodyEncoder:
@@ -109,7 +58,9 @@ class SpeechEncoder:
     """
 
     def __init__(self, checkpoint: Checkpoint, segments: int, device: str = "cpu") -> None:
-        self._extractor = _load(AutoFeatureExtractor.from_pretrained, checkpoint.name, revision=checkpoint.revision)
+        self._extractor = load_checkpoint(
+            AutoFeatureExtractor.from_pretrained, checkpoint.name, revision=checkpoint.revision
+        )
         self._model = _load_model(checkpoint, device)
         config = self._model.config
         if not hasattr(config, "conv_kernel"):
@@ -193,7 +144,7 @@ class ImageEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         # Pillow's resizing everywhere: torchvision's differs from it, and is not installed on every machine.
-        self._processor = _load(
+        self._processor = load_checkpoint(
             AutoImageProcessor.from_pretrained, checkpoint.name, revision=checkpoint.revision, backend="pil"
         )
         self._model = _load_model(checkpoint, device)
@@ -231,7 +182,7 @@ class ImageEncoder:
 def _load_model(checkpoint: Checkpoint, device: str) -> Any:
     """The model in float32, ready to encode; a checkpoint that leaves weights to chance is refused."""
     disable_progress_bar()
-    model, report = _load(
+    model, report = load_checkpoint(
         AutoModel.from_pretrained,
         checkpoint.name,
         revision=checkpoint.revision,
@@ -245,22 +196,3 @@ def _load_model(checkpoint: Checkpoint, device: str) -> Any:
             "name a checkpoint of that architecture"
         )
     return model.eval().to(device)
-
-
-def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
-    try:
-        return load(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = shorten(str(error), 160, placeholder=" ...")
-        raise AffectError(
-            f"{name}: is no encoder that can be loaded here ({reason}); "
-            "give the path or hub name of a checkpoint with safetensors weights and its preprocessor"
-        ) from error
-
-
-def _content(files: Sequence[Path]) -> str:
-    """One hash over names and contents."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + bytes.fromhex(sha256(file)))
-    return digest.hexdigest()

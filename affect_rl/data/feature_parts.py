@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 from uuid import uuid4
 
 import av
@@ -20,11 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
-from affect_rl.data.encoders import PROSODY, Checkpoint
-from affect_rl.data.prosody import NAMES
+from affect_rl.data.extraction import Extraction
 from affect_rl.errors import AffectError
-
-Source = Literal["face", "video"]
 
 _FORMAT = 1
 """Version of decoding and pooling; raise it whenever a change to them changes a feature."""
@@ -38,39 +34,6 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of a part's file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extraction:
-    """What features are made of.
-
-    Attributes:
-        speech: encoder of the sound; None: audio features stay as they are.
-        image: encoder of the pictures; None: video features stay as they are.
-        source: pictures come from the ``face`` or the ``video`` column.
-        frames: pictures per sample, rows of its video features.
-        segments: windows of time, rows of its audio features.
-    """
-
-    speech: Checkpoint | None
-    image: Checkpoint | None
-    source: Source = "video"
-    frames: int = 8
-    segments: int = 8
-
-    @property
-    def audio_names(self) -> tuple[str, ...]:
-        """What the features of an audio frame are, where that is known."""
-        return NAMES if self.speech and self.speech.name == PROSODY else ()
-
-    def __str__(self) -> str:
-        """The settings in words, for the dataset's manifest."""
-        made = []
-        if self.speech:
-            made.append(f"audio: {self.segments} windows of {self.speech}")
-        if self.image:
-            made.append(f"video: {self.frames} pictures of {self.source}, {self.image}")
-        return f"Features by affect-rl data extract; {'; '.join(made)}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ from affect_rl.errors import AffectError
 MAX_SECONDS = 300.0
 """Longest sound that is read; an utterance is seconds long, and an encoder attends over all of it at once."""
 
+MAX_PIXELS = 7680 * 4320
+"""Largest picture that is decoded; a small file may announce one that fills the memory."""
+
 _LOST_SHARE, _LOST_SECONDS = 0.1, 0.25
 """A file is bad if more than both of its duration is missing or cannot be decoded; codecs add and drop a little."""
 _HEADERLESS = ("mp3", "aac", "mpegts", "mpeg")
@@ -137,6 +140,8 @@ def read_frames(path: Path, count: int) -> np.ndarray:
     wanted = times.evenly(count)
     pictures: dict[int, np.ndarray] = {}
     with _open(path, VideoStream) as (container, stream):
+        if (pixels := stream.width * stream.height) > MAX_PIXELS:
+            raise MediaError(f"{path}: video: {pixels:,} pixels a picture, more than {MAX_PIXELS:,}; scale it down")
         decoded, reached = container.decode(stream), times.shown[0]
         for time in dict.fromkeys(wanted):
             keyframe = times.keyframes[bisect_right(times.keyframes, time) - 1] if times.keyframes else reached

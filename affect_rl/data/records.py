@@ -15,6 +15,9 @@ from affect_rl.data.npz import load_npz
 from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 
+MAX_UNPACKED = 2**30
+"""Largest workbook that is read, in bytes. It is a ZIP archive, and a small one may unpack to any size."""
+
 
 class Record(NamedTuple):
     """A row of a table: where it stands (``file:line``, lines counted from 1), its values by column, and the line.
@@ -94,8 +97,14 @@ def _xlsx(path: Path) -> Iterator[Record]:
     from openpyxl.utils.exceptions import InvalidFileException
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > MAX_UNPACKED:
+                raise AffectError(f"{path}: unpacks to {unpacked:,} bytes, more than {MAX_UNPACKED:,}; save it as CSV")
         with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as workbook:
             rows = list(workbook.worksheets[0].iter_rows(values_only=True))
+    except AffectError:
+        raise
     except (zipfile.BadZipFile, InvalidFileException, ElementTree.ParseError, KeyError, IndexError, ValueError):
         raise AffectError(f"{path}: is not an Excel workbook, or damaged; fetch it again") from None
     width = max(map(len, rows), default=0)

@@ -9,7 +9,7 @@ nothing to that agent are common to both lines.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -34,6 +34,10 @@ class Generate(Protocol):
     async def __call__(self, prompt: Prompt, request: Request) -> Generation: ...
 
 
+OnStep = Callable[[str, Writes], None]
+"""Is told the name of a step of the whole team once it is done, and what it wrote on the board."""
+
+
 @dataclass(slots=True)
 class Episode:
     """One episode and what has happened in it so far.
@@ -48,6 +52,7 @@ class Episode:
         bypasses: whether agents are also played without.
         temperature: of all generations; None: each agent's own.
         critic_sees: what a separate critic reads beside an agent's prompt, see `affect_rl.team.knowledge`.
+        on_step: for somebody who watches.
     """
 
     sample: AffectSample
@@ -59,6 +64,7 @@ class Episode:
     bypasses: bool = True
     temperature: float | None = None
     critic_sees: str = "own"
+    on_step: OnStep | None = None
     degraded: bool = False
     _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     _done: dict[tuple[str, int], asyncio.Task[Writes]] = field(default_factory=dict)
@@ -96,8 +102,15 @@ class Episode:
         if line != FULL and not self.team.depends(index, line):
             line = FULL
         if (line, index) not in self._done:
-            self._done[line, index] = self._group.create_task(self._act(line, index))
+            self._done[line, index] = self._group.create_task(self._watched(line, index))
         return self._done[line, index]
+
+    async def _watched(self, line: str, index: int) -> Writes:
+        writes = await self._act(line, index)
+        if self.on_step and line == FULL:
+            act = self.team.steps[index].act
+            self.on_step(act.name if isinstance(act, Agent) else act, writes)
+        return writes
 
     async def _act(self, line: str, index: int) -> Writes:
         step = self.team.steps[index]
@@ -228,6 +241,7 @@ async def play_episode(
     bypasses: bool = True,
     temperature: float | None = None,
     critic_sees: str = "own",
+    on_step: OnStep | None = None,
 ) -> Trajectory:
     """Play one episode and reward its agents.
 
@@ -244,11 +258,13 @@ async def play_episode(
         bypasses: also play the lines without each agent, which score the agents (training).
         temperature: of all generations, 0: greedily; None: each agent's own.
         critic_sees: what the prompts of a separate critic hold beside the agents' own.
+        on_step: is told each step of the whole team.
     """
     settings = team.episode
     seen = sample.without(settings.absent, zeros=settings.zero_absent)
     labelled = bypasses and bool(sample.labels)
-    return await Episode(seen, team, generate, retrieve, prompts, seed, labelled, temperature, critic_sees).play()
+    episode = Episode(seen, team, generate, retrieve, prompts, seed, labelled, temperature, critic_sees, on_step)
+    return await episode.play()
 
 
 def _joined(new: Found, old: Found) -> Found:

@@ -271,7 +271,8 @@ def describe(
 
     dataset = Dataset.load(data)
     samples = described(dataset)
-    copy_dataset(dataset, out, samples, note="Descriptions by affect-rl data describe.", overwrite=overwrite)
+    note = "Descriptions by affect-rl data describe."
+    copy_dataset(dataset, out, samples, note=note, described=True, overwrite=overwrite)
     typer.echo(f"{out}: {len(samples):,} samples, for example")
     for sample in samples[:: max(1, len(samples) // 5)][:5]:
         typer.echo(f"  {sample.id}: {sample.description}")

@@ -41,8 +41,7 @@ def extract(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at --out.")] = False,
 ) -> None:
     """Turn a dataset's media into features. An interrupted run goes on where it was."""
-    from affect_rl.data.encoders import Checkpoint
-    from affect_rl.data.feature_parts import Extraction
+    from affect_rl.data.extraction import Checkpoint, Extraction
     from cluster.extract import Workers, listing
     from cluster.extract import extract as run
     from cluster.runtime.tracking import set_up_logging

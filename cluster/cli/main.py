@@ -19,7 +19,9 @@ from cluster.cli.data import data_app
 from cluster.cli.experiment import experiment
 from cluster.cli.metrics import metrics
 from cluster.cli.plan import plan
+from cluster.cli.predict import predict
 from cluster.cli.report import report
+from cluster.cli.serve import serve
 from cluster.cli.sweep import sweep
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ app.add_typer(dashboards_app, name="dashboards")
 app.command()(experiment)
 app.command()(metrics)
 app.command()(plan)
+app.command()(predict)
 app.command()(report)
+app.command()(serve)
 app.command()(sweep)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from affect_rl.data import dataset
-from affect_rl.data.encoders import Checkpoint
-from affect_rl.data.feature_parts import Extraction, Features, read_part
+from affect_rl.data.extraction import Checkpoint, Extraction
+from affect_rl.data.feature_parts import Features, read_part
 from cluster import extract
 from cluster.extract import _PartWriter
 

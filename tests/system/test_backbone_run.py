@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from affect_rl.backbones.layouts import LAYOUTS
 from affect_rl.data.dataset import Dataset
-from affect_rl.data.encoders import Checkpoint
-from affect_rl.data.feature_parts import Extraction
+from affect_rl.data.extraction import Checkpoint, Extraction
 from affect_rl.experiments.results import Results
 from affect_rl.experiments.spec import ExperimentSpec, load_experiment
 from affect_rl.policy.model import AffectPolicy

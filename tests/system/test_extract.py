@@ -27,8 +27,9 @@ from typer.testing import CliRunner
 
 from affect_rl.data.dataset import MEDIA, Dataset, write_dataset
 from affect_rl.data.describe import describe
-from affect_rl.data.encoders import Checkpoint, ImageEncoder, SpeechEncoder
-from affect_rl.data.feature_parts import Extraction, read_part, write_part
+from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
+from affect_rl.data.extraction import Checkpoint, Extraction
+from affect_rl.data.feature_parts import read_part, write_part
 from affect_rl.data.media import read_audio, read_frames
 from affect_rl.data.prosody import NAMES
 from affect_rl.data.validation import SPLITS

@@ -35,7 +35,8 @@ from transformers import (
     WavLMModel,
 )
 
-from affect_rl.data.encoders import Checkpoint, ImageEncoder, SpeechEncoder
+from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
+from affect_rl.data.extraction import Checkpoint
 from affect_rl.errors import AffectError
 
 RATE = 16_000
@@ -202,7 +203,8 @@ def test_a_hub_name_is_pinned_to_its_commit(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     code = (
         "import json, numpy as np\n"
-        "from affect_rl.data.encoders import Checkpoint, ImageEncoder\n"
+        "from affect_rl.data.encoders import ImageEncoder\n"
+        "from affect_rl.data.extraction import Checkpoint\n"
         "found = Checkpoint.find('some/encoder')\n"
         "encoder = ImageEncoder(found)\n"
         "shape = encoder.encode([encoder.prepare(np.zeros((2, 9, 9, 3), np.uint8))])[0].shape\n"

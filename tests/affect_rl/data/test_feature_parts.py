@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affect_rl.data import feature_parts
-from affect_rl.data.encoders import Checkpoint
-from affect_rl.data.feature_parts import (
-    Extraction,
-    Features,
-    MediaFiles,
-    is_finished,
-    part_name,
-    read_part,
-    write_part,
-)
+from affect_rl.data.extraction import Checkpoint, Extraction
+from affect_rl.data.feature_parts import Features, MediaFiles, is_finished, part_name, read_part, write_part
 from affect_rl.errors import AffectError
 
 EXTRACTION = Extraction(Checkpoint("speech", "aa"), Checkpoint("image", "bb"), frames=3, segments=2)

@@ -1,0 +1,43 @@
+"""``affect-rl serve``. Everything heavy is imported inside the function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    team: Annotated[Path, typer.Argument(help="Run directory, or a policy in one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings such as serve.port=9000.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str,
+        typer.Option(envvar="AFFECT_RL_TOKEN", help="What requests must bring; default: one is made up and printed."),
+    ] = "",
+    no_token: Annotated[bool, typer.Option("--no-token", help="Let everybody in who reaches the port.")] = False,
+) -> None:
+    """A trained team behind an HTTP API on Ray Serve, until Ctrl-C; /docs describes it."""
+    import secrets
+    import signal
+    import threading
+
+    from cluster.runtime.tracking import set_up_logging
+    from cluster.serving.team import find_team
+
+    set_up_logging()
+    config, policy = find_team(team, overrides or ())
+    token = "" if no_token else token or secrets.token_urlsafe(24)
+
+    from cluster.serving.application import serving
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with serving(config, policy, token) as address:
+        typer.echo(f"{team} answers at {address}; {address}/docs says what can be asked")
+        if token:
+            typer.echo(f"token: {token}")
+        ended.wait()

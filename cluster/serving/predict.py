@@ -1,0 +1,116 @@
+"""The job of ``affect-rl predict``: many inputs through a trained team."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from affect_rl.config.load import Config
+from affect_rl.data.unlabelled import Unlabelled
+from affect_rl.errors import AffectError
+from affect_rl.files import whole_file
+from affect_rl.policy.directory import check_manifest
+from cluster.runtime.pool import RolloutPool
+from cluster.runtime.run import open_run
+from cluster.runtime.tracking import progress
+from cluster.serving.inputs import described, with_features
+from cluster.serving.prediction import Prediction, episodes_for
+
+_INPUTS_PER_CALL = 64
+"""Inputs that are with one engine at a time."""
+_TEXTS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("labels", _TEXTS),
+        ("sure", pa.float64()),
+        ("votes", pa.list_(pa.struct([("label", pa.string()), ("share", pa.float64())]))),
+        ("rationale", pa.string()),
+        ("text", pa.string()),
+        ("description", pa.string()),
+        ("modalities", _TEXTS),
+        ("queries", pa.list_(pa.struct([("group", pa.string()), ("text", pa.string())]))),
+        (
+            "evidence",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("group", pa.string()),
+                        ("id", pa.string()),
+                        ("text", pa.string()),
+                        ("labels", _TEXTS),
+                        ("score", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+        ("problem", pa.string()),
+        ("degraded", pa.bool_()),
+    ]
+)
+"""Columns of a table of predictions; they are the fields of `Prediction`."""
+
+
+def predict(config: Config, policy: Path, inputs: Sequence[Unlabelled], samples: int) -> Iterator[Prediction]:
+    """Understand inputs; one prediction for each, in their order, as they become known.
+
+    Args:
+        config: of the run that the team was trained in.
+        policy: directory of the team's policy.
+        inputs: what is to be understood.
+        samples: sampled episodes of each input.
+
+    Raises:
+        AffectError: `policy` holds no policy, the dataset or its encoders are not there any more, or there are too few
+            CPUs or GPUs.
+    """
+    check_manifest(policy)
+    inputs = with_features(config, inputs)
+    with open_run(config, "eval") as run, progress("predict", len(inputs)) as show:
+        pool, done = run.pool(policy), 0
+        share = _INPUTS_PER_CALL * max(1, pool.size)
+        for start in range(0, len(inputs), share):
+            chunk = described(run.dataset, inputs[start : start + share])
+            yield from _played(config, pool, chunk, samples)
+            show(done := done + len(chunk))
+
+
+def _played(config: Config, pool: RolloutPool, inputs: Sequence[Unlabelled], samples: int) -> Iterator[Prediction]:
+    """Predictions for some inputs, of which those with a problem are not played."""
+    sound = [item.sample for item in inputs if not item.problem]
+    played = iter(pool.play([spec for sample in sound for spec in episodes_for(config, sample, samples)]))
+    for item in inputs:
+        if item.problem:
+            yield Prediction(item.sample.id, text=item.sample.text, problem=item.problem)
+        else:
+            answer, *sampled = (next(played) for _ in range(1 + samples))
+            yield Prediction.of(item.sample, answer, sampled)
+
+
+def check_out(out: Path) -> None:
+    """Raise `AffectError` unless predictions can be written to a file, before hours are spent on them."""
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise AffectError(f"{out}: predictions are written as .jsonl or .parquet; choose one of them")
+    if out.exists():
+        raise AffectError(f"{out}: exists; choose another file, or remove it")
+
+
+def write_predictions(predictions: Iterable[Prediction], out: Path) -> list[Prediction]:
+    """Write a table of predictions, whole or not at all; returns them."""
+    done = list(predictions)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as fresh:
+        if out.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist([p.row() for p in done], schema=SCHEMA), fresh)
+        else:
+            fresh.write_text("".join(f"{as_json(p)}\n" for p in done), "utf8")
+    return done
+
+
+def as_json(prediction: Prediction) -> str:
+    """One line of JSON."""
+    return json.dumps(prediction.row(), ensure_ascii=False)

@@ -1,0 +1,139 @@
+"""What serving runs on: engines that play episodes, and encoders that make features of clips.
+
+Plain classes; `cluster.serving.application` makes them Serve deployments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from affect_rl.config.load import Config
+from affect_rl.data.dataset import Dataset
+from affect_rl.data.describe import Describer
+from affect_rl.data.extraction import Extraction
+from affect_rl.data.feature_parts import MediaFiles
+from affect_rl.data.media_encoder import MediaEncoder
+from affect_rl.data.unlabelled import VIDEOS
+from affect_rl.errors import AffectError
+from affect_rl.policy.directory import MANIFEST, check_manifest
+from affect_rl.policy.weights import stored_weights
+from affect_rl.sample import AffectSample
+from affect_rl.trajectory import Trajectory
+from cluster.serving.inputs import check_encoders, with_clip
+from retrieval_service.client import RetrievalClient
+from rollout_workers.worker import EpisodeSpec, RolloutWorker
+
+logger = logging.getLogger(__name__)
+
+
+class EngineReplica:
+    """One engine with the team's policy. When another policy lies where it came from, that one is taken over, episodes
+    in flight included.
+
+    Args:
+        config: of the run; its engines need not be deterministic.
+        policy: directory of the policy.
+        retrieval: the evidence service; None: the team plays without.
+    """
+
+    def __init__(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> None:
+        self._worker = RolloutWorker(config, policy, retrieval)
+        self._policy, self._every_s = policy, config.serve.policy_every_s
+        self._known = self._seen = _identity(policy)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def play(self, specs: Sequence[EpisodeSpec]) -> tuple[list[Trajectory], str]:
+        """Play episodes; also which policy the engine had when they began."""
+        self._watch_policy()
+        known = self._known
+        return await self._worker.play(specs), known
+
+    async def watch(self, spec: EpisodeSpec) -> AsyncIterator[Any]:
+        """Play one episode, see `RolloutWorker.watch`."""
+        self._watch_policy()
+        async for event in self._worker.watch(spec):
+            yield event
+
+    async def check_health(self) -> None:
+        """Serve asks this now and then, and replaces a replica that raises."""
+        self._watch_policy()
+        await self._worker.ping()
+
+    def _watch_policy(self) -> None:
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self._take_over()
+            except (AffectError, OSError, ValueError) as error:
+                logger.warning("%s: cannot be taken over, the policy before stays: %s", self._policy, error)
+
+    async def _take_over(self) -> None:
+        """Take what lies there now, unless it has been tried."""
+        now = _identity(self._policy)
+        if now == self._seen:
+            return
+        self._seen = now
+        await asyncio.to_thread(check_manifest, self._policy)
+        await self._worker.update_weights(stored_weights(self._policy, self._worker.engine.version + 1))
+        self._known = now
+        logger.warning("%s: policy %s is taken over", self._policy, now)
+
+
+def _identity(policy: Path) -> str:
+    """Short name of a policy's content: its manifest has the hashes of all files."""
+    import hashlib
+
+    return hashlib.sha256((policy / MANIFEST).read_bytes()).hexdigest()[:12]
+
+
+class EncoderReplica:
+    """The encoders of a team's dataset, and its words for what they measure.
+
+    Args:
+        dataset_dir: directory of the dataset.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        AffectError: an encoder is not what it was when the dataset's features were made.
+    """
+
+    def __init__(self, dataset_dir: str, device: str = "cpu") -> None:
+        dataset = Dataset.load(dataset_dir)
+        self._extraction = dataset.manifest.extraction or Extraction(None, None)
+        check_encoders(self._extraction)
+        self._encoder = MediaEncoder(self._extraction, device)
+        self._describer = Describer(dataset.manifest, dataset.samples("train")) if dataset.manifest.described else None
+
+    async def perceive(self, sample: AffectSample, name: str, content: bytes) -> AffectSample:
+        """The sample with the features of a clip, and with words for them.
+
+        Args:
+            sample: what else is known.
+            name: of the clip's file; its suffix says whether there is anything to see.
+            content: of the file.
+
+        Raises:
+            AffectError: the clip cannot be used, or there is no encoder for it and there are no words either.
+        """
+        return await asyncio.to_thread(self._perceive, sample, name, content)
+
+    def _perceive(self, sample: AffectSample, name: str, content: bytes) -> AffectSample:
+        with TemporaryDirectory(prefix="affect-rl-") as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(content)
+            video = path if path.suffix.lower() in VIDEOS and self._extraction.image else None
+            files = MediaFiles(sample.id, path if self._extraction.speech else None, video)
+            (found,) = self._encoder.encode([files])
+        sample, problem = with_clip(sample, found)
+        if problem:
+            raise AffectError(problem.replace(f"{folder}/", ""))
+        return self._describer.describe([sample])[0] if self._describer else sample
