@@ -15,6 +15,8 @@ from affect_rl.errors import AffectError
 from affect_rl.files import sha256
 
 MANIFEST, WEIGHTS, BASE = "manifest.json", "model.safetensors", "base.json"
+CARRIED = "base"
+"""Folder of a policy directory that carries its base along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Base:
     """The plain policy that adapters stand on.
 
     Attributes:
-        path: its directory.
+        path: its directory; where it is a part of a path, from the directory that names it or from one above that.
         manifest: SHA-256 of its manifest, and so of all that is in it.
     """
 
@@ -39,7 +41,8 @@ class Base:
         """The base that a directory names; None: it holds a plain policy.
 
         A base that is no longer where it was is looked for where it would be if both had moved together: a run
-        directory may be moved or copied whole.
+        directory may be moved or copied whole. So is one of which only a part of the path is known, as in
+        `affect_rl.policy.export`.
 
         Raises:
             AffectError: it is nowhere, or has changed.
@@ -47,13 +50,14 @@ class Base:
         if not (directory / BASE).is_file():
             return None
         named = cls(**json.loads((directory / BASE).read_text()))
-        parts = Path(named.path).parts[1:]
+        path, here = Path(named.path), directory.resolve()
+        parts = path.relative_to(path.anchor).parts
         tails = [Path(*parts[first:]) for first in range(len(parts))]
-        together = (parent / tail for parent in directory.resolve().parents for tail in tails)
-        for place in (Path(named.path), *together):
+        together = (parent / tail for parent in here.parents for tail in tails)
+        for place in (here / path, *together):
             if (place / MANIFEST).is_file() and sha256(place / MANIFEST) == named.manifest:
                 return cls(str(place), named.manifest)
-        fault = "is another policy now" if (Path(named.path) / MANIFEST).is_file() else "is not there"
+        fault = "is another policy now" if (here / path / MANIFEST).is_file() else "is not there"
         raise AffectError(
             f"{directory}: its adapters stand on the policy {named.path}, which {fault}; bring that directory back, or "
             "copy both under one folder"
@@ -64,8 +68,9 @@ class Base:
 
 
 def write_manifest(directory: Path) -> None:
-    """Note the hash of each file of a policy directory."""
-    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    """Note the hash of each file of a policy directory; a base that it carries along has a manifest of its own."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    files = sorted(str(path) for path in found if path.parts[0] not in (MANIFEST, CARRIED))
     manifest = {"format": 1, "sha256": {name: sha256(directory / name) for name in files}}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 

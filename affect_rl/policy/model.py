@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -55,6 +54,7 @@ from affect_rl.policy.publication import Gather, Publication, buckets_of
 from affect_rl.policy.slot_fusion import SlotFusion, make_fusion
 from affect_rl.policy.slots import SlotConfig
 from affect_rl.policy.special_tokens import PERCEPT_TOKEN
+from affect_rl.policy.tensors import read_tensors
 from affect_rl.policy.weights import WeightsHandle, write_publication
 
 
@@ -195,7 +195,7 @@ class AffectPolicy(nn.Module):
         config.dtype = dtype or config.dtype
         tokenizer = AutoTokenizer.from_pretrained(directory)
         # Of the base, the parts that the policy has of its own are overwritten.
-        tensors = load_file(Path(base.path) / WEIGHTS) | load_file(directory / WEIGHTS)
+        tensors = read_tensors(Path(base.path)) | read_tensors(directory)
         with init_empty_weights(include_buffers=False):  # names and shapes; random weights would take minutes
             language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=config.dtype)
         policy = cls(config, language_model, tokenizer)
@@ -224,9 +224,8 @@ class AffectPolicy(nn.Module):
         """
         config = AffectConfig.from_pretrained(directory)
         fusion = make_fusion(shape_from_dict(config.fusion)).to(config.dtype)
-        with safe_open(Path(directory) / WEIGHTS, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith("fusion.")]  # noqa: SIM118 (no mapping)
-            fusion.load_state_dict({name.removeprefix("fusion."): tensors.get_tensor(name) for name in names})
+        tensors = read_tensors(Path(directory), "fusion.")
+        fusion.load_state_dict({name.removeprefix("fusion."): tensor for name, tensor in tensors.items()})
         return fusion
 
     # -- adapters --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ from affect_rl.policy.publication import (
     in_buckets,
     split_adapters,
 )
+from affect_rl.policy.tensors import tensor_files
 
 Buckets = Iterable[Sequence[Tensor]]
 
@@ -61,7 +62,7 @@ class FileTransfer(Transfer):
     """A directory laid out as a policy directory is: engines may read it at any time, those that come late as well."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory, self._file = directory, directory / WEIGHTS
+        self._directory = directory
 
     def send(self, announcement: Announcement, buckets: Buckets) -> None:
         """Write ``model.safetensors`` tensor by tensor (safetensors' own writer wants all at once), and adapters."""
@@ -74,7 +75,7 @@ class FileTransfer(Transfer):
         header = _header(spec for spec in announcement.layout if not adapter_of(spec.name)[0])
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with self._file.open("wb") as file:
+        with (self._directory / WEIGHTS).open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, tensor in split_adapters(announcement, named, adapters):
                 file.seek(8 + len(text) + header[name]["data_offsets"][0])
@@ -85,14 +86,14 @@ class FileTransfer(Transfer):
             announcement.base.write(self._directory)
 
     def announcement(self, version: int) -> Announcement:
-        """What the file holds, read from its header. Adapters lie beside it in files of their own and are left out.
+        """What the files hold, read from their headers; adapters lie in files of their own and are left out.
 
         Raises:
             AffectError: it is not there, or damaged.
         """
         try:
-            with safe_open(self._file, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            with self._open() as files:
+                slices = {name: file.get_slice(name) for name, file in files.items()}
                 layout = tuple(
                     TensorSpec(name, part.get_dtype(), tuple(part.get_shape()))
                     for name, part in slices.items()
@@ -100,19 +101,26 @@ class FileTransfer(Transfer):
                 )
         except FileNotFoundError as error:
             raise AffectError(
-                f"{self._file}: no such file on this node; if learners and engines are on several, set "
+                f"{self._directory / WEIGHTS}: no such file on this node; if learners and engines are on several, set "
                 "rollout.weights_dir to a directory that all of them see"
             ) from error
         except (OSError, SafetensorError) as error:
             raise AffectError(
-                f"{self._file}: cannot be read as published weights: {error}; publish them again"
+                f"{self._directory}: cannot be read as published weights: {error}; publish them again"
             ) from error
         return Announcement(version, layout, {}, Base.read(self._directory))
 
     def receive(self, announcement: Announcement) -> Iterator[Named]:
-        with safe_open(self._file, framework="pt") as file:
+        with self._open() as files:
             for spec in announcement.layout:
-                yield spec.name, file.get_tensor(spec.name)
+                yield spec.name, files[spec.name].get_tensor(spec.name)
+
+    @contextmanager
+    def _open(self) -> Iterator[dict[str, Any]]:
+        """The open file of each tensor."""
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(file, framework="pt")) for file in tensor_files(self._directory)]
+            yield {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 @dataclass(frozen=True, slots=True)

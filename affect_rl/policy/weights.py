@@ -10,7 +10,7 @@ from pathlib import Path
 
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.policy.adapters import Adapter
+from affect_rl.policy.adapters import ADAPTERS, Adapter
 from affect_rl.policy.directory import Base
 from affect_rl.policy.publication import Named, Publication
 from affect_rl.policy.transfer import FileTransfer
@@ -104,4 +104,5 @@ def write_publication(publication: Publication, directory: Path) -> WeightsHandl
 
 
 def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*.safetensors"))
+    own = (*directory.glob("*.safetensors"), *directory.glob(f"{ADAPTERS}/*/*.safetensors"))
+    return sum(path.stat().st_size for path in own)
