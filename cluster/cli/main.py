@@ -19,6 +19,7 @@ from cluster.cli.data import data_app
 from cluster.cli.experiment import experiment
 from cluster.cli.metrics import metrics
 from cluster.cli.plan import plan
+from cluster.cli.policy import policy_app
 from cluster.cli.predict import predict
 from cluster.cli.report import report
 from cluster.cli.serve import serve
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(dashboards_app, name="dashboards")
+app.add_typer(policy_app, name="policy")
 app.command()(experiment)
 app.command()(metrics)
 app.command()(plan)

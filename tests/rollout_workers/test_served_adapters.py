@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.checksum import multiset_checksum
+from affect_rl.policy.export import Form, export_policy
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.weights import stored_weights
 from affect_rl.trajectory import Generation, Prompt
@@ -79,6 +80,18 @@ def test_engine_and_learner_agree(tied: bool, tmp_path: Path, start: Callable[..
         assert {v for answer in answers for v in answer.weight_versions} == {version}
         assert gap(policy, prompts, answers) < 1e-5
     assert handle.bytes < stored_weights(tmp_path / "base", 0).bytes / 2
+
+
+def test_an_export_is_served_as_it_stands(
+    adapted: AffectPolicy, tmp_path: Path, start: Callable[..., RolloutEngine]
+) -> None:
+    """With its base in it, and both in shards."""
+    (tmp_path / "out").mkdir()
+    form = Form(with_base=True, shard_size="50KB")
+    export_policy(adapted.save(tmp_path / "policy"), tmp_path / "out", form)
+    engine = start(tmp_path / "out")
+    prompts = make_prompts(adapted, 12)
+    assert gap(adapted, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
 
 
 def test_prefixes_are_shared_within_an_adapter_only(

@@ -1,0 +1,67 @@
+"""What a run's evaluation says of the policies before and after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from affect_rl.errors import AffectError
+from affect_rl.scoring.bootstrap import Difference, Estimate
+from affect_rl.scoring.tables import header, in_unit, markdown_table
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Metrics of policies on one split.
+
+    Attributes:
+        split: which.
+        samples: how many.
+        policies: metrics with intervals by policy, the exported one last.
+        differences: of the last policy to the first.
+        notes: what a reader must know of the metrics.
+    """
+
+    split: str
+    samples: int
+    policies: Mapping[str, Mapping[str, Estimate]]
+    differences: Mapping[str, Difference]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, file: Path, names: Sequence[str]) -> Self | None:
+        """Read an ``evaluation.json``; None: it is of other policies than those of these names.
+
+        Raises:
+            AffectError: it is damaged.
+        """
+        try:
+            report = json.loads(file.read_text())
+            if list(report["policies"]) != list(names):
+                return None
+            policies = {
+                name: {metric: Estimate(**score) for metric, score in of["scores"].items()}
+                for name, of in report["policies"].items()
+            }
+            differences = {metric: Difference(**gain) for metric, gain in report.get("differences", {}).items()}
+            return cls(report["split"], report["samples"], policies, differences, tuple(report["notes"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AffectError(f"{file}: cannot be read ({error!r}); make it again with `affect-rl eval`") from error
+
+    @property
+    def exported(self) -> Mapping[str, Estimate]:
+        """Metrics of the policy after training."""
+        return self.policies[list(self.policies)[-1]]
+
+    def markdown(self) -> str:
+        """A row a metric and a column a policy, in percent with intervals, and what training has changed."""
+        names = list(self.policies)
+        rows = [[f"{self.split}, n = {self.samples}", *names, f"{names[-1]} - {names[0]}"]]
+        for metric in self.exported:
+            gain = self.differences.get(metric)
+            cells = [in_unit(metric, scores[metric]) for scores in self.policies.values()]
+            rows.append([header(metric), *cells, in_unit(metric, gain, sign="+") if gain else ""])
+        return markdown_table(rows)
