@@ -67,7 +67,7 @@ def read_history(directory: Path) -> History:
         raise AffectError(f"{run.policy}: is not there, the run has not been trained to its end; {hint}")
     config = load_config(directory / "config.yaml")
     steps = run.latest()[0].step if run.checkpoints() else None
-    return History(config, steps, _dataset(config), _scores(run, config))
+    return History(config, run.sft.is_dir(), steps, _dataset(config), _scores(run, config))
 
 
 def _dataset(config: Config) -> Manifest | None:

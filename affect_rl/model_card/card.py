@@ -101,7 +101,7 @@ def _metadata(subject: Subject) -> ModelCardData:
         tags=["emotion-recognition", "multi-agent", "reinforcement-learning", "retrieval"],
         base_model=(history.hub_name if history else "") or None,
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=subject.name,
+        model_name=subject.name if results else None,  # it names the results
         eval_results=results or None,
     )
 
@@ -111,7 +111,7 @@ def _results(history: History) -> Iterator[EvalResult]:
     scores, data = history.scores, history.data
     if not scores or not data:
         return
-    level = history.config.evaluate.confidence
+    level, file = history.config.evaluate.confidence, data.splits.get(scores.split)  # type: ignore[call-overload]
     for metric, score in scores.exported.items():
         if "/" not in metric:
             yield EvalResult(
@@ -120,7 +120,7 @@ def _results(history: History) -> Iterator[EvalResult]:
                 dataset_type=data.name,
                 dataset_name=data.name,
                 dataset_split=scores.split,
-                dataset_revision=data.splits[scores.split].sha256,  # type: ignore[index]
+                dataset_revision=file.sha256 if file else None,
                 metric_type=_TYPES.get(metric, metric),
                 metric_name=header(metric),
                 metric_value=round(score.value, 4),

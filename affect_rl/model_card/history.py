@@ -77,12 +77,14 @@ class History:
 
     Attributes:
         config: its settings.
+        warm_start: it trained on demonstrations first.
         steps: training steps that it has finished; None: nobody knows.
         data: its dataset; None: it is not there any more.
         scores: of its evaluation; None: there is none.
     """
 
     config: Config
+    warm_start: bool
     steps: int | None
     data: Manifest | None
     scores: Scores | None
@@ -105,7 +107,8 @@ class History:
     def settings(self) -> Iterator[tuple[str, object]]:
         """Settings that matter, under their dotted keys."""
         values = {key: value for key, value, _ in flat_settings(self.config)}
-        shown = [key for key in _SETTINGS if self.config.model.lora.rank or not key.startswith("model.lora.")]
+        used = {"model.lora": bool(self.config.model.lora.rank), "sft": self.warm_start}
+        shown = (key for key in _SETTINGS if used.get(key.rpartition(".")[0], True))
         return ((key, values[key]) for key in shown if key in values)
 
     @property

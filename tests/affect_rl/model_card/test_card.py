@@ -53,7 +53,7 @@ def subject(history: History | None, exported: Exported | None = None, licences:
 
 
 def history(*settings: str, scores: Scores | None = SCORES) -> History:
-    return History(config(*settings), 30, MANIFEST, scores)
+    return History(config(*settings), True, 30, MANIFEST, scores)
 
 
 def text_of(page: ModelCard) -> str:
@@ -70,7 +70,8 @@ def test_it_says_what_the_run_tells() -> None:
         "**planner**: Sees the sample, writes queries.",
         "Its adapter is `own`.",
         "Made of org/model.",
-        "MAPPO, 30 steps. Of the policies on the way this is the one that was best on dev.",
+        "Trained on demonstrations (SFT), then with reinforcement learning: MAPPO, 30 steps.",
+        "Of the policies on the way this is the one that was best on dev.",
         "| `seed` | 7 |",
         "| `model.lora.rank` | 4 |",
         "| `learner.lr` | 3e-05 |",
@@ -106,8 +107,9 @@ def test_what_is_unknown_is_said_to_be_unknown() -> None:
     assert "- Language model: unknown - Dataset: unknown" in text
     assert text.count("Unknown: the policy was exported without its run.") == 2
     assert "Unknown: there was no evaluation" in text
-    gone = text_of(model_card(subject(History(config(), None, None, None))))
+    gone = text_of(model_card(subject(History(config(), False, None, None, None))))
     assert "Unknown: the dataset was not there any more" in gone and "None" not in gone
+    assert "Trained with reinforcement learning: MAPPO." in gone and "`sft.lr`" not in gone
 
 
 @pytest.mark.parametrize(
