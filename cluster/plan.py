@@ -322,9 +322,9 @@ def checkpoint(of: Training) -> int:
 
 
 def trajectory_bytes(config: Config) -> int:
-    """Tokens of an episode's turns before compression, at most: 4 bytes each, of an answer 16."""
+    """Tokens of an episode's turns before compression, at most: 4 bytes each, of an answer 20."""
     turns = [config.team[name].tokens for name in config.team.playing] * config.team.rounds
-    return sum(4 * config.model.context + 16 * answer for answer in turns)
+    return sum(4 * config.model.context + 20 * answer for answer in turns)
 
 
 def disk(config: Config, model: PolicySizes) -> dict[Place, dict[str, int]]:

@@ -114,7 +114,8 @@ def train(
             if timeline:
                 timeline.write({"loop": watch.spans.fetch(), **pool.spans(), **learner.spans()})
             if settings.save_trajectories:
-                write_trajectories(episodes, directory.trajectories / f"step-{state.step:05d}.parquet")
+                path = directory.trajectories / f"step-{state.step:05d}.parquet"
+                write_trajectories(episodes, path, learner.advantages())
             if last or stop or due or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
                 _checkpoint(learner, directory, state, settings.keep_checkpoints)
             _announce(state, settings.steps, metrics, show)

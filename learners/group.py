@@ -136,6 +136,10 @@ class LearnerGroup:
         self._updates += 1
         return self._each("update", dealt)[0]
 
+    def advantages(self) -> dict[tuple[int, str, int], list[float]]:
+        """The advantages of the last update's tokens ``[T]`` by turn: place of its episode, its agent, its number."""
+        return self._await("advantages", [self._workers[0].advantages.remote()])[0]
+
     def gap(self, episodes: Sequence[Trajectory]) -> tuple[float, float]:
         """Mean and largest distance of the learner's log-probs of the episodes' answers from the engines'.
 

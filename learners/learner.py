@@ -116,6 +116,10 @@ class LearnerWorker:
         self._spans.add("optimise", begun + metrics["learner/prepare_s"], metrics["learner/optimise_s"])
         return metrics
 
+    def advantages(self) -> dict[tuple[int, str, int], list[float]]:
+        """What the tokens of the last update were learned with, by turn, see `Step.by_turn`; the same on every rank."""
+        return self._updater.advantages
+
     def gap(self, step: Step, share: Share) -> tuple[float, float]:
         """How far the log-probs of a step's tokens are from the engine's, see `learners.update`."""
         return self._updater.gap(step, share)

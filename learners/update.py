@@ -85,6 +85,7 @@ class Updater:
 
     Attributes:
         optimiser_steps: how many there have been, over the whole run.
+        advantages: what the tokens of the last update were learned with, see `Step.by_turn`.
     """
 
     def __init__(self, config: Config, models: Models, device: torch.device) -> None:
@@ -94,12 +95,14 @@ class Updater:
         critic = config.algorithm.critic_settings
         self._known = columns(critic.sees) if critic else []
         self.optimiser_steps = 0
+        self.advantages: dict[tuple[int, str, int], list[float]] = {}
 
     def update(self, step: Step, share: Share) -> dict[str, float]:
         """One training step; `step` holds the numbers of all ranks. Returns metrics, the same on every rank."""
         begun = time.perf_counter()
         step = replace(step, knowledge=step.knowledge[:, self._known])
         prepared = self._prepare(step.to(self._device), share)
+        self.advantages = prepared.step.by_turn(prepared.targets.advantages)
         prepared_at = time.perf_counter()
         report, norms = Report(step.agents), [(0.0, 0.0)] * len(share.minibatches)
         for number, part in enumerate(share.minibatches):

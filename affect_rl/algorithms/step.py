@@ -96,6 +96,12 @@ class Step:
         """Sums over each agent's tokens, ``[R, ...]`` to ``[A, ...]``."""
         return sum_by(x, self.agent, len(self.agents))
 
+    def by_turn(self, x: Tensor) -> dict[tuple[int, str, int], list[float]]:
+        """Numbers of the tokens ``[R]`` by the turn that they stand in: its episode, its agent, which of its turns."""
+        episodes, agents = self.episode[self.chain].tolist(), [self.agents[n] for n in self.turn_agent.tolist()]
+        turns = zip(episodes, agents, self.turn_number.tolist(), strict=True)
+        return dict(zip(turns, [part.tolist() for part in x.split(self.turn_lengths.tolist())], strict=True))
+
     def to(self, device: torch.device | str) -> Step:
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: x.to(device) for name, x in held.items() if isinstance(x, Tensor)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,35 @@ SCHEMA = pa.schema(
 )
 
 
-def write_trajectories(trajectories: Sequence[Trajectory], path: Path) -> None:
-    """Write one file, whole or not at all. Features are not repeated: they stand in the dataset."""
+ADVANTAGES = pa.field("advantages", pa.list_(pa.list_(pa.float32())))
+"""A further column of a training step's file: for each turn what its tokens were learned with; null: nobody learned."""
+
+ROW_GROUP = 64
+"""Episodes that lie together in a file: who reads one of them reads no more than these."""
+
+Advantages = Mapping[tuple[int, str, int], Sequence[float]]
+"""Of the tokens of a turn ``[T]``, by the place of its episode, its agent and its number."""
+
+OUTLINE = (
+    *("sample_id", "labels", "predicted", "scores"),
+    *(f"turns.list.element.{name}" for name in ("agent", "number", "problem", "reward")),
+)
+"""Columns that say how an episode went, a small part of a file."""
+
+
+def write_trajectories(trajectories: Sequence[Trajectory], path: Path, advantages: Advantages | None = None) -> None:
+    """Write one file, whole or not at all. Features are not repeated: they stand in the dataset.
+
+    Args:
+        trajectories: a step's episodes.
+        path: of the file.
+        advantages: what their tokens were learned with; turns that are not there have none.
+    """
+    known = advantages or {}
+    learned = [[known.get((n, turn.agent, turn.number)) for turn in t.turns] for n, t in enumerate(trajectories)]
+    table = trajectory_table(trajectories).append_column(ADVANTAGES, pa.array(learned, ADVANTAGES.type))
     with whole_file(path) as partial:
-        pq.write_table(trajectory_table(trajectories), partial)
+        pq.write_table(table, partial, row_group_size=ROW_GROUP)
 
 
 def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
@@ -83,10 +109,54 @@ def read_trajectories(path: Path, sample_id: str | None = None) -> list[dict[str
         raise AffectError(f"{path}: no such file; trajectories are written with train.save_trajectories=true")
     try:
         filters = [("sample_id", "=", sample_id)] if sample_id else None
-        table = pq.read_table(path, schema=SCHEMA, filters=filters)
+        table = pq.read_table(path, schema=SCHEMA.append(ADVANTAGES), filters=filters)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise AffectError(f"{path}: not a file of trajectories: {error}") from error
     return table.to_pylist(maps_as_pydicts="strict")
+
+
+def trajectory_files(directory: Path) -> dict[int, Path]:
+    """The files of a run's ``trajectories/`` by training step, oldest first; none if it is not there."""
+    steps = {path.stem.removeprefix("step-"): path for path in directory.glob("step-*.parquet")}
+    return dict(sorted((int(step), path) for step, path in steps.items() if step.isdecimal()))
+
+
+def read_outlines(path: Path) -> list[dict[str, Any]]:
+    """The columns `OUTLINE` of all rows of a file, as `read_trajectories` has them.
+
+    Raises:
+        AffectError: the file is not there or is not one of trajectories.
+    """
+    with _open(path) as file:
+        return file.read(columns=list(OUTLINE)).to_pylist(maps_as_pydicts="strict")
+
+
+def read_episode(path: Path, row: int) -> dict[str, Any]:
+    """One row of a file, by its number from 0; no more than its row group is read.
+
+    Raises:
+        AffectError: the file is not there, is not one of trajectories, or has no such row.
+    """
+    with _open(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first <= row < first + rows:
+                return file.read_row_group(group).slice(row - first, 1).to_pylist(maps_as_pydicts="strict")[0]
+            first += rows
+    raise AffectError(f"{path}: has no episode {row}; it has {first}, numbered from 0")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file of trajectories that somebody may delete or write anew meanwhile."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise AffectError(f"{path}: no such file; the run may have deleted it meanwhile") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise AffectError(f"{path}: not a file of trajectories: {error}") from error
 
 
 def _row(t: Trajectory) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from affect_rl.errors import AffectError
-from affect_rl.evidence import GROUPS
-from affect_rl.team.store import read_trajectories
+from affect_rl.experiments.report.episodes import searches
+from affect_rl.team.store import read_trajectories, trajectory_files
 from affect_rl.trajectory import FULL
 
 
@@ -23,10 +23,8 @@ def find_episode(run_dir: Path, sample_id: str | None, step: int | None) -> tupl
     Raises:
         AffectError: there is none.
     """
-    files = sorted((run_dir / "trajectories").glob("step-*.parquet"), reverse=True)
-    if step is not None:
-        files = [f for f in files if f.stem == f"step-{step:05d}"]
-    for file in files:
+    files = trajectory_files(run_dir / "trajectories")
+    for file in [file for number, file in reversed(files.items()) if step in (None, number)]:
         if rows := read_trajectories(file, sample_id):
             return file, rows[0]
     wanted = " ".join(
@@ -69,14 +67,11 @@ def _turn(turn: Mapping[str, Any]) -> Panel:
 
 
 def _candidates(episode: Mapping[str, Any]) -> Table:
-    kept = {(item["group"], item["id"]) for item in episode["kept"]}
     table = Table("group", "kept", "score", "evidence", expand=True, box=None)
-    for group in GROUPS:
-        table.add_row(group, "", "", Text(f"query: {episode['queries'].get(group, '')}", style="dim"))
-        for item in episode["candidates"]:
-            if item["group"] == group:
-                mark = "yes" if (group, item["id"]) in kept else ""
-                table.add_row("", mark, f"{item['score']:.3f}", Text(item["text"]))
+    for search in searches(episode):
+        table.add_row(search.group, "", "", Text(f"query: {search.query}", style="dim"))
+        for found in search.candidates:
+            table.add_row("", "yes" if found.kept else "", f"{found.score:.3f}", Text(found.text))
     return table
 
 

@@ -32,6 +32,15 @@ def read(reading: Reading, plan: list[Pass]) -> list[tuple[int, int]]:
     return sorted((s.start, s.start + s.answer_tokens) for s in rows)
 
 
+def test_numbers_of_tokens_find_their_way_back_to_the_turns(episodes: list[Trajectory]) -> None:
+    step, _ = deal(episodes, AGENTS, LearnerConfig(), (0,))
+    found = step.by_turn(step.behaviour)
+    assert len(found) == sum(len(episode.turns) for episode in episodes)
+    for (place, agent, number), logprobs in found.items():
+        (turn,) = [t for t in episodes[place].turns if (t.agent, t.number) == (agent, number)]
+        assert logprobs == pytest.approx(turn.generation.logprobs)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("critic", [False, True])
 def test_a_rank_has_its_own_episodes_and_all_ranks_together_have_each_once(

@@ -24,7 +24,7 @@ from affect_rl.policy.adapters import TEAM
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.section import PositiveFloat
 from affect_rl.trajectory import Trajectory
-from benchmarks.workload import random_episodes, tiny_policy, with_common_prefix
+from benchmarks.workload import AGENTS, random_episodes, tiny_policy, with_common_prefix
 from learners.group import LearnerGroup, LearnerLostError
 from learners.sft_job import run_sft
 
@@ -169,6 +169,12 @@ def test_an_algorithm_of_one_s_own_makes_rewarded_tokens_likelier(start: Start) 
     group = start(f"algorithm.name={__name__}:Plain", "algorithm.loss.clip=1", "learner.lr=3e-3", "learner.epochs=4")
     group.update(episodes, 0)
     metrics = group.update(episodes, 1)
+    turns = {(n, turn.agent, turn.number): turn for n, episode in enumerate(episodes) for turn in episode.turns}
+    learned = group.advantages()
+    assert {turn: len(own) for turn, own in learned.items()} == {
+        key: len(turn.generation.token_ids) for key, turn in turns.items()
+    }
+    assert min(learned[0, agent, 0][-1] for agent in AGENTS) > max(learned[7, agent, 0][-1] for agent in AGENTS)
     assert metrics["logprob_gap/max"] > 0.01
     assert metrics["loss/policy"] < -0.1
     assert not any("value" in name or "explained" in name for name in metrics)

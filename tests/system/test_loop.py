@@ -196,6 +196,8 @@ def test_the_run_directory_holds_what_a_user_needs(reference: Config, sft: Path)
         assert [row["sample_id"] for row in rows] == [s.id for s in sampler.batch(step)]
         assert all([turn["agent"] for turn in row["turns"]] == list(AGENTS) for row in rows)
         assert all({"full", "planner", "filter"} == set(row["scores"]) for row in rows)
+        for row in rows:
+            assert list(map(len, row["advantages"])) == [len(turn["response_ids"]) for turn in row["turns"]]
 
 
 def test_the_same_seed_gives_the_same_numbers(

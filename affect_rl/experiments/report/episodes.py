@@ -83,13 +83,8 @@ class Episode:
 
     @property
     def verdict(self) -> str:
-        """What became of it: ``right``, ``partly right``, ``wrong``, ``invalid`` or ``not scored``."""
-        answer = self.answers[0]
-        if not answer.labels:
-            return "invalid"
-        if answer.score is None:
-            return "not scored"
-        return "right" if answer.score >= 1 else "partly right" if answer.score > 0 else "wrong"
+        """What became of it, see `outcome`."""
+        return outcome(self.answers[0].labels, self.answers[0].score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +119,11 @@ def _played(sample: str, rows: Sequence[Mapping[str, Any]]) -> Played:
 
 
 def _episode(row: Mapping[str, Any]) -> Episode:
-    labels = {FULL: row["predicted"], **row["bypassed"]}
     return Episode(
         arm=row["arm"],
         seed=row["seed"],
-        answers=[Answer(_told(line), answer, row["scores"].get(line)) for line, answer in labels.items()],
-        searches=_searches(row),
+        answers=answers(row),
+        searches=searches(row),
         rationale=row["rationale"],
         agents=[
             Agent(turn["agent"], turn["reward"], len(turn["response_ids"]), turn["text"], turn["problem"])
@@ -140,11 +134,27 @@ def _episode(row: Mapping[str, Any]) -> Episode:
     )
 
 
+def answers(row: Mapping[str, Any]) -> list[Answer]:
+    """The team's answer in a row of trajectories, then those without an agent that were played."""
+    labels = {FULL: row["predicted"], **row["bypassed"]}
+    return [Answer(_told(line), answer, row["scores"].get(line)) for line, answer in labels.items()]
+
+
 def _told(line: str) -> str:
     return "as played" if line == FULL else f"without the {line}"
 
 
-def _searches(row: Mapping[str, Any]) -> list[Search]:
+def outcome(labels: Sequence[str], score: float | None) -> str:
+    """What became of an answer: ``right``, ``partly right``, ``wrong``, ``invalid`` or ``not scored``."""
+    if not labels:
+        return "invalid"
+    if score is None:
+        return "not scored"
+    return "right" if score >= 1 else "partly right" if score > 0 else "wrong"
+
+
+def searches(row: Mapping[str, Any]) -> list[Search]:
+    """What a row of trajectories was searched for and found, by group."""
     kept = {(item["group"], item["id"]) for item in row["kept"]}
     found: dict[str, list[Found]] = {}
     for item in row["candidates"]:
