@@ -423,7 +423,7 @@ class TrainConfig(Section, affects=(TRAINING,)):
     verify_sync: Annotated[bool, NOTHING] = False
     """Compare a checksum of the engine's weights with the learner's after every sync."""
     save_trajectories: Annotated[bool, NOTHING] = True
-    """Write every step's trajectories to Parquet, for ``affect-rl trace``."""
+    """Write every step's trajectories to Parquet, for ``affect-rl trace`` and ``affect-rl watch``."""
 
 
 class EvaluateConfig(Section, affects=(EVALUATION,)):

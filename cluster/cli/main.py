@@ -24,6 +24,7 @@ from cluster.cli.predict import predict
 from cluster.cli.report import report
 from cluster.cli.serve import serve
 from cluster.cli.sweep import sweep
+from cluster.cli.watch import watch
 
 if TYPE_CHECKING:
     from affect_rl.config.load import Config
@@ -44,6 +45,7 @@ app.command()(predict)
 app.command()(report)
 app.command()(serve)
 app.command()(sweep)
+app.command()(watch)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=10.", show_default=False)]

@@ -109,11 +109,23 @@ LIVE: Mapping[str, tuple[str, ...]] = {
 def _patterns(warm_start: bool) -> list[tuple[re.Pattern[str], str]]:
     """Those without a placeholder first: ``kl/mean`` is of no agent."""
     table = WARM_START if warm_start else STEP
-    patterns = []
-    for metric, name in sorted(table.items(), key=lambda entry: "<" in entry[0]):
-        pattern = re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", metric)
-        patterns.append((re.compile(pattern), name))
-    return patterns
+    return [
+        (re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", row)), row)
+        for row in sorted(table, key=lambda metric: "<" in metric)
+    ]
+
+
+def table_row(metric: str, *, warm_start: bool = False) -> tuple[str, dict[str, str]]:
+    """The row of the table that a metric belongs to and what its placeholders stand for; one that the table lacks, of
+    somebody's own algorithm, is a row of its own.
+
+    >>> table_row("planner/reward")
+    ('<agent>/reward', {'agent': 'planner'})
+    """
+    for pattern, row in _patterns(warm_start):
+        if match := pattern.fullmatch(metric):
+            return row, match.groupdict()
+    return metric, {}
 
 
 def prometheus_name(metric: str, *, warm_start: bool = False) -> tuple[str, dict[str, str]]:
@@ -123,7 +135,6 @@ def prometheus_name(metric: str, *, warm_start: bool = False) -> tuple[str, dict
     >>> prometheus_name("planner/reward")
     ('affect_agent_reward', {'agent': 'planner'})
     """
-    for pattern, name in _patterns(warm_start):
-        if match := pattern.fullmatch(metric):
-            return name, match.groupdict()
-    return "affect_" + re.sub(r"\W", "_", metric), {}
+    row, tags = table_row(metric, warm_start=warm_start)
+    table = WARM_START if warm_start else STEP
+    return table.get(row) or "affect_" + re.sub(r"\W", "_", metric), tags

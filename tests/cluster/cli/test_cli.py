@@ -23,7 +23,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = _run("--help").stdout
-    assert all(name in text for name in ("data", "sft", "train", "eval", "quickstart", "trace", "config"))
+    assert all(name in text for name in ("data", "sft", "train", "eval", "quickstart", "trace", "watch", "config"))
 
 
 def test_config_prints_everything_and_the_arithmetic() -> None:
@@ -41,6 +41,7 @@ def test_config_prints_everything_and_the_arithmetic() -> None:
         (("train", "configs/quickstart.yaml", "data.dir=absent"), "absent"),
         (("experiment", "configs/experiments/rag.yaml", "evaluate.wheels=absent"), "absent: is not a directory; give"),
         (("trace", "absent"), "no episode"),
+        (("watch", "absent"), "absent: no run (it has no config.yaml); name a directory under runs/"),
         (("data", "info", "absent"), "absent"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Pages in the browser: `site` and ``shared/`` are what all have in common, `watch` shows a run."""
