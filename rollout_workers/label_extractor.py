@@ -16,13 +16,12 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from joblib import cpu_count
-from transformers import AutoConfig, AutoTokenizer
 
 from affect_rl.config.sections import RolloutConfig
-from affect_rl.data.extraction import Checkpoint
 from affect_rl.errors import AffectError
 from affect_rl.scoring.wheels import parse_labels
 from rollout_workers.answer_cache import AnswerCache
+from rollout_workers.chat_model import ChatModel, unusable
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -73,27 +72,18 @@ class LabelExtractor:
     name = "llm"
 
     def __init__(self, model: str, cache: Path, *, max_tokens: int = 64, config: RolloutConfig | None = None) -> None:
-        try:
-            self._checkpoint = Checkpoint.find(model)
-        except AffectError as error:  # its words are for encoders
-            raise _unusable(model, error) from None
+        self._model = ChatModel(model)
         self._cache, self._max_tokens, self._config = cache, max_tokens, config or RolloutConfig()
-        source, revision = self._checkpoint.name, self._checkpoint.revision
-        try:
-            self._model_config = AutoConfig.from_pretrained(source, revision=revision)
-            self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        except (OSError, ValueError, KeyError) as error:
-            raise _unusable(source, error) from error
         self.malformed = 0
 
     @property
     def settings(self) -> Mapping[str, str | int | float]:
         """All that an answer depends on beside the text: the model, its content, prompt and chat template, sampling."""
-        template = PROMPT + str(self._tokenizer.chat_template)
+        template = PROMPT + str(self._model.template)
         return {
-            "model": self._checkpoint.name,
-            "content": self._checkpoint.content[:16],
-            "dtype": self._dtype,
+            "model": self._model.name,
+            "content": self._model.content[:16],
+            "dtype": self._model.dtype,
             "prompt": hashlib.sha256(template.encode()).hexdigest()[:16],
             "temperature": 0,
             "seed": _SEED,
@@ -117,13 +107,13 @@ class LabelExtractor:
 
     def _ask(self, texts: Sequence[str], cache: AnswerCache) -> None:
         """Have all texts answered, a batch at a time."""
-        prompts = [self._prompt(text) for text in texts]
+        prompts = [self._model.prompt(PROMPT.format(text=text)) for text in texts]
         context = max(map(len, prompts)) + self._max_tokens
-        limit = getattr(self._model_config.get_text_config(), "max_position_embeddings", context)
+        limit = self._model.longest or context
         if context > limit:
             longest = shorten(texts[max(range(len(texts)), key=lambda i: len(prompts[i]))], 60, placeholder=" ...")
             raise AffectError(
-                f"{self._checkpoint.name}: takes {limit} tokens, and prompt and answer of {longest!r} need {context}; "
+                f"{self._model.name}: takes {limit} tokens, and prompt and answer of {longest!r} need {context}; "
                 "shorten the text, or choose another model"
             )
         llm = self._start(context)
@@ -135,42 +125,17 @@ class LabelExtractor:
         finally:
             llm.llm_engine.engine_core.shutdown()
 
-    def _prompt(self, text: str) -> list[int]:
-        prompt = PROMPT.format(text=text)
-        if not self._tokenizer.chat_template:
-            return self._tokenizer(prompt)["input_ids"]
-        chat = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # templates that know no such switch pass over it
-        )
-        return self._tokenizer(chat, add_special_tokens=False)["input_ids"]
-
-    @property
-    def _dtype(self) -> str:
-        """The checkpoint's own; vLLM would serve float32 weights in half precision."""
-        return str(getattr(self._model_config, "dtype", None) or "auto").removeprefix("torch.")
-
     def _start(self, context: int) -> LLM:
         """An engine for prompts and answers of at most `context` tokens."""
         from vllm import LLM
-        from vllm.platforms import current_platform
 
-        from rollout_workers.vllm.arguments import engine_sizes, prepare_process
+        from rollout_workers.vllm.arguments import prepare_process
 
         prepare_process(self._config.threads or cpu_count())
         try:
-            return LLM(
-                self._checkpoint.name,
-                revision=self._checkpoint.revision,
-                tokenizer_revision=self._checkpoint.revision,
-                dtype=self._dtype,
-                seed=_SEED,
-                **engine_sizes(self._config, context, on_gpu=not current_platform.is_cpu()),
-            )
+            return LLM(**self._model.engine_arguments(self._config, context, _SEED))
         except (ValueError, RuntimeError) as error:
-            raise _unusable(self._checkpoint.name, error) from error
+            raise unusable(self._model.name, error) from error
 
     def _generate(self, llm: LLM, prompts: Sequence[list[int]]) -> list[str]:
         """The greedy answer to each prompt, up to the end of its first list."""
@@ -182,8 +147,3 @@ class LabelExtractor:
         )
         outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling, use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
-
-
-def _unusable(model: str, error: Exception) -> AffectError:
-    reason = shorten(str(error), 160, placeholder=" ...")
-    return AffectError(f"{model}: cannot be asked ({reason}); name a causal language model that vLLM serves here")
