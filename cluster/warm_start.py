@@ -22,10 +22,10 @@ from affect_rl.policy.directory import MANIFEST, check_manifest
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
 from affect_rl.sample import AffectSample, LabelKind
-from affect_rl.seeds import derived_seed
 from affect_rl.tasks import make_task
-from affect_rl.team.demonstrations import demonstrate
+from affect_rl.team.demonstrations import demonstrate, demonstration_seed
 from affect_rl.team.prompts import Prompts, template_texts
+from affect_rl.team.taught import Taught, settings_of_prompts
 from affect_rl.team.team import Team
 from affect_rl.trajectory import Turn
 from learners.sft_job import run_sft
@@ -100,7 +100,11 @@ def warm_start(
 
     Returns:
         Metrics of the last step.
+
+    Raises:
+        AffectError: ``sft.demonstrations`` do not fit, or too many samples cannot be demonstrated.
     """
+    taught = _taught(config, dataset)
     base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
@@ -111,8 +115,8 @@ def warm_start(
         evidence_tokens=config.episode.evidence_tokens,
         wording=config.episode.wording,
     )
-    samples = training_samples(config, dataset)
-    demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config))
+    samples = training_samples(config, dataset, taught)
+    demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config, taught))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
     metrics = run_sft(config, demonstrations, base, directory, on_step, resume=resume)
     if not config.policy:
@@ -120,15 +124,39 @@ def warm_start(
     return metrics
 
 
-def training_samples(config: Config, dataset: Dataset) -> Sequence[AffectSample]:
-    """What the warm start trains on: no more samples than its steps take, drawn at random."""
+def _taught(config: Config, dataset: Dataset) -> Taught | None:
+    """The demonstrations of ``sft.demonstrations``, checked; None: they are made by rule."""
+    if not config.sft.demonstrations:
+        return None
+    taught = Taught.read(Path(config.sft.demonstrations))
+    taught.check(dataset, settings_of_prompts(config))
+    return taught
+
+
+def training_samples(config: Config, dataset: Dataset, taught: Taught | None = None) -> Sequence[AffectSample]:
+    """What the warm start trains on: no more samples than its steps take, drawn at random; those that were taught.
+
+    Raises:
+        AffectError: none was.
+    """
     samples = dataset.samples("train", config.data.max_train)
+    if taught:
+        samples = [sample for sample in samples if sample.id in taught.rows]
+        if not samples:
+            raise AffectError(
+                f"sft.demonstrations={taught.directory}: has none of the samples that data.max_train="
+                f"{config.data.max_train} leaves; raise it, or write demonstrations anew"
+            )
     taken = config.sft.steps * config.sft.batch_samples
     return random.Random(config.seed).sample(samples, taken) if taken < len(samples) else samples
 
 
 async def _demonstrate_all(
-    samples: Sequence[AffectSample], retrieve: Retrieve | None, prompts: Prompts, config: Config
+    samples: Sequence[AffectSample],
+    retrieve: Retrieve | None,
+    prompts: Prompts,
+    config: Config,
+    taught: Taught | None,
 ) -> list[Sequence[Turn]]:
     """Demonstrations of the samples that can be played.
 
@@ -141,9 +169,12 @@ async def _demonstrate_all(
 
     async def one(sample: AffectSample) -> Sequence[Turn]:
         async with gate:
-            seed = derived_seed(config.seed, "demonstration", sample.id)
+            seed = demonstration_seed(taught.manifest.seed if taught else config.seed, sample)
             seen = sample.with_dropout(config.episode.dropout, seed)
             try:
+                if taught:
+                    shuffle = config.sft.shuffle_candidates
+                    return await taught.replay(seen, team, retrieve, prompts, seed, shuffle=shuffle)
                 return await demonstrate(
                     seen,
                     team,

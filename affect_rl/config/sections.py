@@ -216,6 +216,9 @@ class SftConfig(Section, affects=(SFT,)):
     shuffle_candidates: bool = False
     """Show a filter the candidates of its demonstrations in random order: their places then say nothing, and it has to
     read. For mostly careful filters: by habit the first ones shown are kept, which then are random ones."""
+    demonstrations: str = ""
+    """Directory of demonstrations by a language model (``affect-rl data demonstrate``); empty: they are made by rule.
+    With a directory, `teacher_forcing` and the agents' `careful` change nothing."""
     teacher_forcing: Fraction = 0.0
     """Chance that the agents after a turn by habit are shown a careful one in its place. So agents learn what to do
     with good work of an agent before them that does not do it yet."""

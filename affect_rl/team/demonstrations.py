@@ -6,6 +6,8 @@ are of mixed quality: a turn is played with care with the probability that the a
 otherwise by habit. What an agent writes either way it says itself (`Agent.demonstrate`). The turns after it see what
 came of its turn or, with a chance of ``sft.teacher_forcing``, of a careful one in its place: so they learn what to do
 with good work that the agent itself does not yet do.
+
+A language model can be the annotator instead, see `affect_rl.team.teacher`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from affect_rl.evidence import CognitiveResult, Evidence, Exclusion, Group, Retr
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
 from affect_rl.team.agent import Request
-from affect_rl.team.episode import play_episode
+from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team
-from affect_rl.trajectory import Generation, Prompt, Turn
+from affect_rl.trajectory import Generation, Prompt, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,26 @@ async def demonstrate(
             unread.
         teacher_forcing: chance that the agents after a turn by habit are shown a careful one.
     """
+    annotator = Annotator(prompts, teacher_forcing)
+    return (await annotated(sample, team, annotator, retrieve, prompts, seed, shuffle=shuffle)).turns
+
+
+def demonstration_seed(seed: int, sample: AffectSample) -> int:
+    """Seed of all that is drawn in the demonstration of a sample."""
+    return derived_seed(seed, "demonstration", sample.id)
+
+
+async def annotated(
+    sample: AffectSample,
+    team: Team,
+    annotator: Generate,
+    retrieve: Retrieve | None,
+    prompts: Prompts,
+    seed: int,
+    *,
+    shuffle: bool = False,
+) -> Trajectory:
+    """The episode that an annotator plays on a labelled sample; arguments as in `demonstrate`."""
     if retrieve and shuffle and any("kept" in agent.writes for agent in team.agents.values()):
         retrieve = Shuffled(retrieve, random.Random(derived_seed(seed, "shuffle")))
-    annotator = Annotator(prompts, teacher_forcing)
-    return (await play_episode(sample, team, annotator, retrieve, prompts, seed, bypasses=False)).turns
+    return await play_episode(sample, team, annotator, retrieve, prompts, seed, bypasses=False)

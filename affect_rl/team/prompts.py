@@ -141,7 +141,7 @@ class Prompts:
         return (
             *self._frame(sample)[0],
             *self._encode_cached(f"Text: {sample.text}\nVoice and face:"),
-            *self._percept,
+            *self._perceived(sample),
             *self._encode_cached(labels),
         )
 
@@ -150,6 +150,10 @@ class Prompts:
         if isinstance(instruction, str):
             return instruction
         return instruction.in_full(sample.language) if self.in_full else instruction.short
+
+    def _perceived(self, sample: AffectSample) -> tuple[int, ...]:
+        """What stands for the sample's voice and face."""
+        return self._percept
 
     def _system(self, language: str) -> str:
         return SYSTEM.in_full(language) if self.in_full else SYSTEM.short

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli.demonstrate import demonstrate
 from cluster.cli.extract import extract
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ data_app = typer.Typer(help="Make datasets and look at them.", no_args_is_help=T
 import_app = typer.Typer(help="Import a published dataset.", no_args_is_help=True)
 data_app.add_typer(import_app, name="import")
 data_app.command()(extract)
+data_app.command()(demonstrate)
 
 Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
 Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]

@@ -166,7 +166,7 @@ def main() -> None:
         _say(error)
         sys.exit(2)
     except FailureError as error:
-        _say(error, "; sft and train go on from the last checkpoint with --resume")
+        _say(error, "; the same command goes on, sft and train with --resume")
         sys.exit(1)
 
 
