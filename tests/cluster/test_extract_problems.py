@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affect_rl.data import dataset
+from affect_rl.data import dataset, media_encoder
 from affect_rl.data.extraction import Checkpoint, Extraction
 from affect_rl.data.feature_parts import Features, read_part
-from cluster import extract
+from affect_rl.data.media_encoder import MediaEncoder
 from cluster.extract import _PartWriter
 
 EXTRACTION = Extraction(Checkpoint("speech", "aa"), None, segments=2)
@@ -35,8 +35,8 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> _PartWriter:
             raise ValueError("Frame does not match AudioResampler setup.")
         return np.ones(4, np.float32)
 
-    monkeypatch.setattr(extract, "read_audio", read)
-    monkeypatch.setattr(_PartWriter, "_speech", Encoder())
+    monkeypatch.setattr(media_encoder, "read_audio", read)
+    monkeypatch.setattr(MediaEncoder, "_speech", Encoder())
     return _PartWriter(EXTRACTION, "cpu", {"audio": 1000, "video": 0})
 
 
