@@ -31,6 +31,8 @@ from cluster.runtime.run import open_run, run_warm_start
 from cluster.serving.application import serving
 from cluster.serving.team import find_team
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 SETTINGS = """
 name: team
 model: {context: 512, tiny: {layers: 2, dim: 64, heads: 2, vocabulary: 400}, fusion: {dim: 32}}
