@@ -104,7 +104,7 @@ def warm_start(
     Raises:
         AffectError: ``sft.demonstrations`` do not fit, or too many samples cannot be demonstrated.
     """
-    taught = _taught(config, dataset)
+    taught = taught_demonstrations(config, dataset)
     base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
@@ -124,8 +124,12 @@ def warm_start(
     return metrics
 
 
-def _taught(config: Config, dataset: Dataset) -> Taught | None:
-    """The demonstrations of ``sft.demonstrations``, checked; None: they are made by rule."""
+def taught_demonstrations(config: Config, dataset: Dataset) -> Taught | None:
+    """Those of ``sft.demonstrations``; None: demonstrations are made by rule.
+
+    Raises:
+        AffectError: they are not there, are damaged, or do not fit the dataset or the settings.
+    """
     if not config.sft.demonstrations:
         return None
     taught = Taught.read(Path(config.sft.demonstrations))

@@ -126,6 +126,6 @@ class Script:
         for (words, name), replies in self._faults.items():
             if name == agent and f"Text: {words}\n" in text and replies:
                 return replies.pop(0)
-        told = re.search(r"person below: (.*?)\. Use it", text)
+        told = re.search(r"this person: (.*?)\. Use it", text)
         assert told
         return Reply({"planner": PLAN, "filter": KEEP}.get(agent, f"reason: it sounds so\nlabel: {told[1]}"))

@@ -1,7 +1,7 @@
 """A language model as annotator: it plays the team's turns, knows the truth, and answers as somebody who does not.
 
 A teacher implements the `Generate` interface, so later turns see what came of earlier ones. It is asked in words: the
-agent's own prompt, built by `WrittenPrompts`, and before it the true labels and how to use them (`TOLD`). Only its
+agent's own prompt, built by `WrittenPrompts`, and behind it the true labels and how to use them (`TOLD`). Only its
 answers are kept; a student's prompts are built anew, without what it was told. What asks the model is an `Ask`, see
 `rollout_workers.served_model` and `rollout_workers.local_model`.
 """
@@ -24,13 +24,13 @@ from affect_rl.wording import Wording
 
 TOLD = Wording(
     short="",
-    en="You are told the true emotion of the person below: {labels}. Use it to choose well, but answer as somebody who "
-    "was not told and finds out from what is given. Name the emotion only where a label is asked for, and never say "
-    "that you knew it.\n\n",
-    zh="下面这个人的真实情绪是：{labels}。利用它来做出好的选择，但要像没有被告知、只根据所给内容判断的人那样回答。"
-    "只在要求写出标签的地方写出情绪，绝不要说你事先知道。\n\n",
+    en="You are told the true emotion of this person: {labels}. Use it to choose well, but answer as somebody who was "
+    "not told and finds out from what is given above. Name the emotion only where a label is asked for, and never say "
+    "that you knew it.\n",
+    zh="这个人的真实情绪是：{labels}。利用它来做出好的选择，但要像没有被告知、只根据以上内容判断的人那样回答。"
+    "只在要求写出标签的地方写出情绪，绝不要说你事先知道。\n",
 )
-"""What a teacher is told before an agent's prompt; small models repeat what they are told last."""
+"""What a teacher is told behind an agent's prompt. There small models heed it more than before the prompt."""
 
 Cause = Literal["length", "format", "label", "refused"]
 """Why an answer is of no use: it did not end, it cannot be read, it names other labels than the true ones, or the model
@@ -149,7 +149,7 @@ class Teacher:
     def _question(self, prompt: Prompt, request: Request, attempt: int) -> Question:
         agent, sample, teaching = request.agent, request.board.sample, self.teaching
         return Question(
-            told(sample) + WrittenPrompts.text(prompt),
+            WrittenPrompts.text(prompt) + told(sample),
             teaching.tokens or agent.settings.tokens,
             teaching.temperature,
             derived_seed(request.seed, "attempt", attempt),

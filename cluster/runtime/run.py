@@ -26,7 +26,7 @@ from cluster.runtime.services import Services
 from cluster.runtime.session import joins_cluster, ray_session
 from cluster.runtime.tracking import progress
 from cluster.train import train
-from cluster.warm_start import warm_start
+from cluster.warm_start import taught_demonstrations, warm_start
 from cluster.watching.prometheus import Watcher
 from cluster.watching.trackers import Tracker, check_trackers, close_all, log_to, make_trackers
 from learners.group import LearnerGroup
@@ -73,13 +73,15 @@ def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
 
     Raises:
         AffectError: there are too few CPUs or GPUs, or a tracker's package is not installed, or the wheels that the
-            settings name, or the dataset, cannot be read.
+            settings name, the dataset or ``sft.demonstrations`` cannot be read.
     """
     check_trackers(config)
     if not joins_cluster(config):
         check_resources(config, stages, this_machine(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
     dataset = Dataset.load(config.data.dir)
+    if "sft" in stages:
+        taught_demonstrations(config, dataset)
     with ray_session(config), closing(Services()) as services:
         yield make_run(config, dataset, services, *stages)
 

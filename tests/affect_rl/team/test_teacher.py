@@ -81,7 +81,7 @@ def test_it_is_asked_in_the_agents_words_and_told_the_truth(
             f"Text: {sample.text}\nVoice and face: a soft voice\nLabels: {', '.join(sample.candidates)}"
             in question.text
         )
-        assert question.text.startswith(told(sample)) and f"person below: {sample.labels[0]}." in question.text
+        assert question.text.endswith(told(sample)) and f"this person: {sample.labels[0]}." in question.text
         assert (question.temperature, question.pattern) == (0.5, "")
     assert "For example:\nsupportive: tired words" in model.of("planner")[0].text
     found = [item for items in played.candidates.values() for item in items]
@@ -167,9 +167,9 @@ def test_open_labels_may_be_named_in_other_words_that_mean_the_same(world: list[
     same, half = "reason: so\nlabel: happy, sadness", "reason: so\nlabel: happy"
     model = Model({"generator": [half, same]})
     (turn,) = teach(sample, team, None, Teacher(model, Teaching())).turns
-    assert turn.generation.text == same and "below: joyful, sad." in model.asked[0][1].text
+    assert turn.generation.text == same and "person: joyful, sad." in model.asked[0][1].text
     tied = replace(world[0], labels=("sadness", "joy"), candidates=("joy", "sadness"))
-    assert "below: sadness." in told(tied), "on a closed set one of the labels on which raters tie"
+    assert "person: sadness." in told(tied), "on a closed set one of the labels on which raters tie"
 
 
 @pytest.mark.parametrize("split", ["dev", "test", "library"])
