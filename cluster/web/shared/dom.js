@@ -53,7 +53,7 @@ export function number(value, digits = 3) {
     .replace("-", "−");
 }
 
-export const signed = (value, digits = 3) => (value >= 0 ? "+" : "") + number(value, digits);
+export const signed = (value, digits = 3) => (value >= 0 && value != null ? "+" : "") + number(value, digits);
 
 /** Seconds as people say them. */
 export function duration(seconds) {

@@ -2,7 +2,8 @@
 
 import { el, number, quoted, signed } from "./dom.js";
 
-const UNLIKELY = 5; // so many nats below 0 a log-prob has the full colour
+const UNLIKELY = 5; // so many nats below 0 a log-prob has the full colour,
+const STRONG = 2; // and so far from 0 an advantage, mostly in deviations: the same in all strips, to compare them
 
 /** What a strip can be coloured by: its name, and what the colours mean. */
 export const COLOURINGS = {
@@ -14,11 +15,10 @@ export const COLOURINGS = {
 /** A turn's strip. `turn`: tokens [T], logprobs [T], advantages [T] or null, weight_versions [T], agent. */
 export function tokenStrip(turn, colouring) {
   const versions = [...new Set(turn.weight_versions)].sort((a, b) => a - b);
-  const most = Math.max(...(turn.advantages ?? []).map(Math.abs), 1e-9);
   const told = el("output", { class: "figures", "aria-live": "polite" }, hint(turn, colouring));
   const tokens = turn.tokens.map((text, n) => {
     const token = el("span", { class: "token" }, visible(text));
-    colour(token, colouring, turn, n, versions, most);
+    colour(token, colouring, turn, n, versions);
     return token;
   });
   let at = -1;
@@ -54,12 +54,12 @@ function hint(turn, colouring) {
 /** White space, and a token that is a part of a character, would not show their colour. */
 const visible = (text) => text.replaceAll("\n", "↵\n") || "·";
 
-function colour(token, colouring, turn, n, versions, most) {
+function colour(token, colouring, turn, n, versions) {
   const kinds = {
     logprob: () => ["unlikely", Math.min(1, -turn.logprobs[n] / UNLIKELY)],
     advantage: () => {
       const advantage = turn.advantages?.[n] ?? 0;
-      return [advantage < 0 ? "less" : "more", Math.abs(advantage) / most];
+      return [advantage < 0 ? "less" : "more", Math.min(1, Math.abs(advantage) / STRONG)];
     },
     version: () => [`series-${versions.indexOf(turn.weight_versions[n]) % 8}`, 0.6],
   };
@@ -75,5 +75,6 @@ function figures(turn, n) {
     advantage == null ? "no advantage stored" : `advantage ${signed(advantage)}`,
     `weights ${turn.weight_versions[n]}`,
   ];
-  return [`token ${n + 1} of ${turn.tokens.length} `, quoted(JSON.stringify(turn.tokens[n])), ` · ${more.join(" · ")}`];
+  const text = quoted(JSON.stringify(turn.tokens[n]));
+  return [`token ${n + 1} of ${turn.tokens.length} `, text, ` · ${more.join(" · ")}`];
 }

@@ -38,17 +38,14 @@ class Column(NamedTuple):
         points = min(most, len(values))
         edges = np.linspace(0, len(values), points + 1).astype(int)
         begins, sizes = edges[:-1], np.diff(edges)
-        return Curve(
-            steps[edges[1:] - 1].tolist(),
-            *(
-                [float(f"{value:.6g}") for value in found.tolist()]
-                for found in (
-                    np.add.reduceat(values, begins) / sizes,
-                    np.minimum.reduceat(values, begins),
-                    np.maximum.reduceat(values, begins),
-                )
-            ),
-        )
+        mean = np.add.reduceat(values, begins) / sizes
+        low, high = np.minimum.reduceat(values, begins), np.maximum.reduceat(values, begins)
+        return Curve(steps[edges[1:] - 1].tolist(), *map(_short, (mean, low, high)))
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """With six digits, which is more than a plot shows."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 class MetricsLog:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from browser import Browser, browser, needs_chromium, wait
+from chromium import ARROW_RIGHT, Browser, browser, needs_chromium, wait
 from run_cases import AGENTS, HOSTILE, WrittenRun
 
 from cluster.web.site import listen
@@ -55,7 +55,7 @@ def test_a_person_follows_a_run_that_trains(
         assert _texts(window, "#status") == ["training · step 3 of 40 · mappo"]
         assert "<agent>/reward" in _texts(window, "figcaption") and _fits(window)
         window.run("[...document.querySelectorAll('figure')].at(-1).querySelector('svg').focus()")
-        window.press("right")
+        window.press(ARROW_RIGHT)
         assert "step 3" in _texts(window, "figure:last-child .legend")[0]
 
         run.train()
@@ -94,11 +94,11 @@ def _colours_tokens(window: Browser) -> None:
     classes = "return [...document.querySelectorAll('.token')].slice(0, 2).map((e) => e.className)"
     assert window.run(classes) == ["token unlikely", "token unlikely"]
     window.run("document.querySelector('input[value=logprob]').focus()")
-    window.press("right")
+    window.press(ARROW_RIGHT)
     wait(lambda: window.run(classes) == ["token less", "token more"])
     window.run("document.querySelector('.tokens').focus()")
-    window.press("right")
-    window.press("right")
+    window.press(ARROW_RIGHT)
+    window.press(ARROW_RIGHT)
     assert "log-prob −0.5 (60.7 %) · advantage +1.5 · weights 3" in _texts(window, ".figures")[0]
     window.run("document.querySelector('input[value=version]').click()")
     wait(lambda: window.run(classes) == ["token series-0", "token series-0"])
@@ -106,16 +106,11 @@ def _colours_tokens(window: Browser) -> None:
     assert "token 1 of" in _texts(window, ".figures")[0]
 
 
-def test_a_server_that_is_gone_is_said_and_the_page_goes_on_when_it_is_back(
-    run: WrittenRun, address: str, tmp_path: Path
-) -> None:
+def test_a_server_that_is_gone_is_said_and_the_page_goes_on_when_it_is_back(address: str, tmp_path: Path) -> None:
     with browser(tmp_path / "profile", **WIDE) as window:
         window.open(address)
         wait(lambda: _texts(window, "figcaption"))
-        config, moved = run.path / "config.yaml", run.path / "moved.yaml"
-        config.rename(moved)
-        wait(lambda: _texts(window, "h1") == ["hostile"])
-        window.run("window.fetch = ((real) => () => Promise.reject(new Error('gone')))(window.kept = window.fetch)")
+        window.run("window.kept = window.fetch; window.fetch = () => Promise.reject(new Error('gone'))")
         wait(lambda: "Is affect-rl watch still running?" in _texts(window, "#trouble")[0])
         window.run("window.fetch = window.kept")
         wait(lambda: _texts(window, "#trouble") == [""])

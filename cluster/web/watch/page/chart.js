@@ -3,12 +3,15 @@
 import { el, number, prose, svg } from "../shared/dom.js";
 
 const WIDTH = 340, HEIGHT = 170, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const INSIDE = `0 ${TOP} ${WIDTH} ${HEIGHT - TOP - BOTTOM}`;
+const DASHES = ["", "6 2", "2 2", "8 2 2 2"];
 
 /** A plot with a title; `draw(series, smoothing)` fills it. A series: label, colour, steps, mean, low, high. */
 export function makeChart(title, meaning) {
   const legend = el("ul", { class: "legend" });
   const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: 0, role: "img" });
-  const element = el("figure", {}, el("figcaption", {}, title), plot, legend, meaning && el("p", { class: "note" }, prose(meaning)));
+  const note = meaning && el("p", { class: "note" }, prose(meaning));
+  const element = el("figure", {}, el("figcaption", {}, title), plot, legend, note);
   let drawn = null, at = null; // the step that is pointed at
 
   function point(step) {
@@ -35,7 +38,8 @@ export function makeChart(title, meaning) {
     draw(series, smoothing) {
       drawn = layout(series.map((one) => ({ ...one, smooth: smoothed(one.mean, smoothing) })), smoothing > 0);
       plot.replaceChildren(...drawn.nodes);
-      plot.setAttribute("aria-label", `${title}: ${series.map((one) => `${one.label} ${number(one.mean.at(-1))}`).join(", ")}`);
+      const newest = series.map((one) => `${one.label} ${number(one.mean.at(-1))}`);
+      plot.setAttribute("aria-label", `${title}: ${newest.join(", ")}`);
       point(at);
     },
   };
@@ -48,15 +52,17 @@ function layout(series, thin) {
   const [ticks, low, high] = ticksOf(Math.min(...values), Math.max(...values));
   const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-  const path = (one, heights) => heights.map((v, n) => `${n ? "L" : "M"}${x(one.steps[n]).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  const points = (one, heights) => heights.map((v, n) => `${x(one.steps[n]).toFixed(1)} ${y(v).toFixed(1)}`);
+  const path = (one, heights) => `M${points(one, heights).join("L")}`;
+  const band = (one) => `M${[...points(one, one.high), ...points(one, one.low).reverse()].join("L")}Z`;
   const mark = svg("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   const inside = series.map((one) => {
     const lone = one.steps.length === 1;
     return svg("g", { class: `series-${one.colour % 8}` },
-      one.steps.length > 1 && svg("path", { class: "band", d: band(one, x, y) }),
+      one.steps.length > 1 && svg("path", { class: "band", d: band(one) }),
       thin && svg("path", { class: "raw", d: path(one, one.mean) }),
       lone ? svg("circle", { class: "dot", cx: x(first), cy: y(one.mean[0]), r: 3 })
-        : svg("path", { class: "line", d: path(one, one.smooth), "stroke-dasharray": ["", "6 2", "2 2", "8 2 2 2"][one.colour % 4] }));
+        : svg("path", { class: "line", d: path(one, one.smooth), "stroke-dasharray": DASHES[one.colour % 4] }));
   });
   return {
     series, steps, x, mark,
@@ -69,15 +75,10 @@ function layout(series, thin) {
       svg("text", { x: LEFT, y: HEIGHT - 5 }, number(first, 6)),
       last > first && svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `step ${number(last, 6)}`),
       // A box of its own cuts off what lies outside of the axes.
-      svg("svg", { x: 0, y: TOP - 2, width: WIDTH, height: HEIGHT - TOP - BOTTOM + 4, viewBox: `0 ${TOP - 2} ${WIDTH} ${HEIGHT - TOP - BOTTOM + 4}` }, inside),
+      svg("svg", { y: TOP, width: WIDTH, height: HEIGHT - TOP - BOTTOM, viewBox: INSIDE }, inside),
       mark,
     ].filter(Boolean),
   };
-}
-
-function band(one, x, y) {
-  const edge = (heights) => heights.map((v, n) => `${x(one.steps[n]).toFixed(1)} ${y(v).toFixed(1)}`);
-  return `M${edge(one.high).join("L")}L${edge(one.low).reverse().join("L")}Z`;
 }
 
 /** Exponential moving average without the bias of its start. */

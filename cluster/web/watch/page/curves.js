@@ -48,7 +48,8 @@ export function makeCurves(view) {
         build().then(() => [...list.querySelectorAll("input")][families().indexOf(one)]?.focus());
       },
     });
-    return el("label", {}, box, el("span", {}, el("b", {}, one.family), el("span", { class: "note" }, " ", prose(meaningOf(one)))));
+    const note = el("span", { class: "note" }, " ", prose(meaningOf(one)));
+    return el("label", {}, box, el("span", {}, el("b", {}, one.family), note));
   }
 
   async function load() {
@@ -59,16 +60,18 @@ export function makeCurves(view) {
 
   function draw() {
     for (const one of shown()) {
-      const lines = one.series.map((series) => ({ ...data[series.name], label: series.of || series.name, colour: colour(series, one) }));
-      const known = lines.filter((line) => line.steps);
+      const known = one.series.filter((series) => data[series.name]).map((series) => (
+        { ...data[series.name], label: series.of || series.name, colour: colour(series, one) }));
       if (known.length) charts.get(one.family)?.draw(known, smoothing);
     }
   }
 
   /** An agent has its colour in all plots. */
   function colour(series, one) {
-    const agents = [...new Set(families().filter((f) => f.family.includes("<agent>")).flatMap((f) => f.series.map((s) => s.of)))].sort();
-    return one.family.includes("<agent>") ? agents.indexOf(series.of) : one.series.indexOf(series);
+    if (!one.family.includes("<agent>")) return one.series.indexOf(series);
+    const theirs = families().filter((other) => other.family.includes("<agent>"));
+    const agents = new Set(theirs.flatMap((other) => other.series.map((line) => line.of)));
+    return [...agents].sort().indexOf(series.of);
   }
 
   return {

@@ -8,11 +8,14 @@ const PAGE = 50;
 export function makeEpisodes(view) {
   let found = null, step = null, open = null, colouring = "logprob", wanted = 0;
   const follow = el("input", { type: "checkbox", checked: true, onchange: () => follow.checked && go(null) });
-  const field = el("input", { type: "number", min: 1, "aria-label": "Training step", onchange: () => go(Number(field.value)) });
+  const field = el("input", {
+    type: "number", min: 1, "aria-label": "Training step", onchange: () => go(Number(field.value)),
+  });
   const back = el("button", { type: "button", "aria-label": "Step before", onclick: () => go(found.previous) }, "‹");
   const on = el("button", { type: "button", "aria-label": "Step after", onclick: () => go(found.next) }, "›");
   const show = el("select", { onchange: () => load() },
-    el("option", { value: "all" }, "all"), el("option", { value: "wrong" }, "wrong answers"), el("option", { value: "invalid" }, "broken format"));
+    el("option", { value: "all" }, "all"), el("option", { value: "wrong" }, "wrong answers"),
+    el("option", { value: "invalid" }, "broken format"));
   const count = el("p", { class: "note", role: "status" });
   const list = el("ul", { class: "episodes" });
   const more = el("button", { type: "button", onclick: () => load(found.episodes.length) }, "More");
@@ -56,8 +59,10 @@ export function makeEpisodes(view) {
       el("span", { class: "sample" }, episode.sample),
       el("span", { class: episode.outcome.replace(" ", "-") }, episode.outcome),
       el("span", { class: "labels" }, words(episode.labels), " → ", words(episode.predicted)),
-      el("span", { class: "note" }, episode.turns.map((turn) => `${turn.agent} ${signed(turn.reward, 2)}`).join(" · ")),
-      episode.turns.filter((turn) => turn.problem).map((turn) => el("span", { class: "problem note" }, `${turn.agent}: `, prose(turn.problem)))));
+      el("span", { class: "note" },
+        episode.turns.map(({ agent, reward }) => `${agent} ${signed(reward, 2)}`).join(" · ")),
+      episode.turns.filter((turn) => turn.problem).map(({ agent, problem }) =>
+        el("span", { class: "problem note" }, `${agent}: `, prose(problem)))));
 
   async function openEpisode(at) {
     try {
@@ -75,15 +80,21 @@ export function makeEpisodes(view) {
     if (open.searches.length) blocks.splice(evidencePlace(open.turns), 0, evidence(open.searches));
     detail.replaceChildren(
       el("h2", {}, open.sample),
-      el("p", {}, "True: ", words(open.labels), ". ", el("span", { class: open.outcome.replace(" ", "-") }, open.outcome), `, step ${open.step}`),
+      el("p", {}, "True: ", words(open.labels), ". ",
+        el("span", { class: open.outcome.replace(" ", "-") }, open.outcome), `, step ${open.step}`),
       answers(open.answers), switches(), ...blocks,
-      el("p", { class: "note" }, "Perceptual neighbours: ", open.neighbours.length ? words(open.neighbours) : "none", open.degraded && ". A retrieval shard did not answer."));
+      el("p", { class: "note" }, "Perceptual neighbours: ", open.neighbours.length ? words(open.neighbours) : "none",
+        open.degraded && ". A retrieval shard did not answer."));
   }
 
   const switches = () => el("fieldset", { class: "controls colouring" }, el("legend", {}, "Colour tokens by"),
     Object.entries(COLOURINGS).map(([key, [name]]) => el("label", {}, el("input", {
       type: "radio", name: "colouring", value: key, checked: key === colouring,
-      onchange: () => { colouring = key; draw(); detail.querySelector("input:checked").focus({ preventScroll: true }); },
+      onchange: () => {
+        colouring = key;
+        draw();
+        detail.querySelector("input:checked").focus({ preventScroll: true });
+      },
     }), name)));
 
   return {
@@ -101,7 +112,8 @@ export function makeEpisodes(view) {
   };
 }
 
-const words = (labels) => labels.length ? labels.map((label, n) => [n > 0 && ", ", quoted(label)]) : "no valid answer";
+const words = (labels) =>
+  labels.length ? labels.map((label, n) => [n > 0 && ", ", quoted(label)]) : "no valid answer";
 
 /** Evidence stands before who chooses from it, or who reads what retrieval order chose. */
 function evidencePlace(turns) {
@@ -110,14 +122,16 @@ function evidencePlace(turns) {
 }
 
 const answers = (found) => el("table", {},
-  el("thead", {}, el("tr", {}, ["Answer", "labels", "score"].map((name, n) => el("th", { scope: "col", class: n === 1 && "words" }, name)))),
-  el("tbody", {}, found.map((answer) => el("tr", {},
-    el("th", { scope: "row" }, answer.to), el("td", { class: "words" }, words(answer.labels)), el("td", {}, number(answer.score))))));
+  el("thead", {}, el("tr", {}, ["Answer", "labels", "score"].map((name, n) =>
+    el("th", { scope: "col", class: n === 1 && "words" }, name)))),
+  el("tbody", {}, found.map(({ to, labels, score }) => el("tr", {},
+    el("th", { scope: "row" }, to), el("td", { class: "words" }, words(labels)), el("td", {}, number(score))))));
 
 function evidence(searches) {
   const line = (found) => el("tr", { class: found.kept ? "kept" : "dropped" },
     el("td", {}, found.kept ? "✓ kept" : "dropped"),
-    el("td", { class: "words" }, quoted(found.text), el("span", { class: "note" }, ` ${found.id}`)), el("td", {}, number(found.score)));
+    el("td", { class: "words" }, quoted(found.text), el("span", { class: "note" }, ` ${found.id}`)),
+    el("td", {}, number(found.score)));
   return el("section", { class: "turn" }, el("h3", {}, "Evidence"), searches.map((search) => [
     el("p", { class: "note" }, `${search.group}, query: `, el("q", { dir: "auto" }, search.query)),
     el("div", { class: "scroll" }, el("table", { class: "evidence" }, el("tbody", {}, search.candidates.map(line)))),
@@ -125,9 +139,12 @@ function evidence(searches) {
 }
 
 function turnBlock(turn, colouring) {
-  const facts = [`reward ${signed(turn.reward)}`, turn.temperature === 0 && "greedy", !turn.trained && "does not learn"];
+  const facts = [
+    `reward ${signed(turn.reward)}`, turn.temperature === 0 && "greedy", !turn.trained && "does not learn",
+  ].filter(Boolean);
   return el("section", { class: "turn" },
-    el("h3", {}, turn.number ? `${turn.agent}, turn ${turn.number + 1}` : turn.agent, el("span", { class: "note" }, ` ${facts.filter(Boolean).join(" · ")}`)),
+    el("h3", {}, turn.number ? `${turn.agent}, turn ${turn.number + 1}` : turn.agent,
+      el("span", { class: "note" }, ` ${facts.join(" · ")}`)),
     turn.problem && el("p", { class: "problem" }, "Broken format: ", prose(turn.problem)),
     el("details", {}, el("summary", {}, `Prompt, ${turn.prompt_tokens} tokens`),
       el("pre", { dir: "auto" }, turn.prompt ?? "The run has no policy with a tokenizer yet.")),

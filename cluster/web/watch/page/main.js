@@ -1,6 +1,6 @@
 // The page of a run: asks every two seconds how it is, and lets the view that is open draw what is new.
 
-import { ask, duration, el, number } from "../shared/dom.js";
+import { ask, duration, number } from "../shared/dom.js";
 import { makeCurves } from "./curves.js";
 import { makeEpisodes } from "./episodes.js";
 import { makeProblems } from "./problems.js";
@@ -8,7 +8,9 @@ import { makeProblems } from "./problems.js";
 const EVERY_MS = 2000, HIDDEN_MS = 15000;
 const by = (id) => document.getElementById(id);
 const views = {
-  curves: makeCurves(by("curves-view")), episodes: makeEpisodes(by("episodes-view")), problems: makeProblems(by("problems-view")),
+  curves: makeCurves(by("curves-view")),
+  episodes: makeEpisodes(by("episodes-view")),
+  problems: makeProblems(by("problems-view")),
 };
 let state = null, drawn = {}; // by view, the revision that it has drawn
 
@@ -21,7 +23,8 @@ async function route() {
   const { name, at } = place();
   for (const key of Object.keys(views)) by(`${key}-view`).hidden = key !== name;
   for (const link of document.querySelectorAll("nav a")) {
-    link.getAttribute("href") === `#${name}` ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
+    const here = link.getAttribute("href") === `#${name}`;
+    here ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
   if (at) await views.episodes.show(at);
   await redraw();
@@ -58,18 +61,17 @@ function head({ name, algorithm, stage, step, steps, step_s, written_s, times, e
   const running = !["trained", "evaluated"].includes(stage);
   const status = [stage, steps ? `step ${number(step, 6)} of ${number(steps, 6)}` : `step ${number(step, 6)}`,
     algorithm, episodes && `${number(episodes, 9)} episodes`].filter(Boolean).join(" · ");
-  if (by("status").textContent !== status) by("status").textContent = status; // said aloud when it changes
+  by("status").textContent = status;
   by("progress").hidden = !steps;
   by("progress").value = steps ? Math.min(1, step / steps) : 0;
   by("facts").textContent = [
     written_s != null && `last step ${duration(written_s)} ago`,
     step_s != null && `a step takes ${duration(step_s)}`,
     running && step_s != null && steps > step && `about ${duration((steps - step) * step_s)} left`,
-    Object.keys(times).length > 0 && Object.entries(times).map(([part, seconds]) => `${part} ${duration(seconds)}`).join(", "),
+    Object.entries(times).map(([part, seconds]) => `${part} ${duration(seconds)}`).join(", "),
   ].filter(Boolean).join(" · ");
-  let table = by("evaluation");
-  if (evaluation && !table) by("facts").after(el("details", {}, el("summary", {}, "Evaluation"), el("div", { class: "scroll" }, table = el("pre", { id: "evaluation" }))));
-  if (table && table.textContent !== evaluation) table.textContent = evaluation ?? "";
+  by("results").hidden = !evaluation;
+  if (by("evaluation").textContent !== evaluation) by("evaluation").textContent = evaluation ?? "";
 }
 
 const go = () => route().catch((error) => trouble(error.message));

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import socket
 import subprocess
@@ -23,7 +22,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 DEADLINE_S = 60.0
-KEYS = {"right": "\ue014", "tab": "\ue004"}
+ARROW_RIGHT = "\ue014"
 
 
 class Browser:
@@ -45,12 +44,9 @@ class Browser:
         return self._ask("POST", "/execute/sync", script=script, args=arguments)
 
     def press(self, key: str) -> None:
-        """Press a key of `KEYS` where the focus is."""
-        strokes = [{"type": kind, "value": KEYS[key]} for kind in ("keyDown", "keyUp")]
+        """Press a key where the focus is."""
+        strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self._ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": strokes}])
-
-    def shot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
     def complaints(self) -> list[str]:
         """What the browser has logged as errors since this was asked last."""
@@ -62,11 +58,9 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path, width: int, height: int, *, dark: bool = False, phone: bool = False) -> Iterator[Browser]:
+def browser(profile: Path, width: int, height: int, phone: bool = False) -> Iterator[Browser]:
     """A window of so many CSS pixels with an empty profile; a phone has a touch screen and no scroll bars."""
     options: dict[str, Any] = {"args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]}
-    if dark:
-        options["args"].append("--blink-settings=preferredColorScheme=0")
     if phone:
         options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2.0}}
     wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "SEVERE"}}}
