@@ -193,6 +193,8 @@ class RolloutWorker:
 
         For engines that are not deterministic: nobody waits until it is his turn.
         """
+        for policy in spec.frozen_policies.values():
+            await self._freeze(policy)
         steps: asyncio.Queue[tuple[str, Writes] | None] = asyncio.Queue()
         episode = asyncio.ensure_future(self._play(spec, lambda name, writes: steps.put_nowait((name, writes))))
         episode.add_done_callback(lambda _: steps.put_nowait(None))

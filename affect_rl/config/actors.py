@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from affect_rl.config.load import Config
-from affect_rl.config.sections import LearnerConfig, RetrievalConfig, RolloutConfig, SftConfig
+from affect_rl.config.sections import LearnerConfig, RetrievalConfig, RolloutConfig, ServeConfig, SftConfig
 
-Stage = Literal["sft", "bridge", "train", "eval"]
+Stage = Literal["sft", "bridge", "train", "eval", "serve"]
 """A part of a job whose actors live at the same time."""
 
 
@@ -89,17 +89,32 @@ def frontend(retrieval: RetrievalConfig) -> Actors:
     )
 
 
+def encoders(serve: ServeConfig) -> Actors:
+    """What makes features of clips for a team in use, the fewest that there may be."""
+    least = serve.encoders if isinstance(serve.encoders, int) else serve.encoders[0]
+    return Actors("encoder", least, 1, 0, ("serve.encoders",))
+
+
 def actors_of(config: Config, stage: Stage) -> list[Actors]:
     """The actors of a job that live in `stage`; those that ask for most first."""
     play, learn, warm = engines(config.rollout), learners(config.learner), sft_workers(config.sft)
-    own = {"sft": [warm], "bridge": [play, warm], "train": [play, learn], "eval": [play]}[stage]
+    own = {
+        "sft": [warm],
+        "bridge": [play, warm],
+        "train": [play, learn],
+        "eval": [play],
+        "serve": [play, encoders(config.serve)],
+    }[stage]
     evidence = [frontend(config.retrieval), shards(config.retrieval)] if config.team.retrieval else []
     return sorted([*own, *evidence], key=lambda actors: (-actors.gpus, -actors.cpus))
 
 
 def placed_actors(config: Config, stage: Stage) -> list[Actors]:
-    """Those of `actors_of` that a job places itself; Ray Train places its workers."""
-    return [actors for actors in actors_of(config, stage) if actors != sft_workers(config.sft)]
+    """Those of `actors_of` that a job places itself; Ray Train places its workers, Ray Serve its replicas."""
+    others = [sft_workers(config.sft)]
+    if stage == "serve":
+        others += [engines(config.rollout), encoders(config.serve)]
+    return [actors for actors in actors_of(config, stage) if actors not in others]
 
 
 def logical_cpus(config: Config) -> int:
@@ -109,5 +124,6 @@ def logical_cpus(config: Config) -> int:
     is room.
     """
     retrieval = [frontend(config.retrieval), shards(config.retrieval)]
-    every = [engines(config.rollout), learners(config.learner), sft_workers(config.sft), *retrieval]
+    own = [engines(config.rollout), learners(config.learner), sft_workers(config.sft), encoders(config.serve)]
+    every = [*own, *retrieval]
     return 1 + sum(actors.count * int(actors.cpus) for actors in every)

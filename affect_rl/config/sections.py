@@ -467,7 +467,7 @@ class ServeConfig(Section, affects=()):
     """Sampled answers that tell how sure the team is, where a request asks for no other number."""
     max_samples: Natural = 20
     """Most sampled answers that a request may ask for."""
-    max_batch: Positive = 256
+    max_batch: Annotated[int, Field(ge=1, le=1000)] = 256
     """Most inputs of one request."""
     max_upload_mib: PositiveFloat = 32.0
     """Largest request, MiB."""

@@ -87,7 +87,13 @@ def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
         raise MediaError(f"{path}: audio: lasts {seconds:.0f} s, more than {MAX_SECONDS:g}; cut it into utterances")
     with _open(path, AudioStream) as (container, stream):
         timed = container.format.name in _TIMED
-        sound = np.concatenate([np.empty(0, np.float32), *_pieces(container.decode(stream), sampling_rate, timed)])
+        pieces = [np.empty(0, np.float32)]
+        room = int(MAX_SECONDS * sampling_rate) + sampling_rate  # a header, or times of packets, may lie
+        for piece in _pieces(container.decode(stream), sampling_rate, timed):
+            pieces.append(piece)
+            if (room := room - len(piece)) < 0:
+                raise MediaError(f"{path}: audio: lasts more than {MAX_SECONDS:g} s; cut it into utterances")
+        sound = np.concatenate(pieces)
     decoded = len(sound) / sampling_rate
     if _falls_short(decoded, seconds) or not len(sound):
         raise MediaError(f"{path}: audio: gives {decoded:.2f} of {seconds:.2f} s; it is damaged, copy it again")

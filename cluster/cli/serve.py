@@ -22,22 +22,24 @@ def serve(
     """A trained team behind an HTTP API on Ray Serve, until Ctrl-C; /docs describes it."""
     import secrets
     import signal
-    import threading
+    from threading import Event
 
     from cluster.runtime.tracking import set_up_logging
     from cluster.serving.team import find_team
 
     set_up_logging()
-    config, policy = find_team(team, overrides or ())
-    token = "" if no_token else token or secrets.token_urlsafe(24)
+    config, policy = find_team(team, ["rollout.deterministic=false", *(overrides or ())])
+    given = token.strip()
+    secret = "" if no_token else given or secrets.token_urlsafe(24)
 
     from cluster.serving.application import serving
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    with serving(config, policy, token) as address:
-        typer.echo(f"{team} answers at {address}; {address}/docs says what can be asked")
-        if token:
-            typer.echo(f"token: {token}")
-        ended.wait()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, during the start as well
+    try:
+        with serving(config, policy, secret) as address:
+            typer.echo(f"{team} answers at {address}; {address}/docs says what can be asked")
+            if secret and not given:  # one that was given is no business of a log
+                typer.echo(f"token: {secret}")
+            Event().wait()
+    except KeyboardInterrupt:
+        typer.echo("ended")

@@ -62,7 +62,7 @@ class Batch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: list[Utterance] = Field(min_length=1)
+    inputs: list[Utterance] = Field(min_length=1, max_length=1000)  # before all are read; `serve.max_batch` is less
 
 
 class Answer(BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +15,12 @@ from ray.serve.handle import DeploymentHandle
 
 from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
+from affect_rl.config.sections import ServeConfig
 from affect_rl.data.dataset import Manifest
+from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest
 from cluster.runtime.run import Run, open_run
+from cluster.runtime.session import joins_cluster
 from cluster.serving.api import build_api
 from cluster.serving.replicas import EncoderReplica, EngineReplica
 from cluster.serving.service import TeamService
@@ -44,19 +49,41 @@ def serving(config: Config, policy: Path, token: str) -> Iterator[str]:
     Raises:
         AffectError: `policy` holds no policy, the dataset cannot be read, or there are too few CPUs or GPUs.
     """
+    if not joins_cluster(config):
+        _check_port(config.serve)
     check_manifest(policy)
-    with open_run(_for_serving(config), "eval") as run:
-        serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+    # Or a second service on the port would get a part of the requests of the first.
+    os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")
+    with open_run(_for_serving(config), "serve") as run:
+        there = bool(serve.status().proxies)  # a Serve of others goes on after us, on its own address
         try:
+            serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
             serve.run(_application(run, policy.resolve(), token), name=NAME, route_prefix="/")
             yield f"http://{config.serve.host}:{config.serve.port}"
         finally:
-            serve.shutdown()
+            if there:
+                serve.delete(NAME)
+            else:
+                serve.shutdown()
+
+
+def _check_port(settings: ServeConfig) -> None:
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError as error:
+        raise AffectError(
+            f"{settings.host}:{settings.port}: cannot listen there ({error.strerror}); choose another serve.port"
+        ) from error
 
 
 def _for_serving(config: Config) -> Config:
-    """Requests share an engine as they come: one that played a call after the other would let most of them wait."""
-    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"deterministic": False})})
+    """Requests share an engine as they come: one that played a call after the other would let most of them wait. Who
+    waits for evidence that does not come is told so before the request itself is late."""
+    rollout = config.rollout.model_copy(update={"deterministic": False})
+    wait_s = min(config.retrieval.deadline_s, config.serve.deadline_s / 4)
+    retrieval = config.retrieval.model_copy(update={"deadline_s": wait_s})
+    data = config.data.model_copy(update={"dir": str(Path(config.data.dir).resolve())})  # for other working directories
+    return config.model_copy(update={"rollout": rollout, "retrieval": retrieval, "data": data})
 
 
 def _application(run: Run, policy: Path, token: str) -> Any:
@@ -66,7 +93,8 @@ def _application(run: Run, policy: Path, token: str) -> Any:
         ray_actor_options=engines(config.rollout).options,
         max_ongoing_requests=config.rollout.concurrency,
         max_queued_requests=settings.max_queued,
-        health_check_timeout_s=config.rollout.deadline_s,
+        health_check_period_s=2,
+        health_check_timeout_s=60,
         **_replicas(config.rollout.workers, config.rollout.concurrency),
     )
     encoder = serve.deployment(EncoderReplica).options(

@@ -71,10 +71,11 @@ def predict(config: Config, policy: Path, inputs: Sequence[Unlabelled], samples:
     check_manifest(policy)
     inputs = with_features(config, inputs)
     with open_run(config, "eval") as run, progress("predict", len(inputs)) as show:
+        inputs = described(run.dataset, inputs)
         pool, done = run.pool(policy), 0
         share = _INPUTS_PER_CALL * max(1, pool.size)
         for start in range(0, len(inputs), share):
-            chunk = described(run.dataset, inputs[start : start + share])
+            chunk = inputs[start : start + share]
             yield from _played(config, pool, chunk, samples)
             show(done := done + len(chunk))
 

@@ -6,8 +6,9 @@ Plain classes; `cluster.serving.application` makes them Serve deployments.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,9 +43,10 @@ class EngineReplica:
     """
 
     def __init__(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> None:
+        # Before the engine reads it: a policy that is replaced meanwhile is then loaded once more, and not missed.
+        self._known = self._failed = _identity(policy)
         self._worker = RolloutWorker(config, policy, retrieval)
         self._policy, self._every_s = policy, config.serve.policy_every_s
-        self._known = self._seen = _identity(policy)
         self._watching: asyncio.Task[None] | None = None
 
     async def play(self, specs: Sequence[EpisodeSpec]) -> tuple[list[Trajectory], str]:
@@ -54,10 +56,11 @@ class EngineReplica:
         return await self._worker.play(specs), known
 
     async def watch(self, spec: EpisodeSpec) -> AsyncIterator[Any]:
-        """Play one episode, see `RolloutWorker.watch`."""
+        """Play one episode: its steps, see `RolloutWorker.watch`, and at the end what `play` would give for it."""
         self._watch_policy()
+        known = self._known
         async for event in self._worker.watch(spec):
-            yield event
+            yield (event, known) if isinstance(event, Trajectory) else event
 
     async def check_health(self) -> None:
         """Serve asks this now and then, and replaces a replica that raises."""
@@ -71,17 +74,17 @@ class EngineReplica:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)
+            now = self._known
             try:
-                await self._take_over()
-            except (AffectError, OSError, ValueError) as error:
-                logger.warning("%s: cannot be taken over, the policy before stays: %s", self._policy, error)
+                now = _identity(self._policy)
+                if now != self._known:
+                    await self._take_over(now)
+            except Exception as error:  # of whatever kind: it must not end the watching, nor the service
+                if now != self._failed:  # said once; tried again, for it may still be on its way here
+                    logger.warning("%s: cannot be taken over, the policy before stays: %r", self._policy, error)
+                self._failed = now
 
-    async def _take_over(self) -> None:
-        """Take what lies there now, unless it has been tried."""
-        now = _identity(self._policy)
-        if now == self._seen:
-            return
-        self._seen = now
+    async def _take_over(self, now: str) -> None:
         await asyncio.to_thread(check_manifest, self._policy)
         await self._worker.update_weights(stored_weights(self._policy, self._worker.engine.version + 1))
         self._known = now
@@ -90,8 +93,6 @@ class EngineReplica:
 
 def _identity(policy: Path) -> str:
     """Short name of a policy's content: its manifest has the hashes of all files."""
-    import hashlib
-
     return hashlib.sha256((policy / MANIFEST).read_bytes()).hexdigest()[:12]
 
 
@@ -113,25 +114,29 @@ class EncoderReplica:
         self._encoder = MediaEncoder(self._extraction, device)
         self._describer = Describer(dataset.manifest, dataset.samples("train")) if dataset.manifest.described else None
 
-    async def perceive(self, sample: AffectSample, name: str, content: bytes) -> AffectSample:
+    async def perceive(
+        self, sample: AffectSample, name: str, content: bytes, without: Collection[str] = ()
+    ) -> AffectSample:
         """The sample with the features of a clip, and with words for them.
 
         Args:
             sample: what else is known.
+            without: modalities that are not looked at.
             name: of the clip's file; its suffix says whether there is anything to see.
             content: of the file.
 
         Raises:
             AffectError: the clip cannot be used, or there is no encoder for it and there are no words either.
         """
-        return await asyncio.to_thread(self._perceive, sample, name, content)
+        return await asyncio.to_thread(self._perceive, sample, name, content, without)
 
-    def _perceive(self, sample: AffectSample, name: str, content: bytes) -> AffectSample:
+    def _perceive(self, sample: AffectSample, name: str, content: bytes, without: Collection[str]) -> AffectSample:
         with TemporaryDirectory(prefix="affect-rl-") as folder:
             path = Path(folder) / Path(name).name
             path.write_bytes(content)
-            video = path if path.suffix.lower() in VIDEOS and self._extraction.image else None
-            files = MediaFiles(sample.id, path if self._extraction.speech else None, video)
+            hears = self._extraction.speech and "audio" not in without
+            sees = self._extraction.image and "video" not in without and path.suffix.lower() in VIDEOS
+            files = MediaFiles(sample.id, path if hears else None, path if sees else None)
             (found,) = self._encoder.encode([files])
         sample, problem = with_clip(sample, found)
         if problem:

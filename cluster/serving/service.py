@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import HTTPException
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Manifest
@@ -24,13 +25,21 @@ from affect_rl.team.agent import Writes
 from affect_rl.trajectory import Output, Trajectory
 from cluster.serving.api import Answer, Clip, Utterance
 from cluster.serving.prediction import Prediction, episodes_for, found_rows
+from retrieval_service.errors import RetrievalError
 from rollout_workers.worker import EpisodeSpec
 
 logger = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 _ATTEMPTS = 3
 """How often something is asked of replicas that die."""
+_PAUSE_S = 3.0
+"""Before it is asked again, times the attempt: Serve needs some seconds to see that an engine is dead."""
+_AT_ONCE = 16
+"""Utterances of one batch that are played at a time."""
+_FRESH_S = 2.0
+"""How old the answer to a question for the service's health may be."""
+_LOSSES = (RayActorError, RayTaskError, RayServeException)
+"""What a call of a replica may fail with."""
 
 
 class TeamService:
@@ -50,26 +59,38 @@ class TeamService:
         self._config, self._manifest = config, manifest
         self._engines, self._encoders = engines, encoders
         self.settings, self.token = config.serve, token
+        self._asking, self._known, self._known_at = asyncio.Lock(), "", -math.inf
 
     async def policy(self) -> str:
-        async with self._deadline():
-            return (await self._persist(lambda: self._engines.play.remote([])))[1]
+        """Of at most `_FRESH_S` ago: whoever asks for the service's health must not wait behind its work."""
+        async with self._asking:
+            if time.monotonic() > self._known_at + _FRESH_S:
+                async with self._deadline():
+                    _, self._known = await self._persist(lambda: self._engines.play.remote([]))
+                self._known_at = time.monotonic()
+        return self._known
 
     async def answer(self, utterance: Utterance, clip: Clip | None = None) -> Answer:
         async with self._deadline():
             sample = await self._sample(utterance, clip)
-            return await self._played(sample, self._specs(utterance, sample))
+            specs = self._specs(utterance, sample)
+            (greedy, *sampled), policy = await self._persist(lambda: self._engines.play.remote(specs))
+        return _answer(sample, greedy, sampled, policy)
 
     async def answer_all(self, utterances: list[Utterance]) -> list[Answer]:
-        async def one(utterance: Utterance) -> Answer:
-            try:
-                return await self.answer(utterance)
-            except HTTPException as error:
-                if error.status_code != 422:
-                    raise
-                return Answer(prediction=Prediction(utterance.name, problem=str(error.detail)), policy="")
+        """A few at a time, so that whoever comes with one utterance is not behind all of them."""
+        places = asyncio.Semaphore(_AT_ONCE)
 
-        return list(await asyncio.gather(*map(one, utterances)))
+        async def one(utterance: Utterance) -> Answer:
+            async with places:
+                try:
+                    return await self.answer(utterance)
+                except HTTPException as error:
+                    return Answer(prediction=Prediction(utterance.name, problem=str(error.detail)), policy="")
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(utterance)) for utterance in utterances]
+        return [task.result() for task in tasks]
 
     async def watch(self, utterance: Utterance, clip: Clip | None = None) -> AsyncIterator[dict[str, Any]]:
         ends = time.monotonic() + self.settings.deadline_s
@@ -86,33 +107,33 @@ class TeamService:
         votes = asyncio.ensure_future(self._persist(lambda: self._engines.play.remote(specs[1:])))
         try:
             async for event in self._watched(specs[0], ends):
-                if not isinstance(event, Trajectory):
+                if isinstance(event, dict):
                     yield event
                     continue
-                others, policy = await asyncio.wait_for(votes, ends - time.monotonic())
-                answer = Answer(prediction=Prediction.of(sample, event, others), policy=policy)
-                yield {"event": "answer", **answer.model_dump(mode="json")}
+                greedy, policy = event
+                others, _ = await asyncio.wait_for(votes, ends - time.monotonic())
+                yield {"event": "answer", **_answer(sample, greedy, others, policy).model_dump(mode="json")}
         except TimeoutError:
             raise self._late() from None
         finally:
             votes.cancel()
 
-    async def _watched(self, spec: EpisodeSpec, ends: float) -> AsyncIterator[dict[str, Any] | Trajectory]:
-        """The steps of an episode, then the episode; from the beginning again if its engine is lost."""
+    async def _watched(self, spec: EpisodeSpec, ends: float) -> AsyncIterator[dict[str, Any] | tuple[Trajectory, str]]:
+        """The steps of an episode, then the episode and whose it is; from the beginning again if its engine is lost."""
         for attempt in range(1, _ATTEMPTS + 1):
             events = self._engines.options(stream=True).watch.remote(spec)
             try:
                 while True:
                     event = await asyncio.wait_for(anext(events), ends - time.monotonic())
-                    if isinstance(event, Trajectory):
+                    if isinstance(event[0], Trajectory):
                         yield event
                         return
                     yield told(*event)
-            except (RayActorError, RayTaskError, RayServeException) as error:
-                if attempt == _ATTEMPTS or isinstance(error, BackPressureError):
-                    raise _unavailable(error) from error
-                logger.warning("an engine is lost, its episode begins again: %s", error)
+            except _LOSSES as error:
+                await self._after(error, attempt)
                 yield {"event": "again"}
+            finally:
+                events.cancel()  # Serve ends what nobody waits for only if it is told
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -121,7 +142,8 @@ class TeamService:
         more = {"speaker": utterance.speaker, "language": utterance.language}
         sample = new_sample(self._manifest, utterance.name, utterance.text, **more)
         if clip:
-            sample = await self._persist(lambda: self._encoders.perceive.remote(sample, clip.name, clip.content))
+            given = (sample, clip.name, clip.content, utterance.without)
+            sample = await self._persist(lambda: self._encoders.perceive.remote(*given))
         seen = sample.without([part for part in utterance.without if part != "retrieval"])
         if not seen.modalities:
             raise HTTPException(422, "there are neither words nor features to go by; send text, or ask without less")
@@ -137,12 +159,6 @@ class TeamService:
             config = config.model_copy(update={"team": config.team.model_copy(update={"retrieval": False})})
         return episodes_for(config, sample, samples)
 
-    async def _played(self, sample: AffectSample, specs: list[EpisodeSpec]) -> Answer:
-        (greedy, *sampled), policy = await self._persist(lambda: self._engines.play.remote(specs))
-        if not greedy.turns:  # its prompt is longer than the model's context
-            raise HTTPException(422, greedy.output.problem)
-        return Answer(prediction=Prediction.of(sample, greedy, sampled), policy=policy)
-
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
         try:
@@ -155,20 +171,36 @@ class TeamService:
         seconds = self.settings.deadline_s
         return HTTPException(504, f"no answer within serve.deadline_s={seconds:g} s; try again, or ask for less")
 
-    async def _persist(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _persist(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:
         """The result of a call, asked again if the replica that had it is lost: nothing is learned from an episode, so
         it does no harm to play it twice."""
         for attempt in range(1, _ATTEMPTS + 1):
+            response = call()
             try:
-                return await call()
-            except (RayActorError, RayTaskError, RayServeException) as error:
-                cause = error.cause if isinstance(error, RayTaskError) else error
-                if isinstance(cause, AffectError):
-                    raise HTTPException(422, str(cause)) from error
-                if attempt == _ATTEMPTS or isinstance(error, BackPressureError):
-                    raise _unavailable(error) from error
-                logger.warning("a replica is lost, its request is asked again: %s", error)
+                return await response
+            except _LOSSES as error:
+                await self._after(error, attempt)
+            except asyncio.CancelledError:
+                response.cancel()  # Serve ends what nobody waits for only if it is told
+                raise
         raise AssertionError
+
+    async def _after(self, error: Exception, attempt: int) -> None:
+        """Raise what the request ends with; or wait a little, if it is to be asked again."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, AffectError):
+            raise HTTPException(422, str(cause)) from error
+        if isinstance(cause, BackPressureError):
+            detail = "too many requests wait (serve.max_queued); try again"
+            raise HTTPException(503, detail, {"Retry-After": "2"}) from error
+        if isinstance(cause, RetrievalError):
+            detail = f"the evidence service does not answer; try again, or ask without retrieval ({cause})"
+            raise HTTPException(503, detail, {"Retry-After": "5"}) from error
+        if attempt == _ATTEMPTS:
+            logger.error("a request failed: %s", error)
+            raise HTTPException(503, "no engine could answer; try again", {"Retry-After": "5"}) from error
+        logger.warning("a replica is lost, its request is asked again: %s", error)
+        await asyncio.sleep(_PAUSE_S * attempt)
 
 
 def told(name: str, writes: Writes) -> dict[str, Any]:
@@ -189,8 +221,7 @@ def _plain(value: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, tuple) else str(value)
 
 
-def _unavailable(error: Exception) -> HTTPException:
-    if isinstance(error, BackPressureError):
-        return HTTPException(503, "too many requests wait (serve.max_queued); try again", {"Retry-After": "2"})
-    logger.error("a request failed: %s", error)
-    return HTTPException(503, "no engine could answer; try again", {"Retry-After": "5"})
+def _answer(sample: AffectSample, greedy: Trajectory, sampled: list[Trajectory], policy: str) -> Answer:
+    if not greedy.turns:  # its prompt is longer than the model's context
+        raise HTTPException(422, greedy.output.problem)
+    return Answer(prediction=Prediction.of(sample, greedy, sampled), policy=policy)

@@ -117,7 +117,7 @@ class RolloutEngine:
     ) -> None:
         check_manifest(policy_dir)
         register()
-        ranks = config.workers * config.tensor_parallel
+        ranks = config.bounds[0] * config.tensor_parallel
         prepare_process(config.threads or max(1, cpu_count() // ranks))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)

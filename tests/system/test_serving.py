@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,15 @@ def test_the_api_describes_itself_without_a_network(client: httpx.Client) -> Non
     assert {"/v1/predict", "/v1/clip", "/v1/stream", "/v1/batch", "/health"} <= set(described)
 
 
+def other_policy(client: httpx.Client, before: str) -> str:
+    """The policy that answers once it is another one."""
+    for _ in range(120):
+        if (now := client.get("/health").json()["policy"]) != before:
+            return now
+        time.sleep(0.5)
+    raise AssertionError("no other policy")
+
+
 async def asked(address: str, count: int, meanwhile: Callable[[], Any]) -> list[httpx.Response]:
     """The answers to many requests at once; something happens when the first ones are there."""
     async with httpx.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=300) as client:
@@ -277,9 +287,14 @@ def test_a_new_policy_is_taken_over_without_a_lost_request(
 
     responses = asyncio.run(asked(address, 48, replace))
     assert [response.status_code for response in responses] == [200] * 48
-    for _ in range(200):
-        if (now := client.get("/health").json()["policy"]) != before:
-            break
-    assert now != before
-    (team / "policy" / "manifest.json").write_text("{ broken")
-    assert client.post("/v1/predict", json={"text": "well"}).json()["policy"] == now, "the one before stays"
+    assert before in {response.json()["policy"] for response in responses}
+    now = other_policy(client, before)
+    whole = (team / "policy" / "manifest.json").read_text()
+    for broken in ("{", "[]", '{"sha256": []}', whole.replace('"sha256": {', '"sha256": {"none": "0", ')):
+        (team / "policy" / "manifest.json").write_text(broken)
+        time.sleep(1)
+        assert client.post("/v1/predict", json={"text": "well"}).json()["policy"] == now, "the one before stays"
+    policy.save(tmp_path / "again")
+    replace_directory(tmp_path / "again", team / "policy")
+    (team / "policy" / "manifest.json").write_text(f"{whole}\n")
+    assert other_policy(client, now) != before, "the next good one is taken over"

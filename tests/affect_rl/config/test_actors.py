@@ -44,4 +44,4 @@ def test_without_retrieval_there_is_no_evidence_service() -> None:
 
 def test_a_local_ray_has_room_for_all_actors_and_the_driver() -> None:
     config = load_config("configs/gpu.yaml")
-    assert logical_cpus(config) == 1 + 2 + 4 + 4 + 5 * 4
+    assert logical_cpus(config) == 1 + 2 + 4 + 4 + 1 + 5 * 4

@@ -143,6 +143,25 @@ def test_a_sound_too_long_to_be_an_utterance_is_refused(tmp_path: Path) -> None:
         read_audio(path, RATE)
 
 
+def test_a_sound_that_lies_about_its_length_is_not_unpacked(tmp_path: Path) -> None:
+    """Packets of a second of silence, said to be a millisecond apart: some kilobytes would fill the memory."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("flac", rate=8000, layout="mono", options={"frame_size": "8000"})
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        silence.rate = 8000
+        count = 0
+        for _ in range(2 * round(MAX_SECONDS)):
+            silence.pts = None
+            for packet in stream.encode(silence):
+                packet.pts = packet.dts = count
+                packet.duration, packet.time_base = 1, Fraction(1, 1000)
+                container.mux(packet)
+                count += 1
+    assert (tmp_path / "a.mkv").stat().st_size < 100_000
+    with pytest.raises(MediaError, match="audio: lasts more than 300 s"):
+        read_audio(tmp_path / "a.mkv", RATE)
+
+
 # Pictures
 
 
