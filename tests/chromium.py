@@ -29,10 +29,11 @@ class Browser:
     """One window; `session` is its address at chromedriver."""
 
     def __init__(self, session: str) -> None:
-        self._http = httpx.Client(base_url=session, timeout=DEADLINE_S, trust_env=False)
+        self._session = session
+        self._http = httpx.Client(timeout=DEADLINE_S, trust_env=False)
 
     def _ask(self, method: str, path: str, **body: Any) -> Any:
-        answer = self._http.request(method, path, json=body if method == "POST" else None)
+        answer = self._http.request(method, self._session + path, json=body if method == "POST" else None)
         assert answer.is_success, answer.text
         return answer.json()["value"]
 
@@ -53,7 +54,7 @@ class Browser:
         return [entry["message"] for entry in self._ask("POST", "/se/log", type="browser")]
 
     def close(self) -> None:
-        self._http.request("DELETE", "")
+        self._ask("DELETE", "")  # ends Chromium; to end chromedriver alone would leave it behind
         self._http.close()
 
 
