@@ -19,8 +19,9 @@ needs_chromium = pytest.mark.skipif(
 )
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--disable-component-update --disable-sync --use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
 ).split()
+"""The last two: a microphone and a camera that a page may use without asking anybody."""
 DEADLINE_S = 60.0
 ARROW_RIGHT = "\ue014"
 
@@ -48,6 +49,11 @@ class Browser:
         """Press a key where the focus is."""
         strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self._ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": strokes}])
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in the input that a selector finds, as a person does in the browser's dialogue."""
+        (element,) = self._ask("POST", "/element", using="css selector", value=selector).values()
+        self._ask("POST", f"/element/{element}/value", text=str(file))
 
     def complaints(self) -> list[str]:
         """What the browser has logged as errors since this was asked last."""

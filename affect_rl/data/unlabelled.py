@@ -17,7 +17,7 @@ from affect_rl.data.validation import near
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
-SOUNDS = (".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma")
+SOUNDS = (".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".weba", ".wma")
 VIDEOS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm")
 TABLES = (".csv", ".jsonl", ".parquet", ".xlsx")
 MAX_CHARACTERS = 20_000

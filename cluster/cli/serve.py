@@ -19,7 +19,7 @@ def serve(
     ] = "",
     no_token: Annotated[bool, typer.Option("--no-token", help="Let everybody in who reaches the port.")] = False,
 ) -> None:
-    """A trained team behind an HTTP API on Ray Serve, until Ctrl-C; /docs describes it."""
+    """A trained team behind an HTTP API on Ray Serve, with a page for the browser, until Ctrl-C; /docs describes it."""
     import secrets
     import signal
     from threading import Event

@@ -26,7 +26,13 @@ from affect_rl.config.sections import ServeConfig
 from affect_rl.data.unlabelled import MAX_CHARACTERS, SOUNDS, VIDEOS
 from cluster.serving.door import SizeLimit, Token
 from cluster.serving.prediction import Prediction
+from cluster.web.ask.site import add_ask_page
 
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Swagger's page starts its script in line, and draws with styles in line."""
 Part = Literal["retrieval", "text", "audio", "video"]
 """What a team can be asked to do without."""
 Name = Annotated[str, Field(max_length=200)]
@@ -76,6 +82,15 @@ class Answers(BaseModel):
     """In the order of the inputs."""
 
     answers: list[Answer]
+
+
+class Limits(BaseModel):
+    """What may be asked for."""
+
+    samples: int = Field(description="Sampled answers, where a request names no other number.")
+    max_samples: int
+    max_batch: int
+    max_upload_mib: float
 
 
 class Health(BaseModel):
@@ -128,6 +143,7 @@ def build_api(service: Service) -> FastAPI:
     api.openapi_version = "3.0.2"  # which the page of `_add_documentation` can show
     api.add_middleware(SizeLimit, max_bytes=int(service.settings.max_upload_mib * 2**20))
     api.add_middleware(Token, token=service.token)  # the last one added is asked first
+    add_ask_page(api)
     _add_documentation(api)
 
     @api.exception_handler(RequestValidationError)
@@ -139,6 +155,10 @@ def build_api(service: Service) -> FastAPI:
     @api.get("/health", summary="Whether the team can be asked")
     async def health() -> Health:
         return Health(policy=await service.policy())
+
+    @api.get("/v1/limits", summary="What may be asked for")
+    async def limits() -> Limits:
+        return Limits.model_validate(service.settings, from_attributes=True)
 
     @api.post("/v1/predict", summary="Understand words")
     async def predict(utterance: Utterance) -> Answer:
@@ -200,10 +220,12 @@ def _add_documentation(api: FastAPI) -> None:
 
     @api.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="AffectRL",
             swagger_js_url="/static/swagger/swagger-ui-bundle.js",
             swagger_css_url="/static/swagger/swagger-ui.css",
             swagger_favicon_url="/static/swagger/favicon-32x32.png",
         )
+        page.headers["Content-Security-Policy"] = _DOCS_POLICY
+        return page

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/health", "/", "/static", "/docs", "/openapi.json")
+OPEN = ("/health", "/", "/page", "/shared", "/palette.css", "/static", "/docs", "/openapi.json")
 """Paths that need no token: they show nothing of anybody's."""
 
 
