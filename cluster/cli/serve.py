@@ -38,7 +38,10 @@ def serve(
     try:
         with serving(config, policy, secret) as address:
             typer.echo(f"{team} answers at {address}; {address}/docs says what can be asked")
-            if secret and not given:  # one that was given is no business of a log
+            made_up = secret and not given  # one that was given is no business of a log
+            # What stands behind the # stays in the browser.
+            typer.echo(f"in the browser: {address}/{f'#token={secret}' if made_up else ''}")
+            if made_up:
                 typer.echo(f"token: {secret}")
             Event().wait()
     except KeyboardInterrupt:

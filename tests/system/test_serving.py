@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from browser import Browser, browser, needs_chromium, wait
+from chromium import Browser, browser, needs_chromium, wait
 from test_extract import RATE, pristine, write_clip  # noqa: F401
 from typer.testing import CliRunner
 

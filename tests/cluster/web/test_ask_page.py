@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from browser import Browser, browser, needs_chromium, wait
+from chromium import Browser, browser, needs_chromium, wait
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from run_cases import HOSTILE
@@ -34,9 +35,9 @@ class WrittenTeam:
     """Answers as it is told by the words: with a status, an error on the way, late, or with hostile text."""
 
     settings = ServeConfig(max_upload_mib=0.25)
-    token = TOKEN
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
         self.given_up = threading.Event()
 
     async def policy(self) -> str:
@@ -95,9 +96,9 @@ def team() -> WrittenTeam:
     return WrittenTeam()
 
 
-@pytest.fixture(scope="module")
-def address(team: WrittenTeam) -> Iterator[str]:
-    """Where the team answers."""
+@contextmanager
+def _serving(team: WrittenTeam) -> Iterator[str]:
+    """A team behind a real server; gives its address."""
     with listen("127.0.0.1", 0) as socket:
         server = uvicorn.Server(uvicorn.Config(build_api(team), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
@@ -105,6 +106,12 @@ def address(team: WrittenTeam) -> Iterator[str]:
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/"
         server.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def address(team: WrittenTeam) -> Iterator[str]:
+    with _serving(team) as address:
+        yield address
 
 
 def test_the_page_needs_no_token_and_what_it_asks_does(client: TestClient) -> None:
@@ -250,3 +257,12 @@ def test_without_the_token_nothing_of_the_team_is_shown(address: str, tmp_path: 
         window.run(come_in, TOKEN)
         wait(lambda: window.run(seen) == [False, True])
         assert window.run("return document.querySelector('#words').value") == "kept words"
+
+
+@needs_chromium
+def test_a_team_that_lets_everybody_in_asks_for_no_token(tmp_path: Path) -> None:
+    with _serving(WrittenTeam(token="")) as address, browser(tmp_path / "profile", 1280, 800) as window:
+        window.open(address)
+        wait(lambda: window.run("return !document.querySelector('#room').hidden"))
+        _ask(window, "well")
+        wait(lambda: _texts(window, ".answer"))

@@ -72,7 +72,7 @@ async function play(input, signal) {
   const told = by("told"), status = by("status");
   status.textContent = "The team has begun.";
   by("work").focus(); // the button that had it rests
-  if (matchMedia("(max-width: 60rem)").matches) by("work").scrollIntoView();
+  reveal();
   let steps = makeSteps();
   told.replaceChildren(steps.element);
   for await (const event of watch(input, signal)) {
@@ -85,8 +85,14 @@ async function play(input, signal) {
     } else if (event.event === "answer") {
       status.textContent = "The answer is there.";
       told.prepend(answerCard(event.prediction), ...compared(event.prediction, input));
+      reveal();
     }
   }
+}
+
+/** Where the page has one column, what the team does stands below the input. */
+function reveal() {
+  if (matchMedia("(max-width: 60rem)").matches) by("work").scrollIntoView();
 }
 
 /** A button that puts the comparison in its place. */
@@ -96,7 +102,9 @@ function compared(prediction, input) {
     const table = comparison(prediction);
     place.replaceChildren(el("h3", {}, "Compared"), table.element);
     table.element.focus();
+    by("status").textContent = "The team is asked without parts of the input.";
     await table.fill((part) => predict(input, part, signal));
+    by("status").textContent = "The comparison is there.";
   }) }, "Compare: what if a part were missing?");
   const place = el("div", {}, button);
   return [place];
