@@ -49,4 +49,5 @@ def test_a_busy_actor_tells_later_and_one_that_is_down_not_at_all() -> None:
     assert span.what == "work" and span.seconds >= 4 * SPANS_S, "it was asked in vain, and nothing is lost"
 
     ray.kill(busy)
-    assert "busy" not in reader.read(actors)
+    while "busy" in reader.read(actors):  # it takes Ray a moment
+        pass
