@@ -91,8 +91,7 @@ def frontend(retrieval: RetrievalConfig) -> Actors:
 
 def encoders(serve: ServeConfig) -> Actors:
     """What makes features of clips for a team in use, the fewest that there may be."""
-    least = serve.encoders if isinstance(serve.encoders, int) else serve.encoders[0]
-    return Actors("encoder", least, 1, 0, ("serve.encoders",))
+    return Actors("encoder", serve.bounds[0], 1, 0, ("serve.encoders",))
 
 
 def actors_of(config: Config, stage: Stage) -> list[Actors]:

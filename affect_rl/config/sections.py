@@ -474,14 +474,21 @@ class ServeConfig(Section, affects=()):
     deadline_s: Seconds = 120.0
     """A request that takes longer is given up."""
     encoders: Positive | tuple[Positive, Positive] = (1, 2)
-    """Actors that make features of clips, or their fewest and most."""
+    """Actors that make features of clips, or their fewest and most; ``affect-rl predict`` starts the most."""
     max_queued: Positive = 512
     """Requests that may wait; more are turned away at once."""
     policy_every_s: Seconds = 5.0
     """How often engines look whether there is a new policy where theirs came from."""
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most encoders."""
+        return (self.encoders, self.encoders) if isinstance(self.encoders, int) else self.encoders
+
     @model_validator(mode="after")
     def _asks_for_no_more(self) -> Self:
+        if self.bounds[0] > self.bounds[1]:
+            raise ValueError(f"encoders={list(self.bounds)}: the fewest exceed the most; turn them round")
         if self.samples > self.max_samples:
             raise ValueError(f"samples={self.samples} exceeds max_samples={self.max_samples}; lower it")
         return self

@@ -20,7 +20,7 @@ from affect_rl.data.dataset import Manifest
 from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest
 from cluster.runtime.run import Run, open_run
-from cluster.runtime.session import joins_cluster
+from cluster.runtime.session import cluster_address
 from cluster.serving.api import build_api
 from cluster.serving.replicas import EncoderReplica, EngineReplica
 from cluster.serving.service import TeamService
@@ -49,7 +49,7 @@ def serving(config: Config, policy: Path, token: str) -> Iterator[str]:
     Raises:
         AffectError: `policy` holds no policy, the dataset cannot be read, or there are too few CPUs or GPUs.
     """
-    if not joins_cluster(config):
+    if not cluster_address(config):  # there the door is on other machines
         _check_port(config.serve)
     check_manifest(policy)
     # Or a second service on the port would get a part of the requests of the first.

@@ -47,8 +47,9 @@ def with_features(config: Config, inputs: Sequence[Unlabelled]) -> list[Unlabell
     if files:
         check_encoders(extraction)
         largest = {"audio": len(files), "video": len(files)}
+        workers = Workers(max(config.serve.bounds))
         with TemporaryDirectory(prefix="affect-rl-") as folder:
-            features, _, _ = extract_features(files, Path(folder), extraction, Workers(), largest)
+            features, _, _ = extract_features(files, Path(folder), extraction, workers, largest)
     return [item if item.problem else _with(item, features.get(item.sample.id)) for item in inputs]
 
 

@@ -138,7 +138,11 @@ class TeamService:
     # -- asking -----------------------------------------------------------------------------------
 
     async def _sample(self, utterance: Utterance, clip: Clip | None) -> AffectSample:
-        """The input as the team sees it."""
+        """The input as the team sees it; what cannot be asked for is refused before a clip is encoded."""
+        if (utterance.samples or 0) > self.settings.max_samples:
+            raise HTTPException(
+                422, f"samples: {utterance.samples} is more than serve.max_samples={self.settings.max_samples}"
+            )
         more = {"speaker": utterance.speaker, "language": utterance.language}
         sample = new_sample(self._manifest, utterance.name, utterance.text, **more)
         if clip:
@@ -150,11 +154,8 @@ class TeamService:
         return seen
 
     def _specs(self, utterance: Utterance, sample: AffectSample) -> list[EpisodeSpec]:
-        config, samples = self._config, utterance.samples
-        if samples is None:
-            samples = self.settings.samples
-        if samples > self.settings.max_samples:
-            raise HTTPException(422, f"samples: {samples} is more than serve.max_samples={self.settings.max_samples}")
+        config = self._config
+        samples = self.settings.samples if utterance.samples is None else utterance.samples
         if "retrieval" in utterance.without:
             config = config.model_copy(update={"team": config.team.model_copy(update={"retrieval": False})})
         return episodes_for(config, sample, samples)
