@@ -32,7 +32,8 @@ class AffectSample:
         labels: the true labels; more than one where raters tie or the label is a set.
         label_kind: ``closed`` (one of `candidates`), ``open`` (any words) or ``sentiment``.
         candidates: the labels an answer may use; empty for open labels.
-        description: what an attentive listener would note, in words, without naming the label.
+        description: what an attentive listener would note, in words, without naming the label. Parts stand between
+            semicolons; one about the voice or the face begins with that word.
         value: the sentiment value where the dataset gives one.
     """
 
@@ -66,13 +67,25 @@ class AffectSample:
         return self.without([draw.choice(["audio", "video"])])
 
     def without(self, modalities: Collection[Modality], *, zeros: bool = False) -> Self:
-        """The sample as one sees it who lacks some modalities: no words, no features.
+        """The sample as one sees it who lacks some modalities: no words, no features, nothing noted about them.
 
         With `zeros` the features of a missing modality are zeros instead, and nothing tells that it is missing.
         """
         changes: dict[str, Any] = {"text": ""} if "text" in modalities else {}
+        if modalities and self.description:
+            parts = self.description.split("; ")
+            changes["description"] = "; ".join(part for part in parts if not self._tells_of(part, modalities))
         for name in ("audio", "video"):
             features = getattr(self, name)
             if name in modalities and features is not None:
                 changes[name] = np.zeros_like(features) if zeros else None
         return replace(self, **changes)
+
+    def _tells_of(self, part: str, modalities: Collection[Modality]) -> bool:
+        """Whether a part of the description tells what one of the modalities would."""
+        about: dict[str, bool] = {
+            "text": bool(self.text) and self.text in part,
+            "audio": part.startswith("voice "),
+            "video": part.startswith("face "),
+        }
+        return any(about[modality] for modality in modalities)

@@ -24,7 +24,7 @@ from affect_rl.policy.tokens import pretrained_language_model, tiny_language_mod
 from affect_rl.sample import AffectSample, LabelKind
 from affect_rl.tasks import make_task
 from affect_rl.team.demonstrations import demonstrate, demonstration_seed
-from affect_rl.team.prompts import Prompts, template_texts
+from affect_rl.team.prompts import NOTED, Prompts, template_texts
 from affect_rl.team.taught import Taught, settings_of_prompts
 from affect_rl.team.team import Team
 from affect_rl.trajectory import Turn
@@ -109,12 +109,7 @@ def warm_start(
     if not config.policy and not base.exists():  # there, if a warm start was cut off
         create_policy(config, dataset).save(base)
     check_manifest(base)
-    prompts = Prompts.for_policy(
-        base,
-        context=config.model.context,
-        evidence_tokens=config.episode.evidence_tokens,
-        wording=config.episode.wording,
-    )
+    prompts = Prompts.for_policy(base, config.episode, context=config.model.context)
     samples = training_samples(config, dataset, taught)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config, taught))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
@@ -209,7 +204,8 @@ def team_of(config: Config, label_kind: LabelKind) -> Team:
 
 def _words(config: Config, dataset: Dataset) -> list[str]:
     """Words of all agents' prompts and answers."""
-    return [*template_texts(), *team_of(config, dataset.label_kind).texts()]
+    noted = [NOTED] if config.episode.described else []
+    return [*template_texts(), *noted, *team_of(config, dataset.label_kind).texts()]
 
 
 def _texts(samples: Sequence[AffectSample]) -> list[str]:

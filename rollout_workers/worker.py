@@ -130,12 +130,7 @@ class RolloutWorker:
         self._frozen_policy: Path | None = None
         self._retrieval = retrieval
         self._searches = SearchStats()
-        self._prompts = Prompts.for_policy(
-            policy_dir,
-            context=config.model.context,
-            evidence_tokens=config.episode.evidence_tokens,
-            wording=config.episode.wording,
-        )
+        self._prompts = Prompts.for_policy(policy_dir, config.episode, context=config.model.context)
         self._places = asyncio.Semaphore(config.rollout.concurrency)
         self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self._deterministic else nullcontext()
 

@@ -92,6 +92,9 @@ class EpisodeSettings(Section, affects=(SFT, TRAINING, EVALUATION)):
     wording: Literal["auto", "short", "full"] = "auto"
     """What agents are told: their tasks in full, with format and example, or in a line each. ``auto``: in full if the
     model has a chat template, that is, has been taught to follow instructions."""
+    described: bool = False
+    """Tell all agents the sample's description, beside its text and soft tokens. For descriptions that are made of the
+    input (``affect-rl data describe``, CREMA-D's, MELD's): one by somebody who knew the label would give it away."""
     zero_absent: bool = False
     """Show zeros where audio or video is withheld, instead of telling that it is missing."""
     dropout: Annotated[Fraction, Affects(SFT, TRAINING)] = 0.0

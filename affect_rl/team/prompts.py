@@ -28,6 +28,8 @@ from affect_rl.wording import Wording
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from affect_rl.team.agent import EpisodeSettings
+
 Form = Literal["auto", "short", "full"]
 
 SYSTEM = Wording(
@@ -37,6 +39,9 @@ SYSTEM = Wording(
     zh="你所在的团队根据人们说的话、声音和面部表情来识别他们的情绪。你负责其中一部分工作。请严格按照要求的格式回答。",
 )
 """The message that a chat begins with."""
+
+NOTED = "Noted:"
+"""What a sample's description stands behind."""
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
@@ -51,6 +56,7 @@ class Prompts:
         context: longest prompt plus answer, in tokens.
         evidence_tokens: longest one piece of evidence may be.
         wording: form of the instructions; ``auto``: in full if there is a chat template.
+        described: tell the sample's description.
     """
 
     def __init__(
@@ -61,8 +67,10 @@ class Prompts:
         context: int,
         evidence_tokens: int,
         wording: Form = "auto",
+        described: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.described = described
         self.context = context
         self.evidence_tokens = evidence_tokens
         self.in_full = wording == "full" or (wording == "auto" and bool(getattr(tokenizer, "chat_template", None)))
@@ -74,7 +82,7 @@ class Prompts:
         self._encode_cached = lru_cache(maxsize=65536)(self._encode)
 
     @classmethod
-    def for_policy(cls, policy_dir: Path, *, context: int, evidence_tokens: int, wording: Form = "auto") -> Self:
+    def for_policy(cls, policy_dir: Path, episode: EpisodeSettings, *, context: int) -> Self:
         """For the tokenizer and the soft tokens of the policy in a directory."""
         # Not above: configurations know the agents, and reading one must not take the seconds of this import.
         from transformers import AutoTokenizer
@@ -85,8 +93,9 @@ class Prompts:
             AutoTokenizer.from_pretrained(policy_dir),
             soft_tokens=shape_from_dict(AffectConfig.from_pretrained(policy_dir).fusion).tokens,
             context=context,
-            evidence_tokens=evidence_tokens,
-            wording=wording,
+            evidence_tokens=episode.evidence_tokens,
+            wording=episode.wording,
+            described=episode.described,
         )
 
     def answer(self, text: str) -> tuple[int, ...]:
@@ -137,11 +146,13 @@ class Prompts:
 
     def prefix(self, sample: AffectSample) -> tuple[int, ...]:
         """What all prompts of an episode start with."""
+        noted = f"\n{NOTED} {' '.join(sample.description.split())}" if self.described and sample.description else ""
         labels = f"\nLabels: {', '.join(sample.candidates)}\n" if sample.candidates else "\n"
         return (
             *self._frame(sample)[0],
             *self._encode_cached(f"Text: {sample.text}\nVoice and face:"),
             *self._perceived(sample),
+            *self._encode_cached(noted),
             *self._encode_cached(labels),
         )
 

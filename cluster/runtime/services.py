@@ -74,8 +74,9 @@ class Services:
         """Engines for a job, started with `policy` if there are none that fit; their weights may be any."""
         adapters = len(set(config.team.adapters.values()))
         rollout = config.rollout.model_copy(update={"transfer": "file", "weights_dir": ""})  # a matter of the learner
-        shape = (config.model, rollout, config.data, config.episode.evidence_tokens, adapters)
-        settings = (*shape, config.deterministic)
+        episode = config.episode
+        prompts = (episode.evidence_tokens, episode.wording, episode.described)
+        settings = (config.model, rollout, config.data, prompts, adapters, config.deterministic)
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:
             self._close_pool()

@@ -29,3 +29,11 @@ def test_dropout_takes_as_often_as_it_is_told_and_either() -> None:
     dropped = [SAMPLE.with_dropout(0.4, seed) for seed in range(2000)]
     audio, video = (sum(getattr(s, name) is None for s in dropped) / 2000 for name in ("audio", "video"))
     assert abs(audio + video - 0.4) < 0.05 and abs(audio - video) < 0.05
+
+
+def test_what_is_noted_about_a_modality_goes_with_it() -> None:
+    noted = replace(SAMPLE, description='Ann says: "text"; voice loud, high; face mostly angry')
+    assert noted.without(["audio"]).description == 'Ann says: "text"; face mostly angry'
+    assert noted.without(["video", "text"]).description == "voice loud, high"
+    assert noted.without(["text", "audio", "video"]).description == ""
+    assert noted.without([]).description == noted.description

@@ -84,6 +84,15 @@ def test_chinese_samples_are_asked_in_chinese() -> None:
         assert found.problem is None
 
 
+def test_a_description_is_told_to_all_agents_where_the_episode_says_so() -> None:
+    noted = replace(SAMPLE, description="voice loud,\nhigh; face mostly angry")
+    told = Prompts(PLAIN.tokenizer, soft_tokens=4, context=4096, evidence_tokens=32, described=True)
+    texts = [told.tokenizer.decode(told.prefix(sample)) for sample in (noted, noted.without(["audio"]), SAMPLE)]
+    assert "\nNoted: voice loud, high; face mostly angry\nLabels:" in texts[0]
+    assert "\nNoted: face mostly angry\nLabels:" in texts[1], "of a voice that is withheld nothing is told"
+    assert "Noted" not in texts[2] + PLAIN.tokenizer.decode(PLAIN.prefix(noted))
+
+
 def test_examples_of_answers_favour_no_label() -> None:
     examples = Counter(example_labels(replace(SAMPLE, id=f"u{n}")) for n in range(400))
     assert set(examples) == {"anger", "joy"} and min(examples.values()) > 150

@@ -105,7 +105,7 @@ def test_a_policy_starts_from_an_imported_directory(tmp_path: Path, world: Datas
     assert policy.config.backbone == "affectgpt"
     assert policy.fusion.shape.dim == 16
     assert bool((policy.fusion.audio.std == 1).all()), "connectors know features as their encoders make them"
-    prompts = Prompts.for_policy(policy.save(tmp_path / "policy"), context=config.model.context, evidence_tokens=32)
+    prompts = Prompts.for_policy(policy.save(tmp_path / "policy"), config.episode, context=config.model.context)
     prompt = prompts.build(world.samples("train")[0], 12, "Task: answer.\n")
     assert prompt.token_ids.count(policy.config.percept_token_id) == policy.fusion.shape.tokens == 3
 
