@@ -206,8 +206,28 @@ class RetrievalConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
         return self.deadline_s + 2 * self.shard_timeout_s
 
 
+class AlignmentConfig(Section, affects=(SFT,)):
+    """Fusion modules that learn before the language model does (`affect_rl.policy.alignment`)."""
+
+    steps: Natural = 0
+    """Optimiser steps; 0: they learn with the language model only."""
+    batch_samples: Positive = 64
+    """Samples per step."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate."""
+    weight_decay: NonNegative = 0.1
+    """AdamW weight decay."""
+    noise: NonNegative = 0.5
+    """Noise on the features, in their standard deviations: it keeps a small dataset from being known by heart."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the train split's speakers who tell when to stop."""
+
+
 class SftConfig(Section, affects=(SFT,)):
     """Supervised warm start on demonstrations."""
+
+    alignment: AlignmentConfig = AlignmentConfig()
+    """What comes before it."""
 
     steps: Positive = 400
     """Optimiser steps."""
