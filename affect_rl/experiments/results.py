@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory
-from affect_rl.scoring.tables import header, in_unit, markdown_table
+from affect_rl.scoring.tables import HasInterval, header, in_unit, markdown_table
 
 RESULTS, TABLES, PREDICTIONS_FILE = "results.json", "results.md", "predictions.parquet"
 CONFIG, PAGE = "config.yaml", "report.html"
@@ -80,6 +80,11 @@ class Interval(Part):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, found: HasInterval) -> Interval:
+        """That of an estimate or a difference."""
+        return cls(value=found.value, low=found.low, high=found.high)
 
 
 class Comparison(Part):

@@ -14,6 +14,7 @@ import typer
 
 from affect_rl.errors import AffectError, FailureError
 from cluster.cli.backbone import backbone_app
+from cluster.cli.cascade import cascade
 from cluster.cli.dashboards import dashboards_app
 from cluster.cli.data import data_app
 from cluster.cli.experiment import experiment
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(policy_app, name="policy")
+app.command()(cascade)
 app.command()(experiment)
 app.command()(metrics)
 app.command()(plan)
@@ -111,12 +113,24 @@ def quickstart(
     config = _config(config_file, overrides)
     from affect_rl.data.dataset import write_dataset
     from affect_rl.data.synth import SynthSettings, synthesise
+
+    if not Path(config.data.dir).exists():
+        write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
+    _whole_way(config)
+
+
+@app.command(name="run")
+def whole_way(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """The whole way on a dataset that is there: index, SFT, training, evaluation."""
+    _whole_way(_config(config_file, overrides))
+
+
+def _whole_way(config: Config) -> None:
+    """Run all stages in one session, under a name that is free."""
     from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
     from cluster.runtime.rundir import fresh_name
 
     config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
-    if not Path(config.data.dir).exists():
-        write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
     with open_run(config, "sft", "train", "eval") as run:
         run_warm_start(run)
         run_training(run)

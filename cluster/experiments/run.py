@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from affect_rl.config.load import Config, dump_config
 from affect_rl.data.dataset import Dataset
 from affect_rl.experiments.averages import averages
-from affect_rl.experiments.baselines import logistic_regression
 from affect_rl.experiments.measures import measures
 from affect_rl.experiments.results import (
     CURVES,
@@ -34,10 +33,10 @@ from affect_rl.experiments.results import (
 )
 from affect_rl.experiments.spec import ExperimentSpec
 from affect_rl.sample import AffectSample
-from affect_rl.scoring.bootstrap import Difference, Estimate
 from affect_rl.scoring.scoring import Scoring, wheels_of
 from affect_rl.timeline import read_timeline
 from cluster.evaluate import scoring_for
+from cluster.experiments.baselines import baseline_answers
 from cluster.experiments.fusion_details import fusion_details
 from cluster.experiments.stages import Evaluated, run_arm
 from cluster.runtime.services import Services
@@ -105,7 +104,7 @@ def _summarise(
             train=spec.arms[arm].train,
             evaluate=spec.arms[arm].evaluate,
             policy=spec.arms[arm].policy,
-            metrics={name: _interval(mean[name]) for name in scoring.names},
+            metrics={name: Interval.of(mean[name]) for name in scoring.names},
             per_seed=scoring.per_run(answers[arm]),
             **{name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]},
         )
@@ -113,13 +112,13 @@ def _summarise(
     for one, other in spec.pairs:
         gains = scoring.compare(answers[other], answers[one], resamples=resamples)
         comparisons += [
-            Comparison(reference=one, other=other, metric=m, difference=_interval(gains[m]), p=gains[m].p)
+            Comparison(reference=one, other=other, metric=m, difference=Interval.of(gains[m]), p=gains[m].p)
             for m in scoring.names
         ]
     baselines = {}
-    if spec.baseline and dataset.candidates and (dataset.audio_dim or dataset.video_dim):
-        mean = scoring.evaluate([logistic_regression(dataset, samples)], resamples=resamples)
-        baselines["logistic regression"] = {name: _interval(mean[name]) for name in scoring.names}
+    for title, said in baseline_answers(dataset, samples, config) if spec.baseline and dataset.candidates else ():
+        mean = scoring.evaluate([said], resamples=resamples)
+        baselines[title] = {name: Interval.of(mean[name]) for name in scoring.names}
     return Results(
         experiment=spec.name,
         title=spec.title,
@@ -195,7 +194,3 @@ def _keyed(tables: Sequence[pa.Table], runs: Sequence[tuple[str, int, Evaluated]
         )
         for table, (arm, seed, _) in zip(tables, runs, strict=True)
     )
-
-
-def _interval(estimate: Estimate | Difference) -> Interval:
-    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)

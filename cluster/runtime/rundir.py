@@ -102,6 +102,10 @@ class RunDirectory:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
+    @property
+    def cascade(self) -> Path:
+        return self.path / "cascade"
+
     def open(self, config: Config) -> None:
         """Begin a run, or come back to one for its next stage or to resume it.
 

@@ -117,6 +117,31 @@ def intervals(rows: Sequence[Row], *, key: str, alt: str, zero: bool = False, un
         return _svg(figure, alt)
 
 
+def trade_off(
+    x: Sequence[float], rows: Sequence[Row], chosen: tuple[float, Row], *, label: str, key: str, alt: str
+) -> Markup:
+    """A score with its interval against what it costs, and the point that was chosen.
+
+    Args:
+        x: cost of each of `rows`, ascending.
+        rows: scores.
+        chosen: cost and score of that point.
+        label: what the cost is.
+        key: tells this plot's ids from those of the page's other plots.
+        alt: what the plot shows, in words.
+    """
+    with _style(key):
+        figure, axes = _axes(220, left=46, bottom=38)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.fill_between(x, [r.low for r in rows], [r.high for r in rows], color=_colour(0), alpha=0.15, linewidth=0)
+        axes.plot(x, [row.value for row in rows], color=_colour(0), linewidth=1.9, marker="o", markersize=3)
+        axes.plot(chosen[0], chosen[1].value, "o", markersize=9, color=_INK, markerfacecolor=_PAPER)
+        axes.annotate(chosen[1].label, (chosen[0], chosen[1].value), (0, -16), textcoords="offset points", ha="center")
+        axes.set_xlabel(label)
+        return _svg(figure, alt)
+
+
 def parallel_coordinates(
     names: Sequence[str], rows: Sequence[tuple[Sequence[object], int]], *, key: str, alt: str
 ) -> Markup:

@@ -23,7 +23,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_lists_the_commands() -> None:
     text = _run("--help").stdout
-    assert all(name in text for name in ("data", "sft", "train", "eval", "quickstart", "trace", "watch", "config"))
+    assert all(
+        name in text
+        for name in ("data", "sft", "train", "eval", "quickstart", "run", "cascade", "trace", "watch", "config")
+    )
 
 
 def test_config_prints_everything_and_the_arithmetic() -> None:
