@@ -24,6 +24,9 @@ def predict(
         Path | None, typer.Option(help="File to write, .jsonl or .parquet; default: JSON lines on standard output.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Sampled answers that tell how sure the team is.")] = 5,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="A classifier answers where it is sure, see `affect-rl cascade`.")
+    ] = False,
     text: Annotated[str, typer.Option(help="Column of the transcript; default: text.")] = "",
     audio: Annotated[str, typer.Option(help="Column of sound files, relative to the table; default: audio.")] = "",
     video: Annotated[str, typer.Option(help="Column of video files; default: video.")] = "",
@@ -37,6 +40,8 @@ def predict(
     """
     from affect_rl.data.dataset import read_manifest
     from affect_rl.data.unlabelled import InputColumns, read_unlabelled
+    from affect_rl.experiments.cascade import Cascade
+    from cluster.runtime.rundir import RunDirectory
     from cluster.runtime.tracking import set_up_logging
     from cluster.serving.team import find_team
 
@@ -44,16 +49,17 @@ def predict(
     config, policy = find_team(team, overrides or ())
     columns = InputColumns(text=text, audio=audio, video=video, id=id_column, speaker=speaker)
     inputs = read_unlabelled(source, read_manifest(Path(config.data.dir)), columns)
+    both = Cascade.read(RunDirectory(config.run_dir).cascade) if cascade else None
 
     from cluster.serving.predict import as_json, check_out, write_predictions
     from cluster.serving.predict import predict as run
 
     if out:
         check_out(out)
-        done = write_predictions(run(config, policy, inputs, samples), out)
+        done = write_predictions(run(config, policy, inputs, samples, both), out)
     else:
         done = []
-        for prediction in run(config, policy, inputs, samples):
+        for prediction in run(config, policy, inputs, samples, both):
             typer.echo(as_json(prediction))
             done.append(prediction)
     _summarise(done, out)

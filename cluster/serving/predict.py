@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from affect_rl.config.load import Config
+from affect_rl.data.dataset import Dataset
 from affect_rl.data.unlabelled import Unlabelled
 from affect_rl.errors import AffectError
+from affect_rl.experiments.baselines import FeatureClassifier, Guess
+from affect_rl.experiments.cascade import Cascade
 from affect_rl.files import whole_file
 from affect_rl.policy.directory import check_manifest
+from affect_rl.sample import AffectSample
+from cluster.experiments.baselines import text_vectors
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.run import open_run
 from cluster.runtime.tracking import progress
@@ -48,6 +53,7 @@ SCHEMA = pa.schema(
                 )
             ),
         ),
+        ("answered_by", pa.string()),
         ("problem", pa.string()),
         ("degraded", pa.bool_()),
     ]
@@ -55,7 +61,9 @@ SCHEMA = pa.schema(
 """Columns of a table of predictions; they are the fields of `Prediction`."""
 
 
-def predict(config: Config, policy: Path, inputs: Sequence[Unlabelled], samples: int) -> Iterator[Prediction]:
+def predict(
+    config: Config, policy: Path, inputs: Sequence[Unlabelled], samples: int, cascade: Cascade | None = None
+) -> Iterator[Prediction]:
     """Understand inputs; one prediction for each, in their order, as they become known.
 
     Args:
@@ -63,6 +71,7 @@ def predict(config: Config, policy: Path, inputs: Sequence[Unlabelled], samples:
         policy: directory of the team's policy.
         inputs: what is to be understood.
         samples: sampled episodes of each input.
+        cascade: from where on a classifier is sure enough to answer in the team's place; None: it never is.
 
     Raises:
         AffectError: `policy` holds no policy, the dataset or its encoders are not there any more, or there are too few
@@ -72,21 +81,40 @@ def predict(config: Config, policy: Path, inputs: Sequence[Unlabelled], samples:
     inputs = with_features(config, inputs)
     with open_run(config, "eval") as run, progress("predict", len(inputs)) as show:
         inputs = described(run.dataset, inputs)
+        guesses = _guesses(config, run.dataset, inputs, cascade) if cascade else {}
         pool, done = run.pool(policy), 0
         share = _INPUTS_PER_CALL * max(1, pool.size)
         for start in range(0, len(inputs), share):
             chunk = inputs[start : start + share]
-            yield from _played(config, pool, chunk, samples)
+            yield from _played(config, pool, chunk, samples, guesses)
             show(done := done + len(chunk))
 
 
-def _played(config: Config, pool: RolloutPool, inputs: Sequence[Unlabelled], samples: int) -> Iterator[Prediction]:
-    """Predictions for some inputs, of which those with a problem are not played."""
+def _guesses(
+    config: Config, dataset: Dataset, inputs: Sequence[Unlabelled], cascade: Cascade
+) -> Mapping[AffectSample, Guess]:
+    """What a classifier is sure enough of, by sample."""
     sound = [item.sample for item in inputs if not item.problem]
-    played = iter(pool.play([spec for sample in sound for spec in episodes_for(config, sample, samples)]))
+    guesses = FeatureClassifier(dataset, text_vectors(dataset, config.retrieval)).guess(sound)
+    pairs = zip(sound, guesses, strict=True)
+    return {sample: guess for sample, guess in pairs if guess.sure >= cascade.threshold}
+
+
+def _played(
+    config: Config,
+    pool: RolloutPool,
+    inputs: Sequence[Unlabelled],
+    samples: int,
+    guesses: Mapping[AffectSample, Guess],
+) -> Iterator[Prediction]:
+    """Predictions for some inputs, of which those with a problem or a guess are not played."""
+    asked = [item.sample for item in inputs if not item.problem and item.sample not in guesses]
+    played = iter(pool.play([spec for sample in asked for spec in episodes_for(config, sample, samples)]))
     for item in inputs:
         if item.problem:
             yield Prediction(item.sample.id, text=item.sample.text, problem=item.problem)
+        elif item.sample in guesses:
+            yield Prediction.guessed(item.sample, guesses[item.sample])
         else:
             answer, *sampled = (next(played) for _ in range(1 + samples))
             yield Prediction.of(item.sample, answer, sampled)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affect_rl.config.load import Config
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Found
 from affect_rl.trajectory import Trajectory
 from rollout_workers.worker import EpisodeSpec
+
+if TYPE_CHECKING:
+    from affect_rl.experiments.baselines import Guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class Prediction:
     Attributes:
         id: name of the input.
         labels: the labels that the answer names; empty if there is none.
-        sure: share of the sampled answers that name them, on average over the labels; None: nothing was sampled.
+        sure: share of the sampled answers that name them, on average over the labels; None: nothing was sampled. Of
+            a classifier's answer, its probability.
         votes: by label, the share of the sampled answers that name it.
         rationale: the reason that the answer gives.
         text: the transcript as the team read it.
@@ -33,6 +37,7 @@ class Prediction:
         modalities: what the team had of the input: ``text``, ``audio``, ``video``.
         queries: what was searched for, by group.
         evidence: what the answer was given on: each with its group, id, text, labels and score.
+        answered_by: ``team``, or ``classifier`` where a cascade found it sure enough.
         problem: why there is no answer; empty if there is one.
         degraded: a part of the evidence service did not answer in time.
     """
@@ -47,6 +52,7 @@ class Prediction:
     modalities: tuple[str, ...] = ()
     queries: Mapping[str, str] = field(default_factory=dict)
     evidence: tuple[Mapping[str, Any], ...] = ()
+    answered_by: str = "team"
     problem: str = ""
     degraded: bool = False
 
@@ -55,6 +61,19 @@ class Prediction:
         votes = [{"label": label, "share": share} for label, share in self.votes.items()]
         queries = [{"group": group, "text": text} for group, text in self.queries.items()]
         return {**asdict(self), "votes": votes, "queries": queries}
+
+    @classmethod
+    def guessed(cls, sample: AffectSample, guess: Guess) -> Prediction:
+        """What a classifier says, which gives no reason."""
+        return cls(
+            sample.id,
+            labels=(guess.label,),
+            sure=guess.sure,
+            text=sample.text,
+            description=sample.description,
+            modalities=sample.modalities,
+            answered_by="classifier",
+        )
 
     @classmethod
     def of(cls, sample: AffectSample, answer: Trajectory, sampled: Sequence[Trajectory]) -> Prediction:

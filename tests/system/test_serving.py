@@ -25,6 +25,7 @@ from affect_rl.config.load import load_config
 from affect_rl.data.dataset import MEDIA, Dataset, copy_dataset
 from affect_rl.data.describe import describe
 from affect_rl.data.extraction import PROSODY, Checkpoint, Extraction
+from affect_rl.experiments.cascade import Cascade
 from affect_rl.files import replace_directory
 from affect_rl.policy.model import AffectPolicy
 from cluster.cli.main import app
@@ -141,6 +142,23 @@ def test_a_team_that_knows_no_encoder_goes_by_the_words(team: Path, clips: Path,
     found = {row["id"]: row for row in rows}
     assert found["b.mp4"]["labels"] and found["b.mp4"]["modalities"] == ["text"]
     assert "no encoder" in found["a.mp4"]["problem"]
+
+
+def test_a_classifier_answers_where_a_cascade_says_that_it_is_sure(
+    team: Path, clips: Path, answers: tuple[dict[str, dict], str]
+) -> None:
+    result = CliRunner().invoke(app, ["cascade", str(team), "--cost", "2"], catch_exceptions=False)
+    assert result.exit_code == 0 and "| sure from |" in result.stdout, result.output
+    found, page = Cascade.read(team / "cascade"), (team / "cascade" / "cascade.html").read_text()
+    assert found.cost == 2 and found.splits["test"][-1].tokens > 0 and page.count("<svg") == 2
+    for threshold, who in ((0.0, "classifier"), (1.01, "team")):
+        found.model_copy(update={"threshold": threshold}).write(team / "cascade")
+        rows, told = predicted(team, clips, "--samples", 2, "--cascade")
+        answered = [row for row in rows if not row["problem"]]
+        assert {row["answered_by"] for row in answered} == {who} and "3 of 5 inputs answered" in told
+        assert all(row["labels"][0] in ("anger", "joy") and 0 <= row["sure"] <= 1 for row in answered)
+        if who == "team":
+            assert answered == [row for row in answers[0].values() if not row["problem"]]
 
 
 # -- as a service ----------------------------------------------------------------------------------
