@@ -217,7 +217,7 @@ class AlignmentConfig(Section, affects=(SFT,)):
     """Learning rate."""
     weight_decay: NonNegative = 0.1
     """AdamW weight decay."""
-    noise: NonNegative = 0.5
+    noise: NonNegative = 1.0
     """Noise on the features, in their standard deviations: it keeps a small dataset from being known by heart."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the train split's speakers who tell when to stop."""

@@ -1,10 +1,10 @@
 """Soft tokens that speak the language model's words, before it learns to read them.
 
 A language model's warm start sees each sample once or twice, far too seldom for modules that start at random to learn
-what a voice or a face means. So these learn first, alone, and that takes seconds: the mean soft token of a sample is
-drawn towards the embedding of its label, and away from those of the other labels. What the language model then finds
-in its prompt lies near words that it knows. Image projectors are trained before their language model for the same
-reason (LLaVA, arXiv 2304.08485, section 4.2); here the goal is the words' embeddings, so it needs no pass of the model.
+what a voice or a face means. So these learn first, alone, and that takes seconds: each soft token of a sample is
+drawn towards the embedding of its label, and all together away from those of the other labels. What the language model
+finds in its prompt then lies near words that it knows. Image projectors are trained before their language model for the
+same reason (LLaVA, arXiv 2304.08485, section 4.2); here the goal is the words' embeddings, so no pass of it is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from affect_rl.config.sections import AlignmentConfig
 from affect_rl.policy.fusion import PerceptBatch, Sequences, collate_percepts
@@ -26,8 +27,10 @@ from affect_rl.trajectory import Percept
 
 MOST_WORDS = 512
 """Labels that are told apart, the commonest ones: open labels are thousands."""
-_SHARPNESS = 16.0
+_SHARPNESS = 24.0
 """What cosines are multiplied by: enough for a softmax over some words to be sure."""
+_MEMORY = 0.97
+"""Weights are averaged over about 1 / (1 - this) steps: single ones swing with their batches."""
 _CHECKS = 20
 """How often the samples held out are looked at."""
 
@@ -49,11 +52,12 @@ class Alignment(NamedTuple):
 
 
 def align_fusion(policy: AffectPolicy, samples: Sequence[Labelled], settings: AlignmentConfig, seed: int) -> Alignment:
-    """Train the fusion modules of `policy` in place; they keep the weights that did best on samples held out.
+    """Train the fusion modules of `policy` in place; they keep the averaged weights that did best on samples held out.
 
-    The loss of a sample is the cross entropy of its labels under a softmax over cosines of the mean soft token and the
-    labels' embeddings, both taken from the embeddings' mean, plus the squared distance to its label's embedding in
-    units of the embeddings' own: direction tells labels apart, distance keeps tokens where the model expects words.
+    The loss of a sample is the cross entropy of its labels under a softmax over cosines of soft tokens and labels'
+    embeddings, both taken from the embeddings' mean, averaged over tokens; plus the mean squared distance of a token to
+    its label's embedding in units of the embeddings' own. Direction tells labels apart, where a voice adds to what a
+    face says; distance keeps each token where the model expects words.
 
     Args:
         policy: its language model is left as it is.
@@ -63,17 +67,19 @@ def align_fusion(policy: AffectPolicy, samples: Sequence[Labelled], settings: Al
     """
     torch.manual_seed(seed)
     fusion = copy.deepcopy(policy.fusion).float().train()
+    averaged = AveragedModel(fusion, multi_avg_fn=get_ema_multi_avg_fn(_MEMORY))
     words, targets = _words(policy, samples)
     fitted, held_out = _split(samples, settings.held_out, seed)
     optimizer = torch.optim.AdamW(fusion.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
-    def loss_of(batch: PerceptBatch, target: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(model: nn.Module, batch: PerceptBatch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``[N]`` of samples with a distribution over labels ``[N, labels]`` each, and logits likewise."""
-        mean = fusion(batch).tokens.mean(dim=1)
-        centre = words.mean(dim=0)
-        logits = _SHARPNESS * F.normalize(mean - centre, dim=1) @ F.normalize(words - centre, dim=1).T
+        tokens, centre = model(batch).tokens, words.mean(dim=0)
+        cosines = F.normalize(tokens - centre, dim=2) @ F.normalize(words - centre, dim=1).T
+        logits = _SHARPNESS * cosines.mean(dim=1)
         entropy = -(target * logits.log_softmax(dim=1)).sum(dim=1)
-        return entropy + (mean - target @ words).square().sum(dim=1) / words.square().sum(dim=1).mean(), logits
+        distance = (tokens - (target @ words)[:, None]).square().sum(dim=2).mean(dim=1)
+        return entropy + distance / words.square().sum(dim=1).mean(), logits
 
     def batch_of(rows: Sequence[int]) -> tuple[PerceptBatch, Tensor]:
         shape = fusion.shape
@@ -84,18 +90,19 @@ def align_fusion(policy: AffectPolicy, samples: Sequence[Labelled], settings: Al
     best, best_loss, found = fusion.state_dict(), float("inf"), Alignment(len(words), 0.0, 0)
     for step in range(1, settings.steps + 1):
         batch, target = batch_of(random.Random(f"{seed}/{step}").choices(fitted, k=settings.batch_samples))
-        loss, _ = loss_of(_noisy(batch, fusion.audio.std, fusion.video.std, settings.noise), target)
+        loss, _ = loss_of(fusion, _noisy(batch, fusion.audio.std, fusion.video.std, settings.noise), target)
         optimizer.zero_grad()
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(fusion.parameters(), 1.0)
         optimizer.step()
+        averaged.update_parameters(fusion)
         if step % max(1, settings.steps // _CHECKS) and step < settings.steps:
             continue
         with torch.no_grad():
-            losses, logits = loss_of(held_out_batch, held_out_target)
+            losses, logits = loss_of(averaged, held_out_batch, held_out_target)
         if (mean := losses.mean().item()) < best_loss:
             right = held_out_target.gather(1, logits.argmax(dim=1, keepdim=True)) > 0
-            best, best_loss = copy.deepcopy(fusion.state_dict()), mean
+            best, best_loss = copy.deepcopy(averaged.module.state_dict()), mean
             found = Alignment(len(words), right.float().mean().item(), step)
     policy.fusion.load_state_dict(best)
     return found

@@ -52,11 +52,12 @@ def test_what_is_heard_and_seen_becomes_the_labels_words() -> None:
     embedding = policy.language_model.get_input_embeddings().weight.detach()
     words = torch.stack([embedding[policy.tokenizer.encode(f" {label}")].mean(dim=0) for label in LABELS])
     with torch.no_grad():
-        tokens = policy.fusion(collate_percepts([s.percept for s in samples], 6, 4)).tokens.mean(dim=1)
-    centred = cosine_similarity((tokens - words.mean(dim=0))[:, None], (words - words.mean(dim=0))[None], dim=2)
-    nearest = [LABELS[index] for index in centred.argmax(dim=1)]
+        tokens = policy.fusion(collate_percepts([s.percept for s in samples], 6, 4)).tokens
+    centre = words.mean(dim=0)
+    cosines = cosine_similarity((tokens - centre)[:, :, None], (words - centre)[None, None], dim=3).mean(dim=1)
+    nearest = [LABELS[index] for index in cosines.argmax(dim=1)]
     assert np.mean([word == s.labels[0] for word, s in zip(nearest, samples, strict=True)]) > 0.8
-    assert float(tokens.norm(dim=1).mean() / words.norm(dim=1).mean()) == pytest.approx(1, abs=0.5)
+    assert float(tokens.norm(dim=2).mean() / words.norm(dim=1).mean()) == pytest.approx(1, abs=0.5), "as words are"
     after = policy.language_model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
