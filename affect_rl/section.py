@@ -35,6 +35,11 @@ class Affects:
 
 EVERYTHING = Affects(POLICY, SFT, TRAINING, EVALUATION)
 
+NOTHING = Affects()
+"""Where something runs, how long it may take, what is written down: nothing that comes out."""
+Seconds = Annotated[PositiveFloat, NOTHING]
+"""How long something may take."""
+
 
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors; values are final once read.

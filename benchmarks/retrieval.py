@@ -21,7 +21,7 @@ import faiss
 import numpy as np
 import ray
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.evidence import Exclusion
 from affect_rl.sample import AffectSample
 from retrieval_service.frontend import ShardPool

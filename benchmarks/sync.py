@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.batches import TokenBatch

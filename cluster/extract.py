@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import ray
 from joblib import cpu_count
 
+from affect_rl.config.job import ClusterConfig
 from affect_rl.config.load import Config
-from affect_rl.config.sections import ClusterConfig
 from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
 from affect_rl.data.extraction import Extraction
 from affect_rl.data.feature_parts import Features, MediaFiles, is_finished, part_name, read_part, write_part

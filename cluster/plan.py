@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from affect_rl.config.learning import LearnerConfig, SftConfig
 from affect_rl.config.load import Config
-from affect_rl.config.sections import LearnerConfig, RolloutConfig, SftConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.policy.model import AffectPolicy
 from cluster.sizes import PolicySizes
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from affect_rl.config.sections import LearnerConfig
+from affect_rl.config.learning import LearnerConfig
 from cluster.runtime.health import Budget
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import Progress, RunDirectory

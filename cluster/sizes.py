@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from affect_rl.backbones.layouts import LAYOUTS
-from affect_rl.config.sections import ModelConfig
+from affect_rl.config.model import ModelConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.directory import MANIFEST

@@ -20,7 +20,7 @@ from affect_rl.algorithms.batching import (
     split_ranks,
 )
 from affect_rl.algorithms.step import flatten
-from affect_rl.config.sections import SftConfig
+from affect_rl.config.learning import SftConfig
 from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.fusion import load_balance
 from learners.engine import Engine

@@ -14,8 +14,8 @@ from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
 from affect_rl.algorithms.batching import turns_to_sequences
+from affect_rl.config.learning import SftConfig
 from affect_rl.config.load import Config
-from affect_rl.config.sections import SftConfig
 from affect_rl.files import replace_directory
 from affect_rl.network import open_store
 from affect_rl.policy.adapters import TEAM, Lora

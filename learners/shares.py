@@ -19,7 +19,7 @@ from affect_rl.algorithms.batching import (
     turns_to_sequences,
 )
 from affect_rl.algorithms.step import Step, flatten
-from affect_rl.config.sections import LearnerConfig
+from affect_rl.config.learning import LearnerConfig
 from affect_rl.errors import AffectError
 from affect_rl.trajectory import Trajectory
 

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 
 _CACHED_QUERIES = 8192

@@ -18,7 +18,7 @@ import numpy as np
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from affect_rl.timeline import Span, Spans
 from retrieval_service.batching import MicroBatcher

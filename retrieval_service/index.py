@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import faiss
 import numpy as np
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import render_evidence
 from affect_rl.files import replace_directory, sha256

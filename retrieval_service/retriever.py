@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from retrieval_service.index import IndexDirectory, IndexName

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from affect_rl.config import actors
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from retrieval_service.client import RetrievalClient, frontend_name, shard_name
 from retrieval_service.errors import RetrievalError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.timeline import Span, Spans
 from retrieval_service.index import IndexDirectory, IndexName
 from retrieval_service.merge import Hits

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.scoring.wheels import parse_labels
 from rollout_workers.answer_cache import AnswerCache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import FailureError
 from affect_rl.policy.smollm2 import NAME, smollm2
 from affect_rl.team.teacher import Answer, Question, RefusedError

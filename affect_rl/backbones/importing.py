@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from affect_rl.backbones.layouts import LAYOUTS, Layout
-from affect_rl.config.sections import FusionConfig
+from affect_rl.config.model import FusionConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
 from affect_rl.policy.adapters import Lora

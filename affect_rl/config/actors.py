@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from affect_rl.config.learning import LearnerConfig, SftConfig
 from affect_rl.config.load import Config
-from affect_rl.config.sections import LearnerConfig, RetrievalConfig, RolloutConfig, ServeConfig, SftConfig
+from affect_rl.config.services import RetrievalConfig, RolloutConfig, ServeConfig
 
 Stage = Literal["sft", "bridge", "train", "eval", "serve"]
 """A part of a job whose actors live at the same time."""

@@ -1,6 +1,6 @@
 """The configuration: one typed tree, read from YAML and ``key=value`` overrides, checked as a whole.
 
-No other module knows YAML. What the sections hold stands in `affect_rl.config.sections`, and in the rooms of agents,
+No other module knows YAML. What the sections hold stands in the modules beside this one, and in the rooms of agents,
 tasks and algorithms, whose classes bring settings of their own.
 """
 
@@ -15,23 +15,13 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_val
 
 from affect_rl.algorithms import make_algorithm, read_algorithm
 from affect_rl.algorithms.algorithm import AlgorithmSettings
-from affect_rl.config.sections import (
-    NOTHING,
-    ClusterConfig,
-    DataConfig,
-    EvaluateConfig,
-    LearnerConfig,
-    ModelConfig,
-    RetrievalConfig,
-    RolloutConfig,
-    ServeConfig,
-    SftConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from affect_rl.config.job import ClusterConfig, DataConfig, EvaluateConfig, TrackingConfig
+from affect_rl.config.learning import LearnerConfig, SftConfig, TrainConfig
+from affect_rl.config.model import ModelConfig
+from affect_rl.config.services import RetrievalConfig, RolloutConfig, ServeConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.tensor_parallel import check_divides, read_text_config
-from affect_rl.section import TRAINING, Affects, Natural, Section, explain, read_section
+from affect_rl.section import NOTHING, TRAINING, Affects, Natural, Section, explain, read_section
 from affect_rl.tasks import TaskSettings, task_class
 from affect_rl.team.agent import EpisodeSettings
 from affect_rl.team.team import TeamConfig

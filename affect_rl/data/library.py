@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample

@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from affect_rl.config.job import EvaluateConfig
 from affect_rl.config.load import Config, load_config
-from affect_rl.config.sections import EvaluateConfig
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
 from affect_rl.policy.directory import MANIFEST as POLICY_FILES

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from affect_rl.config.load import Config
-from affect_rl.config.sections import ModelConfig
+from affect_rl.config.model import ModelConfig
 from affect_rl.data.dataset import Manifest
 from affect_rl.model_card.scores import Scores
 from affect_rl.policy.smollm2 import HUB_NAME as SMOLLM2_HUB

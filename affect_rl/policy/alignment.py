@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from affect_rl.config.sections import AlignmentConfig
+from affect_rl.config.learning import AlignmentConfig
 from affect_rl.policy.fusion import PerceptBatch, Sequences, collate_percepts
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Percept

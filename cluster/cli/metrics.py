@@ -116,7 +116,7 @@ def _read(found: Predictions, wheels: Wheels, llm: str, llm_cache: Path | None) 
     from affect_rl.scoring.predictions import read_free_text
 
     if llm and llm_cache:
-        from affect_rl.config.sections import RolloutConfig
+        from affect_rl.config.services import RolloutConfig
         from rollout_workers.label_extractor import LabelExtractor
 
         if found.values is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from affect_rl.config.load import Config
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.data.dataset import Dataset
 from affect_rl.experiments.baselines import Encode, logistic_regression
 from affect_rl.sample import AffectSample

@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from affect_rl.config.learning import TrainConfig
 from affect_rl.config.load import Config, dump_config, load_config
-from affect_rl.config.sections import TrainConfig
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
 from affect_rl.section import POLICY, SFT, TRAINING, flat_settings

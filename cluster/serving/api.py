@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
-from affect_rl.config.sections import ServeConfig
+from affect_rl.config.services import ServeConfig
 from affect_rl.data.unlabelled import MAX_CHARACTERS, SOUNDS, VIDEOS
 from cluster.serving.door import SizeLimit, Token
 from cluster.serving.prediction import Prediction

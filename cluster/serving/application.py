@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from affect_rl.config.actors import engines
 from affect_rl.config.load import Config
-from affect_rl.config.sections import ServeConfig
+from affect_rl.config.services import ServeConfig
 from affect_rl.data.dataset import Manifest
 from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest

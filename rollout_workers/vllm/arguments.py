@@ -14,7 +14,7 @@ from vllm import EngineArgs
 from vllm.config import WeightTransferConfig
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import Lora, linear_modules, read_adapters
 from affect_rl.policy.config import AffectConfig

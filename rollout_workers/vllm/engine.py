@@ -23,7 +23,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.config import AffectConfig

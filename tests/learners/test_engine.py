@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from affect_rl.algorithms.batching import MicroBatch, collate, rows_of, turns_to_sequences
-from affect_rl.config.sections import SftConfig
+from affect_rl.config.learning import SftConfig
 from affect_rl.errors import AffectError
 from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.model import AffectPolicy

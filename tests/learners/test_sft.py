@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from affect_rl.config.sections import SftConfig
+from affect_rl.config.learning import SftConfig
 from learners.sft import learning_rate
 
 SETTINGS = SftConfig(steps=40, lr=1e-2, warmup=4, decay=0.5)

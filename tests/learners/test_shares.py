@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from affect_rl.algorithms.batching import Pass, TokenSequence, rows_of
-from affect_rl.config.sections import LearnerConfig
+from affect_rl.config.learning import LearnerConfig
 from affect_rl.errors import AffectError
 from affect_rl.trajectory import Percept, Trajectory
 from benchmarks.workload import AGENTS, random_episodes, tiny_policy, with_common_prefix

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 from retrieval_service.index import IndexDirectory, build_index, ensure_index, library_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS, CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample

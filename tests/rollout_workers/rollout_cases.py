@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from rollout_workers.answer_cache import AnswerCache

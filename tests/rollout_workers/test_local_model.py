@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.tokens import tiny_language_model, train_tokenizer
 from affect_rl.team.teacher import Answer, Question, RefusedError

@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Support, render_evidence
 from affect_rl.sample import AffectSample

@@ -39,7 +39,7 @@ from affect_rl.backbones.importing import (
     write_backbone,
 )
 from affect_rl.backbones.layouts import LAYOUTS
-from affect_rl.config.sections import FusionConfig
+from affect_rl.config.model import FusionConfig
 from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy

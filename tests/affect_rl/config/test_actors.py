@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from affect_rl.config.actors import Actors, Stage, actors_of, frontend, learners, logical_cpus, shards
+from affect_rl.config.learning import LearnerConfig
 from affect_rl.config.load import Config, load_config
-from affect_rl.config.sections import LearnerConfig, RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 
 
 def counts(config: Config, stage: Stage) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.data.library import evidence_library
 from affect_rl.errors import AffectError

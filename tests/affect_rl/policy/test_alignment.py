@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from affect_rl.config.sections import AlignmentConfig
+from affect_rl.config.learning import AlignmentConfig
 from affect_rl.policy.alignment import Labelled, align_fusion
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from affect_rl.config.load import load_config
-from affect_rl.config.sections import RetrievalConfig
+from affect_rl.config.services import RetrievalConfig
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.evidence import Retrieve
 from affect_rl.sample import AffectSample, LabelKind

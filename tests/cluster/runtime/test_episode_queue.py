@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from affect_rl.config.load import load_config
-from affect_rl.config.sections import RolloutConfig
+from affect_rl.config.services import RolloutConfig
 from affect_rl.sample import AffectSample
 from affect_rl.trajectory import Output, Trajectory
 from cluster.runtime.episode_queue import EPISODES_PER_CALL, FATAL_LOSSES, Call, EpisodeQueue

@@ -19,7 +19,7 @@ from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from run_cases import HOSTILE
 
-from affect_rl.config.sections import ServeConfig
+from affect_rl.config.services import ServeConfig
 from cluster.serving.api import Answer, Clip, Utterance, build_api
 from cluster.serving.prediction import Prediction
 from cluster.web.site import listen
