@@ -16,7 +16,6 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample, Split
-from affect_rl.scoring.scoring import Scoring
 from affect_rl.seeds import derived_seed
 from affect_rl.team.store import write_trajectories
 from affect_rl.timeline import Timeline
@@ -63,9 +62,8 @@ def train(
     settings = config.train
     samples = dataset.samples("train", config.data.max_train)
     sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
-    split: Split = "test" if settings.select == "test_oracle" else "dev"
-    judged = dataset.samples(split, config.data.limit(split))
-    scoring = scoring_for(config, judged)
+    judge = _Judge(config, dataset, pool, learner, directory)
+    record = _Record(config, directory, pool, learner, trackers)
     state, checkpoint = resume_from
     if checkpoint:
         learner.load_checkpoint(checkpoint / "learner")
@@ -73,15 +71,13 @@ def train(
     publisher.publish(state.step)
     check_agreement(config, pool, learner, samples)
     in_flight: dict[int, list[object]] = {}
-    timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
     meter = EngineMeter(pool.stats, lambda: pool.size)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
-        state, scored = _select(pool, config, judged, scoring, learner, directory, state)
+        state, scored = judge(state)
         logger.info("step 0/%d%s", settings.steps, _note(scored))
-
     if state.finished(settings) and state.best_step < 0:  # resumed under a budget that is spent, and never scored
-        state, _ = _select(pool, config, judged, scoring, learner, directory, state)
+        state, _ = judge(state)
 
     with progress("train", settings.steps, state.step) as show:
         while not state.finished(settings):
@@ -107,15 +103,10 @@ def train(
             last, stop, due = state.finished(settings), stop_requested(), checkpoint_due()
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with watch("evaluation"):
-                    state, scored = _select(pool, config, judged, scoring, learner, directory, state)
+                    state, scored = judge(state)
                 metrics |= scored
             metrics |= state.counts() | {f"time/{part}_s": seconds for part, seconds in watch.seconds.items()}
-            log_to(trackers, state.step, metrics)
-            if timeline:
-                timeline.write({"loop": watch.spans.fetch(), **pool.spans(), **learner.spans()})
-            if settings.save_trajectories:
-                path = directory.trajectories / f"step-{state.step:05d}.parquet"
-                write_trajectories(episodes, path, learner.advantages())
+            record(state.step, episodes, metrics, watch)
             if last or stop or due or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
                 _checkpoint(learner, directory, state, settings.keep_checkpoints)
             _announce(state, settings.steps, metrics, show)
@@ -162,23 +153,50 @@ def _playable(episodes: Sequence[Trajectory]) -> list[Trajectory]:
     return found
 
 
-def _select(
-    pool: RolloutPool,
-    config: Config,
-    samples: Sequence[AffectSample],
-    scoring: Scoring,
-    learner: LearnerGroup,
-    directory: RunDirectory,
-    state: Progress,
-) -> tuple[Progress, dict[str, float]]:
-    """Score greedy answers to `samples` under the current weights, and keep the policy if it is the best so far."""
-    played = pool.play(EpisodeSpec.to_measure(config, "dev", sample) for sample in samples)
-    check_dropped(config, played)
-    score = scoring.value([t.output.labels for t in played])
-    if score > state.best_score:
-        state = replace(state, best_step=state.step, best_score=score)
-        learner.save_policy(directory.candidate(state.step))
-    return state, {f"{samples[0].split}/{scoring.main}": score}
+class _Judge:
+    """Scores greedy answers to what policies are selected on, and keeps the policy if it is the best so far."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, pool: RolloutPool, learner: LearnerGroup, directory: RunDirectory
+    ) -> None:
+        split: Split = "test" if config.train.select == "test_oracle" else "dev"
+        self._config, self._pool, self._learner, self._directory = config, pool, learner, directory
+        self._samples = dataset.samples(split, config.data.limit(split))
+        self._scoring = scoring_for(config, self._samples)
+        self._metric = f"{split}/{self._scoring.main}"
+
+    def __call__(self, state: Progress) -> tuple[Progress, dict[str, float]]:
+        played = self._pool.play(EpisodeSpec.to_measure(self._config, "dev", sample) for sample in self._samples)
+        check_dropped(self._config, played)
+        score = self._scoring.value([t.output.labels for t in played])
+        if score > state.best_score:
+            state = replace(state, best_step=state.step, best_score=score)
+            self._learner.save_policy(self._directory.candidate(state.step))
+        return state, {self._metric: score}
+
+
+class _Record:
+    """Writes down what a step was: metrics, who did what when, and the episodes."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        pool: RolloutPool,
+        learner: LearnerGroup,
+        trackers: Sequence[Tracker],
+    ) -> None:
+        self._pool, self._learner, self._trackers = pool, learner, trackers
+        self._timeline = Timeline(directory.path / "timeline.json") if config.tracking.timeline else None
+        self._trajectories = directory.trajectories if config.train.save_trajectories else None
+
+    def __call__(self, step: int, episodes: Sequence[Trajectory], metrics: dict[str, float], watch: Stopwatch) -> None:
+        log_to(self._trackers, step, metrics)
+        if self._timeline:
+            self._timeline.write({"loop": watch.spans.fetch(), **self._pool.spans(), **self._learner.spans()})
+        if self._trajectories:
+            path = self._trajectories / f"step-{step:05d}.parquet"
+            write_trajectories(episodes, path, self._learner.advantages())
 
 
 def _announce(state: Progress, steps: int, metrics: dict[str, float], show: Callable[[int, str], None]) -> None:

@@ -23,6 +23,7 @@ from affect_rl.policy.directory import MANIFEST, check_manifest
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
 from affect_rl.sample import AffectSample, LabelKind
+from affect_rl.seeds import derived_seed
 from affect_rl.tasks import make_task
 from affect_rl.team.demonstrations import demonstrate, demonstration_seed
 from affect_rl.team.prompts import NOTED, Prompts, template_texts
@@ -117,7 +118,7 @@ def warm_start(
     samples = training_samples(config, dataset, taught)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config, taught))
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
-    metrics = run_sft(config, demonstrations, base, directory, on_step, resume=resume)
+    metrics = run_sft(config, learned_turns(config, demonstrations), base, directory, on_step, resume=resume)
     if not config.policy:
         shutil.rmtree(base)
     return metrics
@@ -221,6 +222,16 @@ async def _demonstrate_all(
             f"{config.data.max_dropped}; the last: {problems[-1]}"
         )
     return played
+
+
+def learned_turns(config: Config, demonstrations: Sequence[Sequence[Turn]]) -> list[Sequence[Turn]]:
+    """What is learned of each demonstrated episode, as the agents' ``demonstrated`` say; at least one turn."""
+
+    def learned(number: int, turns: Sequence[Turn]) -> Sequence[Turn]:
+        draw = random.Random(derived_seed(config.seed, "learned", number))
+        return [turn for turn in turns if draw.random() < config.team[turn.agent].demonstrated] or turns[-1:]
+
+    return [learned(number, turns) for number, turns in enumerate(demonstrations)]
 
 
 def team_of(config: Config, label_kind: LabelKind) -> Team:

@@ -62,6 +62,9 @@ class AgentSettings(Section, affects=(SFT, TRAINING, EVALUATION)):
     """Learning rate of its adapter, if it has one for itself; None: ``learner.lr``."""
     careful: Annotated[Fraction, Affects(SFT)] = 0.5
     """Share of its demonstrations that are careful; the others follow habit, see `affect_rl.team.demonstrations`."""
+    demonstrated: Annotated[Fraction, Affects(SFT)] = 1.0
+    """Share of the demonstrated episodes whose turns of it the warm start learns. One who has little more to learn than
+    a format needs few, and leaves the time to others."""
     format_penalty: Annotated[NonNegative, Affects(TRAINING)] = 0.5
     """Taken from its reward for an answer that cannot be read."""
     length_penalty: Annotated[NonNegative, Affects(TRAINING)] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from affect_rl.errors import AffectError
 from affect_rl.evidence import Retrieve
 from affect_rl.team.taught import Taught
 from affect_rl.team.teacher import Teaching
+from affect_rl.trajectory import Generation, Prompt, Turn
 from cluster.demonstrate import demonstrate
-from cluster.warm_start import create_policy, training_samples, warm_start
+from cluster.warm_start import create_policy, learned_turns, training_samples, warm_start
 from retrieval_service.index import build_index
 from retrieval_service.retriever import LocalRetriever
 from rollout_workers.served_model import ServedModel
 
+AGENTS = ("planner", "filter", "generator")
 TINY = ("model.tiny.layers=1", "model.tiny.dim=32", "model.tiny.heads=1", "model.tiny.vocabulary=600")
 
 
@@ -49,6 +52,20 @@ def test_no_more_samples_are_demonstrated_than_the_steps_take(dataset: Dataset) 
     everything = [s.id for s in dataset.samples("train")]
     assert ids("sft.steps=10") == ids("sft.steps=99") == everything
     assert ids("data.max_train=5") == [s.id for s in dataset.samples("train", limit=5)]
+
+
+def test_of_an_agent_as_many_turns_are_learned_as_it_says() -> None:
+    episodes = [
+        [Turn(a, Prompt((1,), ()), Generation((2,), (0.0,), (0,), "", True), None) for a in AGENTS] for _ in range(500)
+    ]
+    config = load_config(None, ["team.planner.demonstrated=0.2", "team.filter.demonstrated=0"])
+    learned = learned_turns(config, episodes)
+    counts = Counter(turn.agent for turns in learned for turn in turns)
+    assert counts["generator"] == 500 and counts["filter"] == 0 and 70 < counts["planner"] < 130
+    assert [list(map(id, turns)) for turns in learned] == [list(map(id, t)) for t in learned_turns(config, episodes)]
+    assert learned_turns(load_config(None, []), episodes) == episodes
+    nobody = load_config(None, [f"team.{agent}.demonstrated=0" for agent in AGENTS])
+    assert all([turn.agent for turn in turns] == ["generator"] for turns in learned_turns(nobody, episodes))
 
 
 # -- demonstrations by a teacher -----------------------------------------------------------------
