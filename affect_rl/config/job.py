@@ -33,6 +33,10 @@ class DataConfig(Section, affects=(POLICY, SFT, TRAINING, EVALUATION, SCORES)):
 
     dir: str = "data/synth"
     """Dataset directory written by ``affect-rl data``."""
+    per_speaker: Annotated[bool, Affects(POLICY, SFT, TRAINING, EVALUATION)] = False
+    """Take features relative to what is usual for their speaker: deviations from the mean over that speaker's frames
+    (`affect_rl.data.relative`). Needs no labels, but recordings of the speaker, at least eight; else the train split
+    says what is usual."""
     max_train: Annotated[Natural, Affects(POLICY, SFT, TRAINING)] = 0
     """Train on only n samples, drawn at random once and for all; 0: all. The evidence library and the baselines use
     all."""

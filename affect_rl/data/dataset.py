@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from affect_rl.data.extraction import Extraction
+from affect_rl.data.relative import SpeakerScale
 from affect_rl.data.validation import SPLITS, Key, leak, near, problems, profile
 from affect_rl.errors import AffectError
 from affect_rl.files import sha256, whole_directory
@@ -88,16 +90,20 @@ class Dataset:
     """A dataset directory whose manifest, hashes, schema and separation of splits have been checked.
 
     Splits are read on first use and kept.
+
+    Attributes:
+        per_speaker: features are given relative to what is usual for their speaker (`affect_rl.data.relative`).
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, per_speaker: bool = False) -> None:
         self.directory = directory
         self.manifest = manifest
+        self.per_speaker = per_speaker
         self._samples: dict[Split, list[AffectSample]] = {}
 
     @classmethod
-    def load(cls, directory: Path | str) -> Dataset:
-        """Open a directory written by `write_dataset`.
+    def load(cls, directory: Path | str, *, per_speaker: bool = False) -> Dataset:
+        """Open a directory written by `write_dataset`; `per_speaker` as in `Dataset`.
 
         Raises:
             AffectError: it is no dataset, a file does not match the manifest or the schema, an id occurs
@@ -116,7 +122,7 @@ class Dataset:
         tables = {split: pq.read_table(directory / f"{split}.parquet", columns=columns) for split in manifest.splits}
         if found := leak({split: _keys(table) for split, table in tables.items()}):
             raise AffectError(f"{directory}/{found}")
-        return cls(directory, manifest)
+        return cls(directory, manifest, per_speaker=per_speaker)
 
     @property
     def name(self) -> str:
@@ -160,13 +166,24 @@ class Dataset:
                 return []
             raise AffectError(f"{self.directory}: has no split {split!r}; it has {', '.join(self.counts)}")
         if split not in self._samples:
-            self._samples[split] = self._read(split)
+            measured = self.measured(split)
+            self._samples[split] = self.scale.relate(measured) if self.per_speaker else measured
         samples = self._samples[split]
         if not 0 < limit < len(samples):
             return samples
         return [samples[i] for i in sorted(random.Random(split).sample(range(len(samples)), limit))]
 
-    def _read(self, split: Split) -> list[AffectSample]:
+    @cached_property
+    def scale(self) -> SpeakerScale:
+        """Takes features relative to their speaker, as `samples` does with `per_speaker`."""
+        return SpeakerScale(self.measured("train") if "train" in self.manifest.splits else ())
+
+    def measured(self, split: Split) -> list[AffectSample]:
+        """The samples of a split with their features as they were stored.
+
+        Raises:
+            AffectError: a row is not sound.
+        """
         path = self.directory / f"{split}.parquet"
         table = pq.read_table(path)
         features = {name: _read_features(path, table[name]) for name in ("audio", "video")}

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from affect_rl.data.dataset import Dataset, Manifest
+from affect_rl.data.relative import FEWEST
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
-FEWEST = 8
-"""Samples of a speaker from which what is usual for them can be told."""
 NOTABLE, STRONG = 0.6, 1.5
 """Deviations from the usual that are worth a word, and a ``very``."""
 SHOWN = {

@@ -14,7 +14,7 @@ def evidence_library(dataset: Dataset, settings: RetrievalConfig) -> list[Affect
     Raises:
         AffectError: the library's features are not as wide as the dataset's.
     """
-    source = Dataset.load(settings.library) if settings.library else dataset
+    source = Dataset.load(settings.library, per_speaker=dataset.per_speaker) if settings.library else dataset
     for modality in ("audio", "video"):
         width, wanted = (getattr(d, f"{modality}_dim") for d in (source, dataset))
         if width and wanted and width != wanted:

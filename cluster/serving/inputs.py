@@ -78,9 +78,15 @@ def check_encoders(extraction: Extraction) -> None:
             )
 
 
-def described(dataset: Dataset, inputs: Sequence[Unlabelled]) -> list[Unlabelled]:
-    """The inputs with what was measured put into words, if the dataset's own samples have such words."""
-    if not dataset.manifest.described:
-        return list(inputs)
-    samples = Describer(dataset.manifest, dataset.samples("train")).describe([item.sample for item in inputs])
-    return [replace(item, sample=sample) for item, sample in zip(inputs, samples, strict=True)]
+class Likener:
+    """Makes what was measured of inputs like the dataset's own samples: words for it, and relative to the speaker."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        described = dataset.manifest.described
+        self._describer = Describer(dataset.manifest, dataset.measured("train")) if described else None
+        self._scale = dataset.scale if dataset.per_speaker else None
+
+    def liken(self, samples: Sequence[AffectSample]) -> list[AffectSample]:
+        """The samples, of which those of one speaker are compared with each other if there are enough."""
+        found = self._describer.describe(samples) if self._describer else list(samples)
+        return self._scale.relate(found) if self._scale else found

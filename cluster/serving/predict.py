@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from cluster.experiments.baselines import text_vectors
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.run import open_run
 from cluster.runtime.tracking import progress
-from cluster.serving.inputs import described, with_features
+from cluster.serving.inputs import Likener, with_features
 from cluster.serving.prediction import Prediction, episodes_for
 
 _INPUTS_PER_CALL = 64
@@ -80,7 +81,8 @@ def predict(
     check_manifest(policy)
     inputs = with_features(config, inputs)
     with open_run(config, "eval") as run, progress("predict", len(inputs)) as show:
-        inputs = described(run.dataset, inputs)
+        alike = Likener(run.dataset).liken([item.sample for item in inputs])
+        inputs = [replace(item, sample=sample) for item, sample in zip(inputs, alike, strict=True)]
         guesses = _guesses(config, run.dataset, inputs, cascade) if cascade else {}
         pool, done = run.pool(policy), 0
         share = _INPUTS_PER_CALL * max(1, pool.size)

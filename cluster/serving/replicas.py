@@ -15,7 +15,6 @@ from typing import Any
 
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
-from affect_rl.data.describe import Describer
 from affect_rl.data.extraction import Extraction
 from affect_rl.data.feature_parts import MediaFiles
 from affect_rl.data.media_encoder import MediaEncoder
@@ -25,7 +24,7 @@ from affect_rl.policy.directory import MANIFEST, check_manifest
 from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.trajectory import Trajectory
-from cluster.serving.inputs import check_encoders, with_clip
+from cluster.serving.inputs import Likener, check_encoders, with_clip
 from retrieval_service.client import RetrievalClient
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
@@ -97,22 +96,23 @@ def _identity(policy: Path) -> str:
 
 
 class EncoderReplica:
-    """The encoders of a team's dataset, and its words for what they measure.
+    """The encoders of a team's dataset, and what it makes of what they measure.
 
     Args:
         dataset_dir: directory of the dataset.
+        per_speaker: ``data.per_speaker`` of the team.
         device: ``cpu`` or ``cuda``.
 
     Raises:
         AffectError: an encoder is not what it was when the dataset's features were made.
     """
 
-    def __init__(self, dataset_dir: str, device: str = "cpu") -> None:
-        dataset = Dataset.load(dataset_dir)
+    def __init__(self, dataset_dir: str, per_speaker: bool, device: str = "cpu") -> None:
+        dataset = Dataset.load(dataset_dir, per_speaker=per_speaker)
         self._extraction = dataset.manifest.extraction or Extraction(None, None)
         check_encoders(self._extraction)
         self._encoder = MediaEncoder(self._extraction, device)
-        self._describer = Describer(dataset.manifest, dataset.samples("train")) if dataset.manifest.described else None
+        self._likener = Likener(dataset)
 
     async def perceive(
         self, sample: AffectSample, name: str, content: bytes, without: Collection[str] = ()
@@ -141,4 +141,4 @@ class EncoderReplica:
         sample, problem = with_clip(sample, found)
         if problem:
             raise AffectError(problem.replace(f"{folder}/", ""))
-        return self._describer.describe([sample])[0] if self._describer else sample
+        return self._likener.liken([sample])[0]
