@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from affect_rl.data.dataset import Dataset
+from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -67,22 +68,29 @@ class FeatureClassifier:
     Args:
         dataset: whose train split it learns.
         encode: of texts; None: they are left out.
+
+    Raises:
+        AffectError: the train split has one label only.
     """
 
     def __init__(self, dataset: Dataset, encode: Encode | None = None) -> None:
         self._dataset, self._encode = dataset, encode
         train = dataset.samples("train")
         speakers = [sample.speaker or sample.id for sample in train]
-        folds = GroupKFold(min(_FOLDS, len(set(speakers))))
-        features, labels = sample_features(dataset, train, encode), [sample.labels[0] for sample in train]
-        model = LogisticRegressionCV(
-            Cs=list(_STRENGTHS),
-            cv=list(folds.split(features, labels, speakers)),
-            scoring="neg_log_loss",
-            max_iter=2000,
-            l1_ratios=(0,),
-            use_legacy_attributes=False,
-        )
+        features, labels = sample_features(dataset, train, encode), np.array([sample.labels[0] for sample in train])
+        if len(set(labels)) < 2:
+            raise AffectError(f"{dataset.directory}: train knows `{labels[0]}` only; a classifier needs two labels")
+        folds = _folds(features, labels, speakers)
+        model = LogisticRegression(C=_STRENGTHS[0], max_iter=2000)
+        if folds:
+            model = LogisticRegressionCV(
+                Cs=list(_STRENGTHS),
+                cv=folds,
+                scoring="neg_log_loss",
+                max_iter=2000,
+                l1_ratios=(0,),
+                use_legacy_attributes=False,
+            )
         self._model = make_pipeline(StandardScaler(), model).fit(features, labels)
 
     def guess(self, samples: Sequence[AffectSample]) -> list[Guess]:
@@ -91,6 +99,13 @@ class FeatureClassifier:
             return []
         shares = self._model.predict_proba(sample_features(self._dataset, samples, self._encode))
         return [Guess(str(self._model.classes_[row.argmax()]), float(row.max())) for row in shares]
+
+
+def _folds(features: np.ndarray, labels: np.ndarray, speakers: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds by speaker; none if there are too few speakers for two labels in each part that is learned."""
+    count = min(_FOLDS, len(set(speakers)))
+    folds = list(GroupKFold(count).split(features, labels, speakers)) if count > 1 else []
+    return folds if all(len(set(labels[learned])) > 1 for learned, _ in folds) else []
 
 
 def _mean(frames: np.ndarray | None, dim: int) -> np.ndarray:

@@ -106,3 +106,16 @@ def test_the_classifier_learns_from_voice_face_and_text(tmp_path: Path) -> None:
     texts = FeatureClassifier(dataset, lambda texts: np.ones((len(texts), 4)))
     assert [guess.label for guess in texts.guess(test)] == [guess.label for guess in guesses], "nothing in the words"
     assert FeatureClassifier(dataset).guess([]) == []
+
+
+def test_few_samples_make_a_classifier_and_one_label_is_refused(tmp_path: Path) -> None:
+    def dataset(name: str, labels: tuple[str, ...]) -> Dataset:
+        samples = [
+            make_sample(n, label, split="train", audio=np.full((1, 2), n, np.float32)) for n, label in enumerate(labels)
+        ]
+        return Dataset.load(write_dataset(tmp_path / name, samples, name="d"))
+
+    two = dataset("two", ("anger", "joy"))
+    assert [guess.label for guess in FeatureClassifier(two).guess(two.samples("train"))] == ["anger", "joy"]
+    with pytest.raises(AffectError, match=r"train knows `joy` only; a classifier needs two labels"):
+        FeatureClassifier(dataset("one", ("joy", "joy")))
