@@ -61,7 +61,7 @@ def train(
     """
     settings = config.train
     samples = dataset.samples("train", config.data.max_train)
-    sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
+    rollout = _Rollout(config, samples, pool)
     judge = _Judge(config, dataset, pool, learner, directory)
     record = _Record(config, directory, pool, learner, trackers)
     state, checkpoint = resume_from
@@ -70,7 +70,6 @@ def train(
     publisher = Publisher(config, learner, pool)
     publisher.publish(state.step)
     check_agreement(config, pool, learner, samples)
-    in_flight: dict[int, list[object]] = {}
     meter = EngineMeter(pool.stats, lambda: pool.size)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with
@@ -84,11 +83,9 @@ def train(
             watch = Stopwatch()
             pool.fit()
             meter.begin()
-            for step in range(state.step, min(state.step + settings.max_staleness + 1, settings.steps)):
-                if step not in in_flight:
-                    in_flight[step] = pool.submit(_specs(config, step, sampler.batch(step)))
+            rollout.submit(state.step)
             with watch("rollout"):
-                played, stale = _collect(pool, config, sampler, state.step, in_flight.pop(state.step))
+                played, stale = rollout.collect(state.step)
                 engines = meter.end()
             state = replace(state, dropped=check_dropped(config, played, state.dropped))
             episodes = _playable(played)
@@ -114,35 +111,51 @@ def train(
                 logger.warning("stop requested: stopped after step %d; go on with --resume", state.step)
                 break
     if state.finished(settings):
-        for keys in in_flight.values():  # begun for steps that the budget of tokens did not reach; others use the pool
-            pool.collect(keys)
+        rollout.end()
         _finish(learner, directory, settings.select, state)
     return state
 
 
-def _specs(config: Config, step: int, samples: Sequence[AffectSample], attempt: int = 0) -> list[EpisodeSpec]:
-    """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
-    specs = []
-    for place, sample in enumerate(samples):
-        key = (step, place, attempt)
-        seed = derived_seed(config.seed, "train", *key)
-        turn = (step * len(samples) + place) // config.train.copies
-        specs.append(EpisodeSpec.to_train(config, key, sample, seed, turn))
-    return specs
+class _Rollout:
+    """The training episodes: those of a step, and of the further steps that staleness lets begin meanwhile."""
 
+    def __init__(self, config: Config, samples: Sequence[AffectSample], pool: RolloutPool) -> None:
+        settings = config.train
+        self._config, self._settings, self._pool = config, settings, pool
+        self._sampler = StepSampler(samples, settings.samples_per_step, config.seed, settings.copies)
+        self._in_flight: dict[int, list[object]] = {}
 
-def _collect(
-    pool: RolloutPool, config: Config, sampler: StepSampler, step: int, keys: Sequence[object]
-) -> tuple[list[Trajectory], int]:
-    """The step's episodes, in the sampler's order, none too old; and how many were dropped for their age."""
-    episodes = pool.collect(keys)
-    oldest = step - config.train.max_staleness
-    late = [place for place, t in enumerate(episodes) if t.turns and t.oldest_version < oldest]
-    if late:  # played again under the current weights, an episode is not too old a second time
-        specs = _specs(config, step, sampler.batch(step), attempt=1)
-        for place, episode in zip(late, pool.play(specs[place] for place in late), strict=True):
-            episodes[place] = episode
-    return episodes, len(late)
+    def submit(self, step: int) -> None:
+        """Hand out what has not been of the episodes that may be played now."""
+        for ahead in range(step, min(step + self._settings.max_staleness + 1, self._settings.steps)):
+            if ahead not in self._in_flight:
+                self._in_flight[ahead] = self._pool.submit(self._specs(ahead))
+
+    def collect(self, step: int) -> tuple[list[Trajectory], int]:
+        """The step's episodes, in the sampler's order, none too old; and how many were dropped for their age."""
+        episodes = self._pool.collect(self._in_flight.pop(step))
+        oldest = step - self._settings.max_staleness
+        late = [place for place, t in enumerate(episodes) if t.turns and t.oldest_version < oldest]
+        if late:  # played again under the current weights, an episode is not too old a second time
+            specs = self._specs(step, attempt=1)
+            for place, episode in zip(late, self._pool.play(specs[place] for place in late), strict=True):
+                episodes[place] = episode
+        return episodes, len(late)
+
+    def end(self) -> None:
+        """Wait for what was begun for steps that the budget of tokens did not reach; others use the pool."""
+        for keys in self._in_flight.values():
+            self._pool.collect(keys)
+
+    def _specs(self, step: int, attempt: int = 0) -> list[EpisodeSpec]:
+        """A step's episodes; a step's samples may repeat at an epoch's end, so the key is their place."""
+        specs, samples = [], self._sampler.batch(step)
+        for place, sample in enumerate(samples):
+            key = (step, place, attempt)
+            seed = derived_seed(self._config.seed, "train", *key)
+            turn = (step * len(samples) + place) // self._settings.copies
+            specs.append(EpisodeSpec.to_train(self._config, key, sample, seed, turn))
+        return specs
 
 
 def _playable(episodes: Sequence[Trajectory]) -> list[Trajectory]:
