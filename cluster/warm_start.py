@@ -35,6 +35,8 @@ from learners.sft_job import run_sft
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 256
+MOST_ALIGNED = 4096
+"""Samples that alignment takes, drawn at random: with their neighbours' features they lie in this process's memory."""
 
 
 def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
@@ -125,7 +127,11 @@ def warm_start(
 
 
 def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Retrieve | None) -> None:
-    """Let the fusion modules learn the labels' words from all training samples, alone and with their neighbours."""
+    """Let the fusion modules learn the labels' words from training samples, alone and with their neighbours."""
+    samples = dataset.samples("train", config.data.max_train)
+    if len(samples) > MOST_ALIGNED:
+        samples = random.Random(config.seed).sample(samples, MOST_ALIGNED)
+    several = len({sample.speaker for sample in samples}) > 1
 
     async def labelled(sample: AffectSample) -> list[Labelled]:
         seen = sample.with_dropout(config.episode.dropout, demonstration_seed(config.seed, sample))
@@ -133,15 +139,15 @@ def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Ret
         if retrieve:
             near = await retrieve.perceptual(seen.audio, seen.video, Exclusion.of(seen))
             percepts.append(Percept(seen.audio, seen.video, near.audio, near.video, fused=True))
-        return [Labelled(percept, sample.labels, sample.speaker or sample.id) for percept in percepts]
+        group = (several and sample.speaker) or sample.id
+        return [Labelled(percept, sample.labels, group) for percept in percepts]
 
     async def all_labelled() -> list[Labelled]:
         return list(chain.from_iterable(await asyncio.gather(*map(labelled, samples))))
 
-    samples = dataset.samples("train", config.data.max_train)
     found = align_fusion(policy, asyncio.run(all_labelled()), config.sft.alignment, config.seed)
     logger.info(
-        "sft: soft tokens tell %.1f %% of %d labels right on speakers held out, after %d steps of alignment",
+        "sft: soft tokens tell %.1f %% of %d labels right on those held out, after %d steps of alignment",
         100 * found.accuracy, found.labels, found.steps,
     )  # fmt: skip
 

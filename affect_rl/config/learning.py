@@ -1,8 +1,4 @@
-"""How a policy learns: the warm start, the update and the loop.
-
-One class per concern. A docstring stands under each field. What a field changes (`affect_rl.section.Affects`) stands
-beside it, where that differs from its section. Code receives the section it needs, never the whole tree.
-"""
+"""How a policy learns: the warm start, the update and the loop."""
 
 from __future__ import annotations
 
@@ -39,7 +35,8 @@ RankGpus = Annotated[NonNegative, AfterValidator(_whole_card)]
 
 
 class AlignmentConfig(Section, affects=(SFT,)):
-    """Fusion modules that learn before the language model does (`affect_rl.policy.alignment`)."""
+    """Fusion modules that learn before the language model does (`affect_rl.policy.alignment`), in the process that
+    starts the job and on its CPU: fit for our own modules, slow for the large connectors of published systems."""
 
     steps: Natural = 0
     """Optimiser steps; 0: they learn with the language model only."""

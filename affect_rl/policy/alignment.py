@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from affect_rl.config.learning import AlignmentConfig
+from affect_rl.errors import AffectError
 from affect_rl.policy.fusion import PerceptBatch, Sequences, collate_percepts
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.trajectory import Percept
 
 MOST_WORDS = 512
-"""Labels that are told apart, the commonest ones: open labels are thousands."""
+"""Labels that are told apart, the commonest ones: open labels are thousands. A sample with others alone is left out."""
 _SHARPNESS = 24.0
 """What cosines are multiplied by: enough for a softmax over some words to be sure."""
 _MEMORY = 0.97
@@ -36,11 +37,11 @@ _CHECKS = 20
 
 
 class Labelled(NamedTuple):
-    """A sample as alignment needs it: what is perceived, what it is, and whose it is (empty: unknown)."""
+    """A percept with its labels; those of one group, such as a speaker's, are held out together."""
 
     percept: Percept
     labels: tuple[str, ...]
-    speaker: str
+    group: str
 
 
 class Alignment(NamedTuple):
@@ -64,12 +65,15 @@ def align_fusion(policy: AffectPolicy, samples: Sequence[Labelled], settings: Al
         samples: of the train split, with labels.
         settings: steps, learning rate, noise.
         seed: of batches, noise and who is held out.
+
+    Raises:
+        AffectError: all samples are of one group, so that none can be held out.
     """
     torch.manual_seed(seed)
     fusion = copy.deepcopy(policy.fusion).float().train()
     averaged = AveragedModel(fusion, multi_avg_fn=get_ema_multi_avg_fn(_MEMORY))
     words, targets = _words(policy, samples)
-    fitted, held_out = _split(samples, settings.held_out, seed)
+    fitted, held_out = _split([s.group for s in samples], targets.sum(dim=1) > 0, settings.held_out, seed)
     optimizer = torch.optim.AdamW(fusion.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
     def loss_of(model: nn.Module, batch: PerceptBatch, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +125,15 @@ def _words(policy: AffectPolicy, samples: Sequence[Labelled]) -> tuple[Tensor, T
     return torch.stack([embedding[ids].float().mean(dim=0) for ids in tokens]), targets
 
 
-def _split(samples: Sequence[Labelled], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows to learn from and rows held out: `share` of the speakers, or of the samples if nobody knows who speaks."""
-    whose = [sample.speaker or str(row) for row, sample in enumerate(samples)]
-    speakers = sorted(set(whose))
-    apart = set(random.Random(seed).sample(speakers, max(1, round(share * len(speakers)))))
-    rows = range(len(samples))
-    return [row for row in rows if whose[row] not in apart], [row for row in rows if whose[row] in apart]
+def _split(groups: Sequence[str], known: Tensor, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Rows to learn from, and rows of a `share` of the groups, which are held out; only rows that are `known`."""
+    rows = known.nonzero()[:, 0].tolist()
+    names = sorted({groups[row] for row in rows})
+    if len(names) < 2:
+        raise AffectError("sft.alignment.steps: needs samples of two groups, one to be held out; set it to 0")
+    count = min(len(names) - 1, max(1, round(share * len(names))))
+    apart = set(random.Random(seed).sample(names, count))
+    return [row for row in rows if groups[row] not in apart], [row for row in rows if groups[row] in apart]
 
 
 def _noisy(batch: PerceptBatch, audio_std: Tensor, video_std: Tensor, noise: float) -> PerceptBatch:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from affect_rl.config.learning import AlignmentConfig
+from affect_rl.errors import AffectError
 from affect_rl.policy.alignment import Labelled, align_fusion
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy
@@ -74,3 +75,12 @@ def test_the_same_seed_gives_the_same_weights() -> None:
         align_fusion(policy, make_samples(40), settings, seed=3)
     one, other = (policy.fusion.state_dict() for policy in policies)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_labels_that_are_too_rare_are_left_out_and_one_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = make_samples(60)
+    monkeypatch.setattr("affect_rl.policy.alignment.MOST_WORDS", 2)
+    assert align_fusion(make_policy(), samples, AlignmentConfig(steps=2), seed=0).labels == 2
+    alone = [sample._replace(group="ann") for sample in samples]
+    with pytest.raises(AffectError, match="samples of two groups"):
+        align_fusion(make_policy(), alone, AlignmentConfig(steps=2), seed=0)
