@@ -13,7 +13,7 @@ from affect_rl.experiments.baselines import FeatureClassifier
 from affect_rl.experiments.cascade import Answered, Cascade, make_cascade
 from affect_rl.sample import Split
 from cluster.evaluate import play_samples, scoring_for
-from cluster.experiments.baselines import text_vectors
+from cluster.experiments.baselines import feature_classifier
 from cluster.runtime.run import Run, open_run
 
 
@@ -31,7 +31,7 @@ def run_cascade(config: Config, policy: Path, cost: float) -> Cascade:
     with open_run(config, "eval") as run:
         if not run.dataset.candidates:
             raise AffectError(f"{config.data.dir}: has open labels, which a classifier cannot choose among")
-        classifier = FeatureClassifier(run.dataset, text_vectors(run.dataset, config.retrieval))
+        classifier = feature_classifier(run.dataset, config.retrieval)
         dev, test = (_answered(run, policy, classifier, split) for split in ("dev", "test"))
     return make_cascade(config.name, dev, test, cost, confidence=config.evaluate.confidence, seed=config.seed)
 

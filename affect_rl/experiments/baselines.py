@@ -63,7 +63,8 @@ class Guess:
 class FeatureClassifier:
     """Logistic regression on `sample_features`, as strongly regularised as serves speakers held out best.
 
-    Of several true labels the first counts in training.
+    Of several true labels the first counts in training. Of a sample that lacks a voice, a face or words, where all
+    samples of the train split had them, it is sure of nothing: zeros in their place may look like anything.
 
     Args:
         dataset: whose train split it learns.
@@ -76,6 +77,7 @@ class FeatureClassifier:
     def __init__(self, dataset: Dataset, encode: Encode | None = None) -> None:
         self._dataset, self._encode = dataset, encode
         train = dataset.samples("train")
+        self._needs = set(train[0].modalities).intersection(*(sample.modalities for sample in train))
         speakers = [sample.speaker or sample.id for sample in train]
         features, labels = sample_features(dataset, train, encode), np.array([sample.labels[0] for sample in train])
         if len(set(labels)) < 2:
@@ -98,7 +100,14 @@ class FeatureClassifier:
         if not samples:
             return []
         shares = self._model.predict_proba(sample_features(self._dataset, samples, self._encode))
-        return [Guess(str(self._model.classes_[row.argmax()]), float(row.max())) for row in shares]
+        return [
+            Guess(str(self._model.classes_[row.argmax()]), float(row.max()) if self._knows(sample) else 0.0)
+            for sample, row in zip(samples, shares, strict=True)
+        ]
+
+    def _knows(self, sample: AffectSample) -> bool:
+        needed = self._needs if self._encode else self._needs - {"text"}
+        return needed <= set(sample.modalities)
 
 
 def _folds(features: np.ndarray, labels: np.ndarray, speakers: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:

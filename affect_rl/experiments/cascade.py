@@ -114,8 +114,8 @@ class Cascade(Part):
     def table(self) -> list[list[str]]:
         """The curve on test, below a header; the chosen threshold stands in it."""
         rows = [["sure from", "the team is asked", header(self.metric), "tokens a sample", "ms a sample"]]
-        for point in sorted([*self.splits["test"], self.chosen["test"]], key=lambda p: p.threshold):
-            mark = " (chosen on dev)" if point == self.chosen["test"] else ""
+        for point in self.splits["test"]:
+            mark = " (chosen on dev)" if point.threshold == self.threshold else ""
             cells = [f"{100 * point.asked:.0f} %", in_unit(self.metric, point.score)]
             rows.append([f"{point.threshold:.3f}{mark}", *cells, f"{point.tokens:.0f}", f"{point.ms:.1f}"])
         return rows
@@ -127,7 +127,7 @@ class Cascade(Part):
         over = [f"over {who}: {in_unit(self.metric, gain, sign='+')}" for who, gain in self.gain.items()]
         return [
             f"The classifier answers where it is at least {self.threshold:.3f} sure, chosen on dev for a cost of "
-            f"{self.cost:g} points a thousand tokens.",
+            f"{self.cost:g} points for a thousand tokens.",
             f"On test the team is then asked about {100 * point.asked:.0f} % of the samples; {header(self.metric)} "
             f"{in_unit(self.metric, point.score)}, {', '.join(over)}.",
         ]

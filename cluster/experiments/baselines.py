@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from affect_rl.config.load import Config
 from affect_rl.config.services import RetrievalConfig
 from affect_rl.data.dataset import Dataset
-from affect_rl.experiments.baselines import Encode, logistic_regression
+from affect_rl.experiments.baselines import Encode, FeatureClassifier, logistic_regression
 from affect_rl.sample import AffectSample
 
 
@@ -19,6 +19,11 @@ def baseline_answers(
         yield "logistic regression", logistic_regression(dataset, samples)
     if encode := text_vectors(dataset, config.retrieval):
         yield "logistic regression on texts", logistic_regression(dataset, samples, encode, frames=False)
+
+
+def feature_classifier(dataset: Dataset, retrieval: RetrievalConfig) -> FeatureClassifier:
+    """What answers first in a cascade."""
+    return FeatureClassifier(dataset, text_vectors(dataset, retrieval))
 
 
 def text_vectors(dataset: Dataset, retrieval: RetrievalConfig) -> Encode | None:

@@ -14,12 +14,12 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.unlabelled import Unlabelled
 from affect_rl.errors import AffectError
-from affect_rl.experiments.baselines import FeatureClassifier, Guess
+from affect_rl.experiments.baselines import Guess
 from affect_rl.experiments.cascade import Cascade
 from affect_rl.files import whole_file
 from affect_rl.policy.directory import check_manifest
 from affect_rl.sample import AffectSample
-from cluster.experiments.baselines import text_vectors
+from cluster.experiments.baselines import feature_classifier
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.run import open_run
 from cluster.runtime.tracking import progress
@@ -97,9 +97,9 @@ def _guesses(
 ) -> Mapping[AffectSample, Guess]:
     """What a classifier is sure enough of, by sample."""
     sound = [item.sample for item in inputs if not item.problem]
-    guesses = FeatureClassifier(dataset, text_vectors(dataset, config.retrieval)).guess(sound)
+    guesses = feature_classifier(dataset, config.retrieval).guess(sound)
     pairs = zip(sound, guesses, strict=True)
-    return {sample: guess for sample, guess in pairs if guess.sure >= cascade.threshold}
+    return {sample: guess for sample, guess in pairs if guess.sure and guess.sure >= cascade.threshold}
 
 
 def _played(

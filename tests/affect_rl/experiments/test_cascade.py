@@ -80,7 +80,7 @@ def test_it_is_read_as_it_was_written_and_has_a_page(tmp_path: Path) -> None:
     assert Cascade.read(tmp_path) == found
     page = render_cascade(found)
     assert page == render_cascade(Cascade.read(tmp_path)) and page.count("<svg") == 2
-    assert "(chosen on dev)" in page and "(chosen on dev)" in found.markdown()
+    assert page.count("(chosen on dev)") == found.markdown().count("(chosen on dev)") == 1
     (tmp_path / "cascade.json").write_text("{}")
     with pytest.raises(AffectError, match=r"cascade\.json: is not a cascade's results"):
         Cascade.read(tmp_path)
@@ -106,6 +106,9 @@ def test_the_classifier_learns_from_voice_face_and_text(tmp_path: Path) -> None:
     texts = FeatureClassifier(dataset, lambda texts: np.ones((len(texts), 4)))
     assert [guess.label for guess in texts.guess(test)] == [guess.label for guess in guesses], "nothing in the words"
     assert FeatureClassifier(dataset).guess([]) == []
+    lacking = [replace(test[0], audio=None), replace(test[0], video=None), replace(test[0], text="")]
+    assert [guess.sure > 0 for guess in FeatureClassifier(dataset).guess(lacking)] == [False, False, True]
+    assert texts.guess(lacking[2:])[0].sure == 0, "the words that all others had are missing"
 
 
 def test_few_samples_make_a_classifier_and_one_label_is_refused(tmp_path: Path) -> None:
