@@ -74,18 +74,17 @@ class AffectSample:
         changes: dict[str, Any] = {"text": ""} if "text" in modalities else {}
         if modalities and self.description:
             parts = self.description.split("; ")
-            changes["description"] = "; ".join(part for part in parts if not self._tells_of(part, modalities))
+            changes["description"] = "; ".join(part for part in parts if self._told_by(part) not in modalities)
         for name in ("audio", "video"):
             features = getattr(self, name)
             if name in modalities and features is not None:
                 changes[name] = np.zeros_like(features) if zeros else None
         return replace(self, **changes)
 
-    def _tells_of(self, part: str, modalities: Collection[Modality]) -> bool:
-        """Whether a part of the description tells what one of the modalities would."""
-        about: dict[str, bool] = {
-            "text": bool(self.text) and self.text in part,
-            "audio": part.startswith("voice "),
-            "video": part.startswith("face "),
-        }
-        return any(about[modality] for modality in modalities)
+    def _told_by(self, part: str) -> Modality | None:
+        """Which modality tells what a part of the description says."""
+        if part.startswith("voice "):
+            return "audio"
+        if part.startswith("face "):
+            return "video"
+        return "text" if self.text and self.text in part else None

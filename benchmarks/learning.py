@@ -62,7 +62,7 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
-    dataset = Dataset.load(config.data.dir, per_speaker=config.data.per_speaker)
+    dataset = Dataset.of(config.data)
     test = dataset.samples("test", config.data.max_test)
     scoring = scoring_for(config, test)
     played = {

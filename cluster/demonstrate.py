@@ -83,7 +83,7 @@ def demonstrate(
         FailureError: the model was lost.
     """
     check_free(out, replace=overwrite)
-    dataset = Dataset.load(config.data.dir, per_speaker=config.data.per_speaker)
+    dataset = Dataset.of(config.data)
     samples = dataset.samples("train", config.data.max_train)
     about = {**model.settings, "prompt": hashlib.sha256(f"{SYSTEM}{TOLD}".encode()).hexdigest()[:16]}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,4 @@
-"""What a job works on and where: data, evaluation, trackers, the cluster.
-
-One class per concern. A docstring stands under each field. What a field changes (`affect_rl.section.Affects`) stands
-beside it, where that differs from its section. Code receives the section it needs, never the whole tree.
-"""
+"""What a job works on and where: data, evaluation, trackers, the cluster."""
 
 from __future__ import annotations
 

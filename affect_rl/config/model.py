@@ -1,8 +1,4 @@
-"""The policy: language model, adapters, fusion modules.
-
-One class per concern. A docstring stands under each field. What a field changes (`affect_rl.section.Affects`) stands
-beside it, where that differs from its section. Code receives the section it needs, never the whole tree.
-"""
+"""The policy: language model, adapters, fusion modules."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What plays and what is asked: the evidence service, the rollout engines, a trained team in use.
-
-One class per concern. A docstring stands under each field. What a field changes (`affect_rl.section.Affects`) stands
-beside it, where that differs from its section. Code receives the section it needs, never the whole tree.
-"""
+"""What plays and what is asked: the evidence service, the rollout engines, a trained team in use."""
 
 from __future__ import annotations
 

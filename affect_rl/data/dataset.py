@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from affect_rl.config.job import DataConfig
 from affect_rl.data.extraction import Extraction
 from affect_rl.data.relative import SpeakerScale
 from affect_rl.data.validation import SPLITS, Key, leak, near, problems, profile
@@ -124,6 +125,11 @@ class Dataset:
             raise AffectError(f"{directory}/{found}")
         return cls(directory, manifest, per_speaker=per_speaker)
 
+    @classmethod
+    def of(cls, settings: DataConfig) -> Dataset:
+        """The dataset that a job is to work on; raises as `load` does."""
+        return cls.load(settings.dir, per_speaker=settings.per_speaker)
+
     @property
     def name(self) -> str:
         return self.manifest.name
@@ -166,8 +172,7 @@ class Dataset:
                 return []
             raise AffectError(f"{self.directory}: has no split {split!r}; it has {', '.join(self.counts)}")
         if split not in self._samples:
-            measured = self.measured(split)
-            self._samples[split] = self.scale.relate(measured) if self.per_speaker else measured
+            self._samples[split] = self.scale.relate(self.measured(split)) if self.per_speaker else self.measured(split)
         samples = self._samples[split]
         if not 0 < limit < len(samples):
             return samples

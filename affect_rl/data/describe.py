@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from affect_rl.data.dataset import Dataset, Manifest
-from affect_rl.data.relative import FEWEST
+from affect_rl.data.relative import known_speakers
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 
@@ -186,12 +186,8 @@ class _Usual:
         """Mean and deviation that each sample's ``values [n, d]`` are compared with, ``[n, d]`` each."""
         common = self._values if len(self._values) else values
         mean, deviation = (np.tile(x, (len(values), 1)) for x in (common.mean(axis=0), common.std(axis=0)))
-        rows: dict[str, list[int]] = defaultdict(list)
-        for row, sample in enumerate(samples):
-            rows[sample.speaker].append(row)
-        for speaker, own in rows.items():
-            if speaker and len(own) >= FEWEST:
-                mean[own], deviation[own] = values[own].mean(axis=0), values[own].std(axis=0)
+        for own in known_speakers(samples):
+            mean[own], deviation[own] = values[own].mean(axis=0), values[own].std(axis=0)
         return mean, deviation
 
 

@@ -9,11 +9,12 @@ would seem to be as usual.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+from sklearn.preprocessing import StandardScaler
 
 from affect_rl.sample import AffectSample
 
@@ -22,20 +23,12 @@ FEWEST = 8
 _MODALITIES: tuple[Literal["audio", "video"], ...] = ("audio", "video")
 
 
-class _Usual(NamedTuple):
-    """Mean and deviation ``[d]``."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    @classmethod
-    def of(cls, frames: Iterable[np.ndarray]) -> _Usual:
-        """Of arrays ``[T, d]``."""
-        together = np.concatenate(list(frames)).astype(np.float64)
-        return cls(together.mean(axis=0), np.maximum(together.std(axis=0), 1e-6))
-
-    def relate(self, frames: np.ndarray) -> np.ndarray:
-        return ((frames - self.mean) / self.deviation).astype(np.float32)
+def known_speakers(samples: Sequence[AffectSample]) -> Iterator[list[int]]:
+    """Places of the samples of each speaker of whom there are enough."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        places[sample.speaker].append(place)
+    return (own for speaker, own in places.items() if speaker and len(own) >= FEWEST)
 
 
 class SpeakerScale:
@@ -46,33 +39,33 @@ class SpeakerScale:
     """
 
     def __init__(self, train: Sequence[AffectSample]) -> None:
-        frames = {modality: _frames(train, modality) for modality in _MODALITIES}
-        self._common = {modality: _Usual.of(found) for modality, found in frames.items() if found}
+        there = {modality: [s for s in train if _has(s, modality)] for modality in _MODALITIES}
+        self._common = {modality: _usual(modality, found) for modality, found in there.items() if found}
 
     def relate(self, samples: Sequence[AffectSample]) -> list[AffectSample]:
         """The samples with relative features; those of one speaker are compared with each other, if there are enough.
 
         Text and labels stay; a modality that the train split lacks stays as it is, unless the speaker has enough.
         """
-        by_speaker: dict[str, list[AffectSample]] = defaultdict(list)
-        for sample in samples:
-            by_speaker[sample.speaker].append(sample)
-        usual = {speaker: self._usual(own if speaker else ()) for speaker, own in by_speaker.items()}
-        return [_related(sample, usual[sample.speaker]) for sample in samples]
+        related = list(samples)
+        for modality in _MODALITIES:
+            there = [place for place, sample in enumerate(samples) if _has(sample, modality)]
+            usual = dict.fromkeys(there, self._common.get(modality))
+            for known in known_speakers([samples[place] for place in there]):
+                own = [there[number] for number in known]
+                usual |= dict.fromkeys(own, _usual(modality, [samples[place] for place in own]))
+            for place, scaler in usual.items():
+                if scaler:
+                    frames = scaler.transform(getattr(samples[place], modality)).astype(np.float32)
+                    related[place] = replace(related[place], **{modality: frames})  # type: ignore[arg-type]
+        return related
 
-    def _usual(self, samples: Sequence[AffectSample]) -> dict[str, _Usual]:
-        own = {modality: _frames(samples, modality) for modality in _MODALITIES}
-        return self._common | {modality: _Usual.of(found) for modality, found in own.items() if len(found) >= FEWEST}
+
+def _has(sample: AffectSample, modality: str) -> bool:
+    frames = getattr(sample, modality)
+    return frames is not None and len(frames) > 0
 
 
-def _frames(samples: Sequence[AffectSample], modality: str) -> list[np.ndarray]:
-    return [frames for sample in samples if (frames := getattr(sample, modality)) is not None and len(frames)]
-
-
-def _related(sample: AffectSample, usual: dict[str, _Usual]) -> AffectSample:
-    changes: dict[str, Any] = {
-        modality: usual[modality].relate(frames)
-        for modality in _MODALITIES
-        if modality in usual and (frames := getattr(sample, modality)) is not None
-    }
-    return replace(sample, **changes)
+def _usual(modality: str, samples: Sequence[AffectSample]) -> StandardScaler:
+    """Mean and deviation over all frames of samples."""
+    return StandardScaler().fit(np.concatenate([getattr(sample, modality) for sample in samples]))

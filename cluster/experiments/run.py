@@ -63,7 +63,7 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     check_replaceable(out)
     base = spec.check(overrides)
     wheels_of(base.evaluate.wheels, base.evaluate.mapping)  # read first: nothing is begun with wrong ones
-    dataset = Dataset.load(base.data.dir, per_speaker=base.data.per_speaker)
+    dataset = Dataset.of(base.data)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
     scoring = scoring_for(base, samples)
     found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}

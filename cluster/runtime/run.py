@@ -79,7 +79,7 @@ def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
     if not joins_cluster(config):
         check_resources(config, stages, this_machine(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
-    dataset = Dataset.load(config.data.dir, per_speaker=config.data.per_speaker)
+    dataset = Dataset.of(config.data)
     if "sft" in stages:
         taught_demonstrations(config, dataset)
     with ray_session(config), closing(Services()) as services:

@@ -111,7 +111,7 @@ def _application(run: Run, policy: Path, token: str) -> Any:
         config,
         run.dataset.manifest,
         engine.bind(config, policy, run.retrieval),
-        encoder.bind(config.data.dir, config.data.per_speaker),
+        encoder.bind(config.data),
         token,
     )
 

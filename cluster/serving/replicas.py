@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from affect_rl.config.job import DataConfig
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.extraction import Extraction
@@ -99,16 +100,15 @@ class EncoderReplica:
     """The encoders of a team's dataset, and what it makes of what they measure.
 
     Args:
-        dataset_dir: directory of the dataset.
-        per_speaker: ``data.per_speaker`` of the team.
+        data: the dataset that the team was trained on.
         device: ``cpu`` or ``cuda``.
 
     Raises:
         AffectError: an encoder is not what it was when the dataset's features were made.
     """
 
-    def __init__(self, dataset_dir: str, per_speaker: bool, device: str = "cpu") -> None:
-        dataset = Dataset.load(dataset_dir, per_speaker=per_speaker)
+    def __init__(self, data: DataConfig, device: str = "cpu") -> None:
+        dataset = Dataset.of(data)
         self._extraction = dataset.manifest.extraction or Extraction(None, None)
         check_encoders(self._extraction)
         self._encoder = MediaEncoder(self._extraction, device)

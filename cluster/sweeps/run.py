@@ -47,7 +47,7 @@ def run_sweep(spec: SweepSpec, out: Path, more: tuple[str, ...], command: str) -
     runs, tune_dir = out.resolve() / "runs", out.resolve() / "tune"
     config = config.model_copy(update={"runs_dir": str(runs), "name": spec.name, "cluster": _room(config, spec)})
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
-    dataset = Dataset.load(config.data.dir, per_speaker=config.data.per_speaker)
+    dataset = Dataset.of(config.data)
     if not joins_cluster(config):
         check_room(spec, config, this_machine(config))
     random.seed(spec.seed)  # PBT perturbs settings with the one

@@ -53,7 +53,7 @@ def run_trial(settings: dict[str, Any], *, spec: SweepSpec, more: tuple[str, ...
         adopt(runs / origin, directory)
     if directory.policy.exists():  # Tune missed its last words
         return
-    dataset = Dataset.load(config.data.dir, per_speaker=config.data.per_speaker)
+    dataset = Dataset.of(config.data)
     with closing(Services()) as services:
         start = config.initial_policy if config.policy else warm_started(config, dataset, services)
         config = config.model_copy(update={"policy": str(start)})
