@@ -20,6 +20,7 @@ from affect_rl.policy.model import AffectPolicy
 from affect_rl.sample import AffectSample
 from benchmarks.workload import tiny_policy
 from cluster.runtime.pool import RolloutError, RolloutPool
+from rollout_workers.vllm.engine import RolloutEngine
 from rollout_workers.worker import EpisodeSpec
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -53,6 +54,11 @@ def test_a_setting_that_no_engine_can_run_is_one_message(config: Config, policy_
     with pytest.raises(AffectError) as error:
         RolloutPool(config.model_copy(update={"rollout": rollout}), policy_dir, None)
     assert str(error.value) == "rollout.block_size=16 is not a multiple of 32, as vLLM on CPU needs it"
+
+
+def ranks_of(engine: RolloutEngine) -> list[int]:
+    """Process ids, as the ranks say them: titles and parents are not the same everywhere."""
+    return engine._engine.collective_rpc(lambda _: os.getpid())
 
 
 def process_of(pool: RolloutPool, actor: int) -> int:
@@ -130,8 +136,8 @@ def test_the_ranks_of_an_engine_end_with_their_actor(config: Config, policy_dir:
     rollout = config.rollout.model_copy(update={"tensor_parallel": 2})
     with closing(RolloutPool(config.model_copy(update={"rollout": rollout}), policy_dir, None)) as pool:
         pool.sync(AffectPolicy.load(policy_dir).publish(1, tmp_path), verify=True)
-        actor = psutil.Process(ray.get(pool._actors[0].apply.remote(lambda _: os.getpid()), timeout=60))
-        ranks = [child for child in actor.children(recursive=True) if "VLLM" in child.name()]
+        pids = ray.get(pool._actors[0].apply.remote(lambda worker: ranks_of(worker.engine)), timeout=60)
+        ranks = [psutil.Process(pid) for pid in pids]
         assert len(ranks) == 2
     _, alive = psutil.wait_procs(ranks, timeout=240)  # closing kills the actor, which then cannot end them itself
     assert not alive
