@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from affect_rl.algorithms.batching import collate, rows_of, turns_to_sequences
+from affect_rl.memory import map_large_blocks
 from benchmarks.workload import random_episodes, tiny_policy
-from learners.engine import give_memory_back
 
 WAYS = {
     "whole": {"chunks": False, "recompute": False},
@@ -44,7 +44,7 @@ def peak_gb() -> float:
 def pass_gb(*, chunks: bool, recompute: bool, vocabulary: int, sequences: int, layers: int) -> float:
     """GB that one pass adds to the process."""
     torch.set_num_threads(1)
-    give_memory_back()
+    map_large_blocks()
     policy = tiny_policy(layers=layers, dim=64)
     turns = turns_to_sequences(
         e.turns for e in random_episodes(policy, -(-sequences // 3), prompt=(200, 260), answer=(30, 50))

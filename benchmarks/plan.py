@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
+from affect_rl import memory
 from affect_rl.config.load import Config
 from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.tokens import tiny_config
 from benchmarks.workload import AGENTS, AUDIO_DIM, VIDEO_DIM, random_episodes, tiny_policy
 from cluster.plan import GIB, Memory, rank_memory
 from cluster.sizes import policy_sizes
-from learners import engine
 from learners.learner import LearnerWorker
 from learners.meeting import Seat, seats
 from learners.shares import deal
@@ -93,8 +93,8 @@ def peak_of(config: Config, directory: Path, seat: Seat, step: Any, share: Any) 
     """Bytes that this process has held at its peak, after it was a rank that loads the policy and makes updates."""
     os.dup2(2, 1)  # DeepSpeed prints
     # Models that fill a card have no small tensors; here, they would leave holes in the heap.
-    engine.LARGE_BLOCK = 2**18
-    engine.give_memory_back()
+    memory.LARGE_BLOCK = 2**18
+    memory.map_large_blocks()
     worker = LearnerWorker(config, directory, seat.rank, 0)
     worker.start(seat)
     for _ in range(2):  # the first one makes the moments

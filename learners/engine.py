@@ -6,7 +6,6 @@ accelerator when it is imported, so that import waits until the process has join
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect_rl.errors import AffectError
+from affect_rl.memory import map_large_blocks
 from affect_rl.policy.batches import PolicyOutput, TokenBatch
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.publication import VALUE_HEAD, Named
@@ -30,7 +30,6 @@ from learners.pieces import Master, Piece, cut, load_pieces, save_pieces, whole
 from learners.value_head import HeadTrainer, trains_apart, value_head_apart
 
 WEIGHTS = "weights.safetensors"
-LARGE_BLOCK = 2**22
 
 
 def choose_device(gpu: bool, threads: int, neighbours: int) -> torch.device:
@@ -48,17 +47,6 @@ def choose_device(gpu: bool, threads: int, neighbours: int) -> torch.device:
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     return device
-
-
-def give_memory_back() -> None:
-    """From now on a large tensor in main memory gets pages of its own, which the system has back when it is freed.
-
-    From its heap glibc would hand out aligned blocks and not reuse the holes that they leave: a pass of a model of
-    30 blocks then holds several times what lives at any moment, and more after each step. The price is fresh pages
-    for each tensor.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
-        mallopt(-3, LARGE_BLOCK)  # M_MMAP_THRESHOLD
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
@@ -126,7 +114,7 @@ class Engine:
         self._stage = max(zero_stage, 1) if dtype == torch.bfloat16 else zero_stage
         if checkpoint_activations:
             policy.checkpoint_activations()
-            give_memory_back()
+            map_large_blocks()
         self._norm = torch.zeros(())
         trained = [p for p in policy.parameters() if p.requires_grad]
         groups: dict[str, list[torch.nn.Parameter]] = {}
@@ -148,6 +136,9 @@ class Engine:
             # DeepSpeed clips unsharded gradients itself but keeps their norm for itself as well.
             def clip(*_: Any) -> None:
                 self._norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                if not self._norm.isfinite():
+                    for parameter in trained:  # which AdamW then leaves as they are, as DeepSpeed does at other stages
+                        parameter.grad = None
 
             self._optimizer.register_step_pre_hook(clip)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)

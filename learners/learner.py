@@ -19,6 +19,7 @@ from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.files import room_on_disk
+from affect_rl.memory import release_memory
 from affect_rl.network import open_store
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.directory import MANIFEST
@@ -114,6 +115,7 @@ class LearnerWorker:
         metrics = self._updater.update(step, share)
         self._spans.add("prepare", begun, metrics["learner/prepare_s"])
         self._spans.add("optimise", begun + metrics["learner/prepare_s"], metrics["learner/optimise_s"])
+        release_memory()  # the engines, whose turn it is, may be on this machine
         return metrics
 
     def advantages(self) -> dict[tuple[int, str, int], list[float]]:

@@ -17,6 +17,7 @@ from affect_rl.algorithms.batching import turns_to_sequences
 from affect_rl.config.learning import SftConfig
 from affect_rl.config.load import Config
 from affect_rl.files import replace_directory
+from affect_rl.memory import release_memory
 from affect_rl.network import open_store
 from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.model import AffectPolicy
@@ -51,6 +52,7 @@ def work(given: dict[str, Any]) -> None:
     ):
         if first:
             given["steps"].put(metrics)
+        release_memory()  # else the holes between what lives become more with each step
         step = int(metrics["step"])
         if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < settings.steps:
             _write_checkpoint(engine, checkpoint, given["state"] | {"step": step})

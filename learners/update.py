@@ -26,6 +26,7 @@ from affect_rl.algorithms.critic import Critic
 from affect_rl.algorithms.losses import balance_loss, token_weights
 from affect_rl.algorithms.step import Step
 from affect_rl.config.load import Config
+from affect_rl.errors import AffectError
 from affect_rl.policy.reference import Reference
 from affect_rl.team.knowledge import columns
 from learners.engine import Engine
@@ -156,6 +157,11 @@ class Updater:
                 seen[3, batch.places] += batch.weight * _read(models.critic_model, batch)
         dist.all_reduce(seen)
         dist.all_reduce(load)
+        if not seen.isfinite().all():  # one such number would stay in the critic's averages for ever
+            raise AffectError(
+                "learner: a log-prob or value of this step is not a finite number, so the policy has diverged; begin a "
+                "run of another `name` with a lower learner.lr, or with model.dtype=float32"
+            )
         old, reference, entropies, head = seen
         values = models.critic.values(step, head) if models.critic else None
         step = replace(step, old=old, reference=reference, values=values)

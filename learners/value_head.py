@@ -62,7 +62,9 @@ class HeadTrainer:
             parameter.grad /= dist.get_world_size()  # losses come multiplied by it, see `Engine.backward`
         own = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = math.hypot(others, float(own))
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, torch.tensor(norm, device=own.device))
-        self.optimizer.step()
+        if math.isfinite(norm):  # DeepSpeed skips the others' step, too
+            total = torch.tensor(norm, device=own.device)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, total)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return norm

@@ -22,6 +22,7 @@ import ray
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
+from affect_rl.memory import release_memory
 from affect_rl.network import interface_of
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.publication import Announcement
@@ -174,6 +175,7 @@ class RolloutWorker:
             finally:
                 for episode in episodes:
                     episode.cancel()
+                release_memory()  # a learner, whose turn it is, may be on this machine
 
     async def _freeze(self, policy: Path) -> None:
         """Let agents that are not trained play with `policy`; an engine for them is started when first needed."""

@@ -8,6 +8,7 @@ neither Ray nor vLLM.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -255,6 +256,24 @@ def test_deepspeed_refuses_overlap_at_low_stages(device: torch.device, stage: in
     config["zero_optimization"]["overlap_comm"] = True
     with pytest.raises(AssertionError, match="supports ZeRO overlap_comm only with ZeRO stage 2"):
         initialised(config, device)
+
+
+@STAGES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_no_number_changes_nothing(
+    device: torch.device, batches: list[MicroBatch], stage: int, dtype: torch.dtype
+) -> None:
+    engine = make(device, stage, dtype)
+    before = weights(engine)
+    output = engine(batches[0].tokens, values=True)
+    engine.backward(torch.nan * (output.values.sum() + output.logprobs.sum()))
+    assert not math.isfinite(engine.step(1e-3))
+    for name, tensor in weights(engine).items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+    assert math.isfinite(train(engine, batches, 1)[0])
+    after = weights(engine)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert any((tensor != before[name]).any() for name, tensor in after.items())
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
