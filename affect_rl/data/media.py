@@ -25,11 +25,19 @@ from av.video import VideoFrame, VideoStream
 from affect_rl.errors import AffectError
 
 MAX_SECONDS = 300.0
-"""Longest sound that is read; an utterance is seconds long, and an encoder attends over all of it at once."""
+"""Longest clip that is read; an utterance is seconds long, and an encoder attends over all of it at once."""
 
 MAX_PIXELS = 7680 * 4320
 """Largest picture that is decoded; a small file may announce one that fills the memory."""
 
+MAX_PICTURES = 120 * int(MAX_SECONDS)
+"""Most pictures of a video that is read: to see the last ones, all since their keyframe are decoded."""
+
+_CONTAINERS = (
+    "3g2,3gp,aac,aiff,amr,asf,avi,caf,flac,flv,m4a,matroska,mj2,mov,mp3,mp4,mpeg,mpegts,mpegvideo,ogg,w64,wav,webm"
+)
+"""FFmpeg's names of the containers that are read. It goes by content, not by a file's name, and other kinds, such as
+playlists, open further files."""
 _LOST_SHARE, _LOST_SECONDS = 0.1, 0.25
 """A file is bad if more than both of its duration is missing or cannot be decoded; codecs add and drop a little."""
 _HEADERLESS = ("mp3", "aac", "mpegts", "mpeg")
@@ -138,11 +146,17 @@ def read_frames(path: Path, count: int) -> np.ndarray:
         ``[count, H, W, 3]`` uint8, RGB, turned upright as the file asks for (NumPy files: as they are).
 
     Raises:
-        MediaError: there are no pictures, or the file is missing, truncated or damaged.
+        MediaError: there are no pictures, they last longer than `MAX_SECONDS` or are more than `MAX_PICTURES`, or the
+            file is missing, truncated or damaged.
     """
     if path.suffix == ".npy":
         return _read_pictures(path, count)
     times = _timestamps(path, VideoStream)
+    if times.seconds > MAX_SECONDS or len(times.shown) > MAX_PICTURES:
+        raise MediaError(
+            f"{path}: video: lasts {times.seconds:.0f} s and has {len(times.shown):,} pictures, more than "
+            f"{MAX_SECONDS:g} s or {MAX_PICTURES:,}; cut it into utterances"
+        )
     wanted = times.evenly(count)
     pictures: dict[int, np.ndarray] = {}
     with _open(path, VideoStream) as (container, stream):
@@ -223,7 +237,8 @@ def _open(path: Path, kind: type[_Kind]) -> Iterator[tuple[InputContainer, _Kind
     """The container and its best stream of a kind, as FFmpeg judges; what it raises becomes `MediaError`."""
     name = _NAMES[kind]
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        allowed = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        with av.open(str(path), metadata_errors="replace", container_options=allowed) as container:
             stream = container.streams.best(name)
             if not isinstance(stream, kind) or Disposition.attached_pic in stream.disposition:  # a cover is no video
                 there = ", ".join(sorted({stream.type for stream in container.streams} - {name})) or "nothing"

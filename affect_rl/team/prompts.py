@@ -45,6 +45,8 @@ NOTED = "Noted:"
 
 # Stands for the conversation while a chat template is rendered around it.
 _CONTENT = "<<content>>"
+_REMEMBERED = 256
+"""Characters of the longest text whose tokens are kept."""
 
 
 class Prompts:
@@ -79,7 +81,7 @@ class Prompts:
         self._frames = {
             language: tuple(self._encode(part, special=True) for part in frame) for language, frame in frames.items()
         }
-        self._encode_cached = lru_cache(maxsize=65536)(self._encode)
+        self._encode_known = lru_cache(maxsize=65536)(self._encode)
 
     @classmethod
     def for_policy(cls, policy_dir: Path, episode: EpisodeSettings, *, context: int) -> Self:
@@ -194,6 +196,10 @@ class Prompts:
             if lines:
                 tokens.extend((*header, *lines))
         return tuple(tokens)
+
+    def _encode_cached(self, text: str) -> tuple[int, ...]:
+        """Long texts are somebody's own and seldom come again; they would fill the memory of a server."""
+        return self._encode_known(text) if len(text) <= _REMEMBERED else self._encode(text)
 
     def _encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of `text`. Only the chat template may contain special tokens: in data they are plain characters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,21 +57,28 @@ def predict(
 
     if out:
         check_out(out)
-        done = write_predictions(run(config, policy, inputs, samples, both), out)
+    predictions = run(config, policy, inputs, samples, both)
+    if out:
+        _summarise(write_predictions(predictions, out), f"{out}: ")
     else:
-        done = []
-        for prediction in run(config, policy, inputs, samples, both):
-            typer.echo(as_json(prediction))
-            done.append(prediction)
-    _summarise(done, out)
+        _summarise(_printed(predictions, as_json))
 
 
-def _summarise(predictions: list[Prediction], out: Path | None) -> None:
+def _printed(predictions: Iterable[Prediction], as_json: Callable[[Prediction], str]) -> Iterator[Prediction]:
+    for prediction in predictions:
+        typer.echo(as_json(prediction))
+        yield prediction
+
+
+def _summarise(predictions: Iterable[Prediction], where: str = "") -> None:
     """Say on standard error how many inputs there is an answer to, and what is wrong with the others."""
-    failed = [prediction for prediction in predictions if prediction.problem]
-    where = f"{out}: " if out else ""
-    typer.echo(f"{where}{len(predictions) - len(failed):,} of {len(predictions):,} inputs answered", err=True)
-    for prediction in failed[:_LISTED]:
-        typer.echo(f"  {prediction.id}: {prediction.problem}", err=True)
+    count, failed = 0, list[str]()
+    for prediction in predictions:
+        count += 1
+        if prediction.problem:
+            failed.append(f"  {prediction.id}: {prediction.problem}")
+    typer.echo(f"{where}{count - len(failed):,} of {count:,} inputs answered", err=True)
+    for line in failed[:_LISTED]:
+        typer.echo(line, err=True)
     if len(failed) > _LISTED:
         typer.echo(f"  and {len(failed) - _LISTED:,} more", err=True)

@@ -27,6 +27,7 @@ from affect_rl.data.unlabelled import MAX_CHARACTERS, SOUNDS, VIDEOS
 from cluster.serving.door import SizeLimit, Token
 from cluster.serving.prediction import Prediction
 from cluster.web.ask.site import add_ask_page
+from cluster.web.site import guard_local
 
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
@@ -143,6 +144,8 @@ def build_api(service: Service) -> FastAPI:
     api.openapi_version = "3.0.2"  # which the page of `_add_documentation` can show
     api.add_middleware(SizeLimit, max_bytes=int(service.settings.max_upload_mib * 2**20))
     api.add_middleware(Token, token=service.token)  # the last one added is asked first
+    if not service.token:  # which a foreign web site could not know; without one it may give itself a local name
+        guard_local(api, service.settings.host)
     add_ask_page(api)
     _add_documentation(api)
 

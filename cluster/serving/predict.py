@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +30,8 @@ from cluster.serving.prediction import Prediction, episodes_for
 
 _INPUTS_PER_CALL = 64
 """Inputs that are with one engine at a time."""
+_ROWS = 1024
+"""Predictions that are written to a Parquet file at a time."""
 _TEXTS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
@@ -130,16 +134,36 @@ def check_out(out: Path) -> None:
         raise AffectError(f"{out}: exists; choose another file, or remove it")
 
 
-def write_predictions(predictions: Iterable[Prediction], out: Path) -> list[Prediction]:
-    """Write a table of predictions, whole or not at all; returns them."""
-    done = list(predictions)
+def write_predictions(predictions: Iterable[Prediction], out: Path) -> Iterator[Prediction]:
+    """Write a table of predictions as they come, whole or not at all; gives them on."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as fresh:
-        if out.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist([p.row() for p in done], schema=SCHEMA), fresh)
-        else:
-            fresh.write_text("".join(f"{as_json(p)}\n" for p in done), "utf8")
-    return done
+    write_to = _parquet if out.suffix == ".parquet" else _lines
+    with whole_file(out) as fresh, write_to(fresh) as write:
+        for prediction in predictions:
+            write(prediction)
+            yield prediction
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[Callable[[Prediction], None]]:
+    with file.open("w", encoding="utf8") as lines:
+        yield lambda prediction: print(as_json(prediction), file=lines)
+
+
+@contextmanager
+def _parquet(file: Path) -> Iterator[Callable[[Prediction], None]]:
+    rows: list[dict[str, Any]] = []
+
+    def write(prediction: Prediction | None = None) -> None:
+        if prediction:
+            rows.append(prediction.row())
+        if rows and (prediction is None or len(rows) == _ROWS):
+            table.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            rows.clear()
+
+    with pq.ParquetWriter(file, SCHEMA) as table:
+        yield write
+        write()
 
 
 def as_json(prediction: Prediction) -> str:

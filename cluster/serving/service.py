@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 """How often something is asked of replicas that die."""
+_ATTEMPTS_CLIP = 2
+"""How often a clip is decoded by replicas that die: it may be what they die of."""
 _PAUSE_S = 3.0
 """Before it is asked again, times the attempt: Serve needs some seconds to see that an engine is dead."""
 _AT_ONCE = 16
@@ -62,19 +64,24 @@ class TeamService:
         self._asking, self._known, self._known_at = asyncio.Lock(), "", -math.inf
 
     async def policy(self) -> str:
-        """Of at most `_FRESH_S` ago: whoever asks for the service's health must not wait behind its work."""
-        async with self._asking:
+        """Of at most `_FRESH_S` ago: as an engine answered a request, or is asked if none did. So whoever asks for the
+        service's health does not wait behind its work."""
+        async with self._deadline(), self._asking:
             if time.monotonic() > self._known_at + _FRESH_S:
-                async with self._deadline():
-                    _, self._known = await self._persist(lambda: self._engines.play.remote([]))
-                self._known_at = time.monotonic()
+                await self._play([])
         return self._known
+
+    async def _play(self, specs: list[EpisodeSpec]) -> tuple[list[Trajectory], str]:
+        """Episodes, and the policy of the engine that played them."""
+        played, self._known = await self._persist(lambda: self._engines.play.remote(specs))
+        self._known_at = time.monotonic()
+        return played, self._known
 
     async def answer(self, utterance: Utterance, clip: Clip | None = None) -> Answer:
         async with self._deadline():
             sample = await self._sample(utterance, clip)
             specs = self._specs(utterance, sample)
-            (greedy, *sampled), policy = await self._persist(lambda: self._engines.play.remote(specs))
+            (greedy, *sampled), policy = await self._play(specs)
         return _answer(sample, greedy, sampled, policy)
 
     async def answer_all(self, utterances: list[Utterance]) -> list[Answer]:
@@ -104,7 +111,7 @@ class TeamService:
         """What happens until `ends`. The sampled episodes are played beside the one that is shown."""
         there = {"text": sample.text, "description": sample.description, "modalities": sample.modalities}
         yield {"event": "input", **there}
-        votes = asyncio.ensure_future(self._persist(lambda: self._engines.play.remote(specs[1:])))
+        votes = asyncio.ensure_future(self._play(specs[1:]))
         try:
             async for event in self._watched(specs[0], ends):
                 if isinstance(event, dict):
@@ -147,7 +154,7 @@ class TeamService:
         sample = new_sample(self._manifest, utterance.name, utterance.text, **more)
         if clip:
             given = (sample, clip.name, clip.content, utterance.without)
-            sample = await self._persist(lambda: self._encoders.perceive.remote(*given))
+            sample = await self._persist(lambda: self._encoders.perceive.remote(*given), _ATTEMPTS_CLIP)
         seen = sample.without([part for part in utterance.without if part != "retrieval"])
         if not seen.modalities:
             raise HTTPException(422, "there are neither words nor features to go by; send text, or ask without less")
@@ -172,21 +179,21 @@ class TeamService:
         seconds = self.settings.deadline_s
         return HTTPException(504, f"no answer within serve.deadline_s={seconds:g} s; try again, or ask for less")
 
-    async def _persist(self, call: Callable[[], DeploymentResponse[Any]]) -> Any:
+    async def _persist(self, call: Callable[[], DeploymentResponse[Any]], attempts: int = _ATTEMPTS) -> Any:
         """The result of a call, asked again if the replica that had it is lost: nothing is learned from an episode, so
         it does no harm to play it twice."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             response = call()
             try:
                 return await response
             except _LOSSES as error:
-                await self._after(error, attempt)
+                await self._after(error, attempt, attempts)
             except asyncio.CancelledError:
                 response.cancel()  # Serve ends what nobody waits for only if it is told
                 raise
         raise AssertionError
 
-    async def _after(self, error: Exception, attempt: int) -> None:
+    async def _after(self, error: Exception, attempt: int, attempts: int = _ATTEMPTS) -> None:
         """Raise what the request ends with; or wait a little, if it is to be asked again."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, AffectError):
@@ -197,7 +204,7 @@ class TeamService:
         if isinstance(cause, RetrievalError):
             detail = f"the evidence service does not answer; try again, or ask without retrieval ({cause})"
             raise HTTPException(503, detail, {"Retry-After": "5"}) from error
-        if attempt == _ATTEMPTS:
+        if attempt == attempts:
             logger.error("a request failed: %s", error)
             raise HTTPException(503, "no engine could answer; try again", {"Retry-After": "5"}) from error
         logger.warning("a replica is lost, its request is asked again: %s", error)

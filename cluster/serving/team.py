@@ -25,11 +25,18 @@ def find_team(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Path]:
         policy = RunDirectory(path).policy
         if not policy.is_dir():
             raise AffectError(f"{policy}: is missing, so the run has not been trained to its end; give a policy in it")
-        return load_config(path / _CONFIG, overrides), policy
+        return _config_of(path, overrides), policy
     if not path.is_dir():
         raise AffectError(f"{path}: is missing; give a run's directory, or a policy in it")
     check_manifest(path, content=False)
     for folder in path.resolve().parents[:_ABOVE]:
         if (folder / _CONFIG).is_file():
-            return load_config(folder / _CONFIG, overrides), path
+            return _config_of(folder, overrides), path
     raise AffectError(f"{path}: no {_CONFIG} above it says what it was trained with; keep the policy in its run")
+
+
+def _config_of(run: Path, overrides: Sequence[str]) -> Config:
+    """The run's configuration; its files are where it is now, for it may be a copy or have moved."""
+    there = run.resolve()
+    config = load_config(run / _CONFIG, overrides)
+    return config.model_copy(update={"runs_dir": str(there.parent), "name": there.name})

@@ -38,6 +38,12 @@ PALETTE = Path(str(files("affect_rl.experiments.report"))) / "palette.css"
 """The colours that pages share with the report of an experiment."""
 
 
+def guard_local(site: FastAPI, host: str) -> None:
+    """On a loopback address answer to local names alone: a foreign web site may give itself a name that leads here."""
+    if is_loopback(host):
+        site.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
+
+
 def make_site(page: Path, host: str) -> FastAPI:
     """An application that serves a page and nothing else; the caller adds what the page asks for.
 
@@ -47,8 +53,7 @@ def make_site(page: Path, host: str) -> FastAPI:
             site cannot reach it under a name of its own.
     """
     site = FastAPI(openapi_url=None)  # whose documentation would load scripts from elsewhere
-    if is_loopback(host):
-        site.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
+    guard_local(site, host)
     add_page(site, page)
 
     @site.exception_handler(AffectError)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affect_rl.data.media import MAX_SECONDS, MediaError, read_audio, read_frames
+from affect_rl.data.media import MAX_PICTURES, MAX_SECONDS, MediaError, read_audio, read_frames
 
 RATE = 16_000
 SIZE = (48, 64)  # height, width
@@ -38,6 +38,23 @@ def write_video(
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_packets(path: Path, times: Sequence[int]) -> Path:
+    """One picture's packet again and again: what it costs to read a file does not matter here, its length does."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = SIZE
+        frame = av.VideoFrame.from_ndarray(grey(100), format="rgb24")
+        (packet, *_) = [*stream.encode(frame), *stream.encode(None)]
+        data = bytes(packet)
+        for time in times:
+            again = av.Packet(data)
+            again.stream, again.time_base = stream, Fraction(1, 1000)
+            again.pts = again.dts = time
+            again.is_keyframe = True
+            container.mux(again)
     return path
 
 
@@ -162,6 +179,16 @@ def test_a_sound_that_lies_about_its_length_is_not_unpacked(tmp_path: Path) -> N
         read_audio(tmp_path / "a.mkv", RATE)
 
 
+@pytest.mark.parametrize("head", ["ffconcat version 1.0\nfile clip.mp4\n", "#EXTM3U\n#EXTINF:1,\nclip.mp4\n"])
+def test_a_playlist_that_calls_itself_a_clip_is_not_followed(tmp_path: Path, head: str) -> None:
+    """FFmpeg goes by content: a list that names itself would be opened in itself until the process dies."""
+    path = tmp_path / "clip.mp4"
+    path.write_text(head)
+    for read in (lambda: read_audio(path, RATE), lambda: read_frames(path, 4)):
+        with pytest.raises(MediaError, match="cannot be decoded"):
+            read()
+
+
 # Pictures
 
 
@@ -194,6 +221,13 @@ def test_far_apart_pictures_are_the_right_ones(tmp_path: Path, name: str, gop: i
     levels = [10 + 2 * (i % 100) for i in range(300)]
     path = write_video(tmp_path / name, levels, [40 * i for i in range(300)], gop=gop, codec="libx264")
     assert np.abs(np.array(levels_of(read_frames(path, 12))) - levels[::25]).max() <= 3
+
+
+@pytest.mark.parametrize("last, count", [(1000 * round(MAX_SECONDS), 2), (4000, MAX_PICTURES + 1)])
+def test_a_video_that_would_take_minutes_to_decode_is_refused(tmp_path: Path, last: int, count: int) -> None:
+    times = np.linspace(0, last, count).round().astype(int).tolist()
+    with pytest.raises(MediaError, match=r"a\.mkv: video: lasts .* s and has .* pictures, more than 300 s or 36,000"):
+        read_frames(write_packets(tmp_path / "a.mkv", times), 4)
 
 
 @pytest.mark.parametrize("degrees, corner", [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])

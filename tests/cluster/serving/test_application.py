@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -44,3 +45,13 @@ def test_a_team_is_found_by_its_run_or_its_policy(tmp_path: Path) -> None:
     (run / "policies" / "step-00010" / "manifest.json").write_text('{"sha256": {}}')
     config, policy = find_team(run / "policies" / "step-00010", ["serve.port=1"])
     assert (config.name, config.serve.port, policy) == ("a", 1, run / "policies" / "step-00010")
+    assert config.run_dir == run
+
+
+def test_a_copy_of_a_run_is_not_the_run_that_it_was_copied_from(tmp_path: Path) -> None:
+    run, copy = tmp_path / "runs" / "a", tmp_path / "deployed" / "b"
+    (run / "policy").mkdir(parents=True)
+    (run / "config.yaml").write_text(f"name: a\nruns_dir: {tmp_path / 'runs'}\n")
+    shutil.copytree(run, copy)
+    config, policy = find_team(copy)
+    assert (config.run_dir, policy) == (copy, copy / "policy")

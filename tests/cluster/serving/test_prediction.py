@@ -37,7 +37,8 @@ def test_a_table_holds_every_input(tmp_path: Path, suffix: str) -> None:
     item = {"group": "supportive", "id": "x", "text": "a: joy", "labels": ("joy",), "score": 0.5}
     good = Prediction("a", ("joy",), 0.5, {"joy": 0.5}, "why", "words", queries={"supportive": "q"}, evidence=(item,))
     out = tmp_path / "new" / f"out{suffix}"
-    write_predictions([good, Prediction("b", problem="is broken")], out)
+    both = [good, Prediction("b", problem="is broken")]
+    assert list(write_predictions(both, out)) == both
     if suffix == ".parquet":
         first, second = pq.read_table(out).to_pylist()
         assert first["votes"] == [{"label": "joy", "share": 0.5}] and first["evidence"][0]["labels"] == ["joy"]
@@ -54,11 +55,12 @@ def test_where_predictions_go_is_checked_first(tmp_path: Path) -> None:
         check_out(tmp_path / "out.jsonl")
 
 
-def test_an_end_in_between_leaves_no_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_an_end_in_between_leaves_no_table(tmp_path: Path, suffix: str) -> None:
     def broken() -> object:
         yield Prediction("a")
         raise RuntimeError("the cluster is gone")
 
     with pytest.raises(RuntimeError):
-        write_predictions(broken(), tmp_path / "out.jsonl")  # type: ignore[arg-type]
+        list(write_predictions(broken(), tmp_path / f"out{suffix}"))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

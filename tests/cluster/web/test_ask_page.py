@@ -132,6 +132,13 @@ def test_the_page_may_play_what_was_recorded_and_the_description_of_the_api_has_
     assert refused.status_code == 401 and refused.headers["content-security-policy"] == strict
 
 
+def test_without_a_token_only_local_names_lead_to_a_team_on_this_machine() -> None:
+    """A foreign web site may give its own name this machine's address, and would then be asked for no token."""
+    for name, status in (("rebound.example", 400), ("127.0.0.1", 200)):
+        stranger = TestClient(build_api(WrittenTeam(token="")), base_url=f"http://{name}")
+        assert stranger.post("/v1/predict", json={"text": "a"}).status_code == status
+
+
 def test_paths_and_methods_of_the_api_stay_what_they_were(client: TestClient) -> None:
     client.headers["Authorization"] = f"Bearer {TOKEN}"
     assert client.get("/v1/predict").status_code == 405 and client.get("/v1/nothing").status_code == 404
