@@ -148,15 +148,14 @@ class RetrievalFrontend:
         return await self._search_batch(_Query(index, query, k))
 
     async def _search_many(self, queries: list[_Query]) -> list[Found]:
-        """One call per shard and index. Each asks for the largest k: a shorter list is the beginning of a longer."""
-        members: dict[IndexName, list[int]] = defaultdict(list)
+        """One call per shard, index and k: the few queries that search again for more must not widen all others."""
+        members: dict[tuple[IndexName, int], list[int]] = defaultdict(list)
         for i, query in enumerate(queries):
-            members[query.index_name].append(i)
+            members[query.index_name, query.k].append(i)
         found: dict[int, Found] = {}
-        for index, places in members.items():
-            vectors = np.stack([queries[i].vector for i in places])
-            hits, degraded = await self._shards.search(index, vectors, max(queries[i].k for i in places))
-            found.update({i: Found.of(hits, place, queries[i].k, degraded) for place, i in enumerate(places)})
+        for (index, k), places in members.items():
+            hits, degraded = await self._shards.search(index, np.stack([queries[i].vector for i in places]), k)
+            found.update({i: Found.of(hits, place, k, degraded) for place, i in enumerate(places)})
         return [found[i] for i in range(len(queries))]
 
 

@@ -29,7 +29,7 @@ class DataConfig(Section, affects=(POLICY, SFT, TRAINING, EVALUATION, SCORES)):
 
     dir: str = "data/synth"
     """Dataset directory written by ``affect-rl data``."""
-    per_speaker: Annotated[bool, Affects(POLICY, SFT, TRAINING, EVALUATION)] = False
+    per_speaker: bool = False
     """Take features relative to what is usual for their speaker: deviations from the mean over that speaker's frames
     (`affect_rl.data.relative`). Needs no labels, but recordings of the speaker, at least eight; else the train split
     says what is usual."""

@@ -180,8 +180,12 @@ class Dataset:
 
     @cached_property
     def scale(self) -> SpeakerScale:
-        """Takes features relative to their speaker, as `samples` does with `per_speaker`."""
-        return SpeakerScale(self.measured("train") if "train" in self.manifest.splits else ())
+        """Takes features relative to their speaker, as `samples` does with `per_speaker`.
+
+        The train split says what is usual; that of evidence, in a dataset that is nothing else.
+        """
+        there: list[Split] = [split for split in ("train", "library") if split in self.manifest.splits]
+        return SpeakerScale(self.measured(there[0]) if there else ())
 
     def measured(self, split: Split) -> list[AffectSample]:
         """The samples of a split with their features as they were stored.

@@ -20,6 +20,7 @@ from affect_rl.config.job import EvaluateConfig
 from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import MANIFEST as DATASET
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256
 from affect_rl.policy.directory import MANIFEST as POLICY_FILES
 from affect_rl.sample import LabelKind
 from affect_rl.section import (
@@ -35,6 +36,7 @@ from affect_rl.section import (
     flat_settings,
     settings_of,
 )
+from affect_rl.team.taught import MANIFEST as DEMONSTRATIONS
 
 _OWN_WAY = {
     "policy": "arms make their own, and model.base says what they start from",
@@ -234,12 +236,19 @@ def evaluation_key(config: Config, policy: Path) -> str:
 def _settings(config: Config, stage: str) -> dict[str, Any]:
     """The full values of what can change a stage, so that a changed default changes its name.
 
-    And the manifests of the directories that the settings name, which hold the hashes of their files.
+    And the manifests of the directories that the settings name, which hold the hashes of their files; the files
+    themselves where there is no manifest.
     """
     named = [Path(config.data.dir) / DATASET, Path(config.model.base) / POLICY_FILES]
     if config.retrieval.library:
         named.append(Path(config.retrieval.library) / DATASET)
+    if config.sft.demonstrations:
+        named.append(Path(config.sft.demonstrations) / DEMONSTRATIONS)
+    frozen = [value for key, value, _ in flat_settings(config) if key.startswith("team.") and key.endswith(".policy")]
+    named += [Path(policy) / POLICY_FILES for policy in frozen if policy]
     content = [file.read_text() for file in named if file.is_file()]
+    if stage == TRAINING and config.evaluate.wheels:
+        content += [sha256(file) for file in sorted(Path(config.evaluate.wheels).glob("*")) if file.is_file()]
     return {"content": content, **settings_of(config, stage)}
 
 

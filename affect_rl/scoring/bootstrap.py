@@ -6,10 +6,13 @@ is drawn is how often each sample, or each distinct outcome, occurs: a multinomi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+_AT_ONCE = 2**25
+"""Most numbers in a block of resamples, 256 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,18 @@ def resampled(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 def drawn_samples(n: int, resamples: int, seed: int | tuple[int, ...]) -> np.ndarray:
     """How often each of n samples occurs ``[1 + R, n]``: once in the first row, as drawn in the others."""
-    return np.vstack([np.ones(n, np.int64), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)])
+    return np.vstack(list(drawn_blocks(n, resamples, seed)))
+
+
+def drawn_blocks(n: int, resamples: int, seed: int | tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The rows of `drawn_samples` in blocks: of a million samples they are 16 GB."""
+    rng, left, first = np.random.default_rng(seed), resamples, np.ones((1, n), np.int64)
+    while True:
+        rows = min(left, max(1, _AT_ONCE // n))
+        yield np.vstack([first, rng.multinomial(n, np.full(n, 1 / n), rows)])
+        left, first = left - rows, first[:0]
+        if not left:
+            return
 
 
 def estimate(value: float, drawn: np.ndarray, confidence: float) -> Estimate:

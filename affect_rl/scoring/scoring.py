@@ -16,7 +16,7 @@ import numpy as np
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.benchmark_metrics import SIGN_VALUES, SIGNS, open_label_metrics, sentiment_signs
-from affect_rl.scoring.bootstrap import Difference, Estimate, difference, drawn_samples, estimate
+from affect_rl.scoring.bootstrap import Difference, Estimate, difference, drawn_blocks, drawn_samples, estimate
 from affect_rl.scoring.label_score import label_score
 from affect_rl.scoring.metrics import METRICS, Answers, closed_set_metrics
 from affect_rl.scoring.wheels import WheelMapping, Wheels, own_wheel, read_wheels
@@ -53,7 +53,7 @@ class Scoring:
         self, runs: Sequence[Answers], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
     ) -> dict[str, Estimate]:
         """Metrics of the runs of one policy or arm: their mean, with a bootstrap interval over runs and samples."""
-        drawn = self._mean(runs, drawn_samples(self.count, resamples, seed), seed)
+        drawn = self._mean(runs, resamples, seed)
         return {name: estimate(values[0], values[1:], confidence) for name, values in drawn.items()}
 
     def compare(
@@ -69,8 +69,7 @@ class Scoring:
 
         Paired twice: a resample has the same samples for all runs, and run i of A where it has run i of B.
         """
-        draws = drawn_samples(self.count, resamples, seed)
-        a, b = self._mean(runs_a, draws, seed), self._mean(runs_b, draws, seed)
+        a, b = (self._mean(runs, resamples, seed) for runs in (runs_a, runs_b))
         gains = {name: b[name] - a[name] for name in self.names}
         return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
 
@@ -79,11 +78,18 @@ class Scoring:
         once = np.ones((1, self.count), np.int64)
         return [{name: float(found[name][0]) for name in self.names} for found in (self.measure(r, once) for r in runs)]
 
-    def _mean(self, runs: Sequence[Answers], draws: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        """Means ``[D]`` over the runs: all of them for the first row of `draws`, drawn ones for each other row."""
-        found = [self.measure(answers, draws) for answers in runs]
-        weights = drawn_samples(len(runs), len(draws) - 1, (seed, 1)).T / len(runs)
-        return {name: (weights * [run[name] for run in found]).sum(axis=0) for name in found[0]}
+    def _mean(self, runs: Sequence[Answers], resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Means ``[1 + R]`` over the runs and samples as they are, then over drawn ones."""
+        blocks = [
+            [self.measure(answers, draws) for answers in runs]
+            for draws in drawn_blocks(self.count, resamples, seed)
+        ]  # fmt: skip
+        weights = drawn_samples(len(runs), resamples, (seed, 1)).T / len(runs)
+
+        def of(run: int, name: str) -> np.ndarray:
+            return np.concatenate([block[run][name] for block in blocks])
+
+        return {name: (weights * [of(run, name) for run in range(len(runs))]).sum(axis=0) for name in blocks[0][0]}
 
 
 @lru_cache(maxsize=8)

@@ -101,4 +101,4 @@ class Services:
 
 def _evidence(config: Config) -> object:
     """What makes an evidence service another one."""
-    return config.data.dir, config.retrieval
+    return config.data.dir, config.data.per_speaker, config.retrieval

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_service import search
 from retrieval_service.merge import Hits, by_score, merge_hits
 from retrieval_service.search import VectorIndex
 
@@ -76,6 +77,17 @@ def test_a_query_gets_the_same_answer_in_any_batch() -> None:
     together = index.search(asked, 12)
     for i in (0, 17, 63):
         assert_equal(index.search(asked[i : i + 1], 12), Hits(together.scores[i : i + 1], together.rows[i : i + 1]))
+
+
+def test_a_vector_that_stands_there_a_thousand_times_is_ranked_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a text that many people say; among equal scores rows come in their order."""
+    rng = np.random.default_rng(3)
+    vectors = np.concatenate([np.repeat(unit(rng, 1, 16), 1000, axis=0), unit(rng, 200, 16)])
+    index, queries = VectorIndex(trained(vectors), vectors, np.arange(len(vectors))), vectors[[0, 1100]]
+    whole = index.search(queries, 40)
+    monkeypatch.setattr(search, "_AT_ONCE", 500)
+    assert_equal(whole, index.search(queries, 40))
+    assert whole.rows[0].tolist() == list(range(40)) and whole.rows[1, 0] == 1100
 
 
 def test_the_front_of_a_longer_list_is_the_shorter_list() -> None:

@@ -71,3 +71,10 @@ def test_a_dataset_gives_both(tmp_path: Path) -> None:
     assert relative.samples("test", limit=3) == [
         s for s in relative.samples("test") if s in relative.samples("test", 3)
     ]
+
+
+def test_in_a_dataset_that_is_evidence_alone_the_evidence_says_what_is_usual(tmp_path: Path) -> None:
+    samples = [replace(s, speaker="") for s in make_samples("p", 9, 1, "library")]
+    directory = write_dataset(tmp_path / "d", samples, name="d")
+    frames = np.concatenate([s.audio for s in Dataset.load(directory, per_speaker=True).samples("library")])
+    assert frames.mean() == pytest.approx(0, abs=1e-5) and frames.std() == pytest.approx(1, abs=1e-4)

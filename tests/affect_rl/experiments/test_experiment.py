@@ -148,17 +148,32 @@ def _training(config: Config) -> Config:
 
 @pytest.mark.parametrize(
     ("setting", "manifest"),
-    [("data.dir", "dataset.json"), ("model.base", "manifest.json"), ("retrieval.library", "dataset.json")],
+    [
+        ("data.dir", "dataset.json"),
+        ("model.base", "manifest.json"),
+        ("retrieval.library", "dataset.json"),
+        ("sft.demonstrations", "demonstrations.json"),
+        ("team.planner.policy", "manifest.json"),
+    ],
 )
 def test_a_stage_is_another_once_what_the_settings_name_has_changed(
     setting: str, manifest: str, tmp_path: Path
 ) -> None:
-    config = load_config(None, [f"{setting}={tmp_path}"])
+    more = ["team.planner.trains=false"] if setting == "team.planner.policy" else []
+    config = load_config(None, [f"{setting}={tmp_path}", *more])
     keys = []
     for content in ("one", "other"):
         (tmp_path / manifest).write_text(content)
         keys.append((warm_start_key(config), training_key(config, Path("start")), evaluation_key(config, Path("p"))))
     assert not set(keys[0]) & set(keys[1])
+
+
+def test_a_training_is_another_once_its_wheels_have_changed(tmp_path: Path) -> None:
+    config, keys = load_config(None, [f"evaluate.wheels={tmp_path}"]), []
+    for content in (b"one", b"other"):
+        (tmp_path / "wheel1.xlsx").write_bytes(content)
+        keys.append((_trained(config, "open"), _trained(config, "closed")))
+    assert keys[0][0] != keys[1][0] and keys[0][1] == keys[1][1]
 
 
 def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
@@ -186,6 +201,7 @@ def test_the_command_line_does_not_undo_an_arm(tmp_path: Path) -> None:
         ("train: {policy: runs/x/policy}", "policy: cannot be set for an experiment; arms make their own"),
         ("evaluate: {seed: 3}", "seed: cannot be set for an experiment; --seeds says how many"),
         ("train: {data.dir: data/mine}", "data.dir is 'data/mine', for 'a' it is 'data/synth'; arms are compared on"),
+        ("train: {data.per_speaker: true}", "data.per_speaker is True, for 'a' it is False; arms are compared on"),
         ("evaluate: {evaluate.split: dev}", "evaluate.split is 'dev', for 'a' it is 'test'"),
         ("train: {train.select: test_oracle}", "train.select is 'test_oracle', for 'a' it is 'best_dev'"),
         (

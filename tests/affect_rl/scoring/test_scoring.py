@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from affect_rl.errors import AffectError
 from affect_rl.sample import AffectSample
+from affect_rl.scoring import bootstrap
 from affect_rl.scoring.benchmark_metrics import score_open_labels, score_sentiment
 from affect_rl.scoring.metrics import METRICS, compare, evaluate
 from affect_rl.scoring.scoring import HIT_METRICS, OPEN_METRICS, SENTIMENT_METRICS, scoring_of
@@ -51,6 +52,16 @@ def test_a_closed_set_is_scored_as_scikit_learn_does(rows: list[tuple[str, tuple
         f1_score(true, given_, labels=LABELS, average="weighted", zero_division=0)
     )
     assert scoring.main == "weighted_f1" and scoring.value([a for _, a in rows]) == run["weighted_f1"]
+
+
+def test_resamples_in_blocks_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million samples they do not fit into memory at once."""
+    rng = np.random.default_rng(0)
+    draw = lambda: [(str(label),) for label in rng.choice(LABELS, 60)]  # noqa: E731
+    scoring, runs = scoring_of(_samples(draw())), ([draw(), draw()], [draw(), draw()])
+    whole = scoring.evaluate(runs[0], resamples=50), scoring.compare(*runs, resamples=50)
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 60 * 7)
+    assert (scoring.evaluate(runs[0], resamples=50), scoring.compare(*runs, resamples=50)) == whole
 
 
 @given(st.lists(st.tuples(truth, answer, answer), min_size=2, max_size=30))
