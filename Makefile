@@ -49,7 +49,7 @@ real: env
 	[[ -d data/ravdess-features ]] || $(BIN)/affect-rl data extract --data data/ravdess-files --out data/ravdess-features \
 	    --speech-encoder prosody --workers 2
 	[[ -d data/ravdess ]] || $(BIN)/affect-rl data describe --data data/ravdess-features --out data/ravdess
-	$(BIN)/affect-rl run configs/ravdess.yaml
+	$(BIN)/affect-rl run configs/ravdess.yaml --resume
 
 # On two cores: for half of its time a system test waits for actors that import what they need.
 test slow check nodes: export OMP_NUM_THREADS := 1

@@ -23,6 +23,7 @@ from affect_rl.scoring.tables import header, in_unit, markdown_table
 from affect_rl.tasks import make_task
 from affect_rl.trajectory import Trajectory
 from cluster.runtime.pool import RolloutPool
+from cluster.runtime.rundir import EVALUATION
 from cluster.runtime.tracking import progress
 from rollout_workers.worker import EpisodeSpec
 
@@ -102,7 +103,7 @@ class Evaluation:
             pq.write_table(pa.table(columns), fresh)
         with whole_file(directory / "evaluation.md") as fresh:
             fresh.write_text(self.markdown())
-        with whole_file(directory / "evaluation.json") as fresh:
+        with whole_file(directory / EVALUATION) as fresh:
             fresh.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -158,8 +159,9 @@ def scoring_for(config: Config, samples: Sequence[AffectSample]) -> Scoring:
     return make_task(config.task, samples[0].label_kind).scoring(samples, wheels)
 
 
-def check_dropped(config: Config, episodes: Sequence[Trajectory], before: int = 0) -> int:
-    """Name episodes whose samples could not be played, and count them with those dropped `before`.
+def check_dropped(config: Config, episodes: Sequence[Trajectory], before: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name samples that could not be played; returns their ids with those of `before`. A sample counts once, however
+    often it comes up.
 
     Those that were lost with their engines are another matter, see `RolloutPool`.
 
@@ -167,14 +169,16 @@ def check_dropped(config: Config, episodes: Sequence[Trajectory], before: int = 
         AffectError: they are more than ``data.max_dropped``.
     """
     dropped = [t for t in episodes if not t.turns and not t.lost]
-    for t in dropped:
-        logger.warning("dropped: %s", t.output.problem)
-    if (count := before + len(dropped)) > config.data.max_dropped:
+    fresh = {t.sample_id: t.output.problem for t in dropped if t.sample_id not in before}
+    for problem in fresh.values():
+        logger.warning("dropped: %s", problem)
+    known = (*before, *fresh)
+    if fresh and len(known) > config.data.max_dropped:
         raise AffectError(
-            f"{count} episodes could not be played, more than data.max_dropped={config.data.max_dropped}; the last: "
-            f"{dropped[-1].output.problem}"
+            f"{len(known)} samples could not be played, more than data.max_dropped={config.data.max_dropped}; the "
+            f"last: {problem}"
         )
-    return count
+    return known
 
 
 def _bootstrap(config: Config) -> dict[str, Any]:

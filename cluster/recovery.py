@@ -50,7 +50,6 @@ def through_losses(
     while True:
         try:
             with closing(first or start_learner(settings.min_workers or None)) as learner:
-                learner.meanwhile = pool.look_after
                 return attempt(learner, start)
         except LearnerLostError as loss:
             if stop_requested() or not budget.spend():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from affect_rl.config.actors import Place, anywhere, learners
 from affect_rl.config.load import Config
@@ -31,6 +33,21 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.05
 CLOSING_S = 5.0
 """How long rank 0 may take to delete what it published."""
+
+
+def remove_on(address: str, directories: Iterable[Path]) -> None:
+    """Remove directories on a node of the cluster, as far as it is there: in its memory they would stay for ever."""
+    ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address]
+    if ids:
+        there = NodeAffinitySchedulingStrategy(ids[0], soft=False)
+        removal = ray.remote(num_cpus=0, scheduling_strategy=there)(_remove).remote(list(directories))
+        with suppress(RayError):
+            ray.get(removal, timeout=CLOSING_S)
+
+
+def _remove(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class LearnerLostError(FailureError):
@@ -53,7 +70,14 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, config: Config, policy_dir: Path, *, seed: int, least: int | None = None, place: Place = anywhere
+        self,
+        config: Config,
+        policy_dir: Path,
+        *,
+        seed: int,
+        least: int | None = None,
+        place: Place = anywhere,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the ranks and load the policy directory, which is also the frozen reference.
 
@@ -65,9 +89,10 @@ class LearnerGroup:
             seed: of whatever is drawn.
             least: go on with so many ranks if the others find no place; None: all are needed.
             place: says where they go.
+            meanwhile: called again and again while the ranks start or work.
         """
         settings = config.learner
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile = meanwhile
         self._config, self._seed, self._updates = config, seed, 0
         self._deadline_s, self._version = settings.deadline_s, 0
         if settings.share_prefix and AffectConfig.from_pretrained(policy_dir).slides:
@@ -106,11 +131,10 @@ class LearnerGroup:
             AffectError: they are fewer than `least`.
         """
         settings, of = self._config.learner, {worker.place.remote(): worker for worker in self._workers}
-        placed, homeless = ray.wait(list(of), num_returns=len(of), timeout=min(settings.place_s, settings.deadline_s))
+        placed, homeless = self._wait(list(of), len(of), min(settings.place_s, settings.deadline_s))
         if len(placed) < least:
             logger.warning("learner: %d of %d ranks have a place; waiting for more", len(placed), len(of))
-            left = max(0.0, settings.deadline_s - settings.place_s)
-            placed, homeless = ray.wait(list(of), num_returns=least, timeout=left)
+            placed, homeless = self._wait(list(of), least, max(0.0, settings.deadline_s - settings.place_s))
         if len(placed) < least:
             raise AffectError(
                 f"learner: {len(placed)} of {len(of)} ranks found a place within learner.deadline_s="
@@ -120,6 +144,15 @@ class LearnerGroup:
         for ref in homeless:
             ray.kill(of[ref])
         return [worker for ref, worker in of.items() if ref not in homeless]
+
+    def _wait(self, refs: list[Any], count: int, seconds: float) -> tuple[list[Any], list[Any]]:
+        """`ray.wait`, with `meanwhile`."""
+        ends = time.monotonic() + seconds
+        while True:
+            ready, others = ray.wait(refs, num_returns=count, timeout=POLL_S)
+            if len(ready) >= count or time.monotonic() > ends:
+                return ready, others
+            self.meanwhile()
 
     @property
     def ranks(self) -> Sequence[ActorHandle]:
@@ -212,13 +245,16 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the ranks and remove published weights."""
-        if self._workers:
-            ray.wait([self._workers[0].withdraw.remote()], timeout=CLOSING_S)
+        withdrawn = not self._written
+        if self._workers and self._written:
+            with suppress(RayError):  # it may be dead, or wait in a collective for one that is
+                ray.get(self._workers[0].withdraw.remote(), timeout=CLOSING_S)
+                withdrawn = True
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        for directory in self._written:  # where rank 0 could not do it itself
-            shutil.rmtree(directory, ignore_errors=True)
+        if not withdrawn:
+            remove_on(self.address, self._written)
 
     def _all(self, stage: str, *args: Any) -> list[Any]:
         """Call a method with the same arguments on all ranks; results in the order of ranks."""

@@ -75,13 +75,14 @@ def deal(
     Args:
         episodes: of the step.
         agents: those that learn, in the order of play.
-        settings: ranks, epochs, minibatches, tokens in a pass, and whether the turns of an episode share rows.
+        settings: ranks, epochs, minibatches (at most one a sample: a sample may come twice, or be left out), tokens in
+            a pass, and whether the turns of an episode share rows.
         seed: entropy of the minibatches.
         separate_critic: a separate critic reads too.
         adapters: the adapter of each agent; passes of the policy are of one adapter each. None: there is one.
 
     Raises:
-        AffectError: there is nothing to learn from, or too little for the settings.
+        AffectError: there is nothing to learn from.
     """
     turns = [[turn for turn in episode.turns if turn.trained] for episode in episodes]
     sequences = turns_to_sequences(turns)
@@ -94,7 +95,7 @@ def deal(
     parts = [
         part
         for epoch in range(settings.epochs)
-        for part in minibatches(groups, settings.minibatches, (*seed, epoch))
+        for part in minibatches(groups, min(settings.minibatches, len(set(groups))), (*seed, epoch))
     ]  # fmt: skip
     plan = [
         Minibatch(

@@ -44,9 +44,9 @@ def weights_parent(setting: str, run_dir: Path, nodes: int) -> str:
     made if need be.
     """
     if setting or nodes < 2:
-        return setting
+        return str(Path(setting).resolve()) if setting else ""
     run_dir.mkdir(parents=True, exist_ok=True)
-    return str(run_dir)
+    return str(run_dir.resolve())  # actors have working directories of their own
 
 
 def check_weights_dir(setting: str) -> None:

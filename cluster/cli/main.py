@@ -6,6 +6,7 @@ been read, so that a mistake in it does, too.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,6 +52,7 @@ app.command()(watch)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=10.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name, or begin it.")]
 Policies = Annotated[
     list[Path] | None, typer.Option("--policy", help="Policy directory; given twice, the two are compared paired.")
 ]
@@ -108,6 +110,7 @@ def evaluate(
 def quickstart(
     config_file: ConfigFile = Path("configs/quickstart.yaml"),
     overrides: Overrides = None,
+    resume: Resume = False,
 ) -> None:
     """The whole way on the synthetic world: data, index, SFT, training, evaluation."""
     config = _config(config_file, overrides)
@@ -116,27 +119,35 @@ def quickstart(
 
     if not Path(config.data.dir).exists():
         write_dataset(Path(config.data.dir), synthesise(SynthSettings()), name="synth")
-    _whole_way(config)
+    _whole_way(config, resume=resume)
 
 
 @app.command(name="run")
-def whole_way(config_file: ConfigFile, overrides: Overrides = None) -> None:
-    """The whole way on a dataset that is there: index, SFT, training, evaluation."""
-    _whole_way(_config(config_file, overrides))
+def whole_way(config_file: ConfigFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """The whole way on a dataset that is there: index, SFT, training, evaluation.
+
+    Without --resume it takes a name that is free: NAME, NAME-2 and so on. Status 75: a signal stopped the training,
+    and --resume goes on.
+    """
+    _whole_way(_config(config_file, overrides), resume=resume)
 
 
-def _whole_way(config: Config) -> None:
-    """Run all stages in one session, under a name that is free."""
-    from cluster.runtime.run import open_run, run_evaluation, run_training, run_warm_start
-    from cluster.runtime.rundir import fresh_name
+def _whole_way(config: Config, *, resume: bool) -> None:
+    """Run all stages that are not done yet, in one session."""
+    from cluster.runtime.run import open_run, run_stages
+    from cluster.runtime.rundir import RunDirectory, fresh_name
 
-    config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
-    with open_run(config, "sft", "train", "eval") as run:
-        run_warm_start(run)
-        run_training(run)
-        evaluation = run_evaluation(run, run.policies, run.directory.evaluation)
-        typer.echo(evaluation.markdown())
-        typer.echo(f"Run: {run.directory.path}. Follow an episode: affect-rl trace {run.directory.path}")
+    if not resume:
+        config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
+    directory = RunDirectory(config.run_dir)
+    if stages := directory.unfinished:
+        with open_run(config, *stages) as run:
+            run_stages(run, stages)
+    if directory.unfinished:
+        typer.echo(f"{directory.path}: the training was stopped; --resume name={config.name} goes on", err=True)
+        raise typer.Exit(os.EX_TEMPFAIL)
+    typer.echo((directory.evaluation / "evaluation.md").read_text())
+    typer.echo(f"Run: {directory.path}. Follow an episode: affect-rl trace {directory.path}")
 
 
 @app.command()
@@ -180,7 +191,7 @@ def main() -> None:
         _say(error)
         sys.exit(2)
     except FailureError as error:
-        _say(error, "; the same command goes on, sft and train with --resume")
+        _say(error, "; the same command goes on; sft, train, run and quickstart need --resume")
         sys.exit(1)
 
 

@@ -83,6 +83,7 @@ class RolloutPool:
         self._retrieval, self._frontend_ended = retrieval, -math.inf
         self._first = self._handle = stored_weights(policy_dir, 0)
         self._verify = False
+        self._given: dict[int, object] = {}  # by engine, see `_current`
         self._stored: Callable[[], WeightsHandle | None] = lambda: self._first
         self._busy = False
         self._span_reader = SpanReader()
@@ -182,6 +183,8 @@ class RolloutPool:
             self._fleet.unavailable(actor)  # Ray is still restarting it
         elif isinstance(cause, RetrievalError):
             self._without_evidence(actor, tag, cause)
+        elif tag == _RESYNC and isinstance(cause, AffectError) and self._given.get(actor) != self._current:
+            self._resync(actor)  # what it was to load is gone, with the learner that wrote it or by a later version
         elif tag in _READMISSION or self._fleet.state(actor) is State.HEALTHY:
             self._fault(actor, error)
 
@@ -222,9 +225,11 @@ class RolloutPool:
 
         A process that hangs is not seen by Ray, which would start it anew if it died.
         """
-        if self._fleet.state(actor) is State.HEALTHY:
-            self._manager.set_actor_state(actor, healthy=True)  # for the manager, any error is the actor's
         again = self._queue.play_again(tag, error)
+        if self._fleet.state(actor) is State.HEALTHY:
+            # For the manager any error is the actor's, of which it then forgets all other calls.
+            self._manager.set_actor_state(actor, healthy=True)
+            self._queue.take_back(actor, blame=False)
         if not again:
             return
         logger.warning("%s; the frontend is started anew, and %d episodes are played again", error, again)
@@ -274,16 +279,25 @@ class RolloutPool:
 
     def _revive(self) -> None:
         """Ask actors that are out of service whether Ray has brought them back, until a deadline."""
-        for actor in self._fleet.to_probe():
+        asked = self._fleet.to_probe()
+        for actor in asked:
             self._manager.foreach_actor_async("ping", _PROBE, healthy_only=False, remote_actor_ids=[actor])
         for actor in self._fleet.late():
+            if actor in asked:  # nobody may have looked for a while, in which it came back
+                continue
             if self.size > self._settings.bounds[0]:  # the cluster has no room for it
                 self._remove(actor, f"not there within rollout.deadline_s={self._settings.deadline_s:g}")
             else:
                 self._kill_late(actor, f"not back within rollout.deadline_s={self._settings.deadline_s:g}")
 
+    @property
+    def _current(self) -> object:
+        """Tells the current weights from all others."""
+        return self._handle, self._stored
+
     def _resync(self, actor: int) -> None:
         if stored := self._stored():
+            self._given[actor] = self._current
             self._manager.foreach_actor_async(
                 "update_weights", _RESYNC, kwargs={"handle": stored}, healthy_only=False, remote_actor_ids=[actor]
             )
@@ -423,7 +437,9 @@ class RolloutPool:
                     self._fault(result.actor_id, result.get())
             if time.monotonic() > ends:
                 for actor in open_:
-                    self._kill_late(actor, f"{method}: no answer within {self._settings.deadline_s:g} s")
+                    if actor not in answers and self._fleet.state(actor) is State.HEALTHY:
+                        late = f"{method}: no answer within rollout.deadline_s={self._settings.deadline_s:g}"
+                        self._kill_late(actor, late)
         return answers
 
     # -- life ------------------------------------------------------------------------------------
@@ -434,7 +450,10 @@ class RolloutPool:
         ready, late = ray.wait(list(pings), num_returns=len(pings), timeout=self._settings.deadline_s)
         if late:
             names = sorted(pings[ref] for ref in late)
-            raise RolloutError(f"start: engines of actors {names} not ready within {self._settings.deadline_s:g} s")
+            raise RolloutError(
+                f"start: engines of actors {names} not ready within rollout.deadline_s={self._settings.deadline_s:g}; "
+                "raise it if loading the model takes longer"
+            )
         for ref in ready:
             try:
                 ray.get(ref)

@@ -152,7 +152,7 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
             stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
 
         def learner(least: int | None) -> LearnerGroup:
-            return LearnerGroup(config, initial, seed=config.seed, least=least, place=place)
+            return LearnerGroup(config, initial, seed=config.seed, least=least, place=place, meanwhile=pool.look_after)
 
         def attempt(learner: LearnerGroup, start: Start) -> Progress:
             own = make_trackers(config, start[0].step)
@@ -165,6 +165,20 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
                 close_all(own)
 
         return through_losses(attempt, start, learner, config.learner, directory, pool, stop_requested)
+
+
+def run_stages(run: Run, stages: Sequence[Stage]) -> None:
+    """Warm start, training and evaluation, those of them that are among `stages`; each goes on where it was cut off.
+
+    A signal during the training ends it after the current step, and nothing is evaluated.
+    """
+    directory = run.directory
+    if "sft" in stages:
+        run_warm_start(run, resume=True)
+    if "train" in stages:
+        run_training(run, resume=directory.training_began)
+    if "eval" in stages and directory.policy.exists():
+        run_evaluation(run, run.policies, directory.evaluation)
 
 
 def run_evaluation(run: Run, policies: Mapping[str, Path], out: Path) -> Evaluation:

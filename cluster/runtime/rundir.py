@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from affect_rl.config.actors import Stage
 from affect_rl.config.learning import TrainConfig
 from affect_rl.config.load import Config, dump_config, load_config
 from affect_rl.errors import AffectError
@@ -29,6 +30,9 @@ from affect_rl.files import whole_directory, whole_file
 from affect_rl.section import POLICY, SFT, TRAINING, flat_settings
 from affect_rl.trajectory import Trajectory
 from learners.sft_job import checkpoint_of
+
+EVALUATION = "evaluation.json"
+"""What an evaluation writes last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class Progress:
         replayed: episodes that were played again after an actor was lost.
         lost: episodes that were given up after two engines had been lost with them.
         stale: episodes that were dropped for their age and played again.
-        dropped: episodes that were left out because their sample cannot be played.
-        generated_tokens: tokens that these episodes took to play, the lines without an agent included.
+        dropped: samples that are left out because they cannot be played, by their ids.
+        generated_tokens: tokens that these episodes took to play, counterfactual branches included.
         best_step: step of the best score on what policies are selected on; -1: none yet.
         best_score: that score, by the main metric.
     """
@@ -52,7 +56,7 @@ class Progress:
     replayed: int = 0
     lost: int = 0
     stale: int = 0
-    dropped: int = 0
+    dropped: tuple[str, ...] = ()
     generated_tokens: int = 0
     best_step: int = -1
     best_score: float = -1.0
@@ -76,8 +80,9 @@ class Progress:
 
     def counts(self) -> dict[str, float]:
         """The counters as metrics."""
-        names = ("episodes", "replayed", "lost", "stale", "dropped", "generated_tokens")
-        return {f"counts/{name}": float(getattr(self, name)) for name in names}
+        names = ("episodes", "replayed", "lost", "stale", "generated_tokens")
+        counts = {name: getattr(self, name) for name in names} | {"dropped": len(self.dropped)}
+        return {f"counts/{name}": float(count) for name, count in counts.items()}
 
 
 class RunDirectory:
@@ -105,6 +110,12 @@ class RunDirectory:
     @property
     def cascade(self) -> Path:
         return self.path / "cascade"
+
+    @property
+    def unfinished(self) -> list[Stage]:
+        """Stages of a whole run that have not left their result yet."""
+        results: dict[Stage, Path] = {"sft": self.sft, "train": self.policy, "eval": self.evaluation / EVALUATION}
+        return [stage for stage, result in results.items() if not result.exists()]
 
     def open(self, config: Config) -> None:
         """Begin a run, or come back to one for its next stage or to resume it.
@@ -152,13 +163,17 @@ class RunDirectory:
         for name in ("policies", "trajectories", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
 
+    @property
+    def training_began(self) -> bool:
+        return (self.path / "checkpoints").is_dir()
+
     def latest(self) -> tuple[Progress, Path | None]:
         """Progress and checkpoint to go on from (None: the run has not written one yet).
 
         Raises:
             AffectError: there is no run, or its last checkpoint is damaged.
         """
-        if not (self.path / "checkpoints").is_dir():
+        if not self.training_began:
             raise AffectError(f"{self.path}: no run to resume; start it without --resume")
         checkpoints = self.checkpoints()
         if not checkpoints:
@@ -177,7 +192,8 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if (p / "progress.json").is_file())
+        whole = [p for p in (self.path / "checkpoints").glob("step-*") if (p / "progress.json").is_file()]
+        return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
     def checkpoint(self, progress: Progress) -> Path:
         """Directory of the checkpoint at `progress`; the caller fills it and then calls `seal`."""
@@ -201,8 +217,9 @@ class RunDirectory:
 def _progress(checkpoint: Path) -> Progress:
     path = checkpoint / "progress.json"
     try:
-        return Progress(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        found = json.loads(path.read_text())
+        return Progress(**{**found, "dropped": tuple(found["dropped"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise AffectError(
             f"{path}: damaged ({error}); delete {checkpoint} to go on from the checkpoint before"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -49,6 +50,7 @@ class Publisher:
         self._config, self._settings = config, config.rollout
         self._learner, self._pool = learner, pool
         self._members: dict[int, int] = {}
+        self._apart: dict[int, int] = {}  # that did not come together
         self._known: dict[int, int] = {}
         self._addresses: set[str] = set()
         self._latest: WeightsHandle
@@ -96,7 +98,7 @@ class Publisher:
     def _stored(self) -> WeightsHandle | None:
         """The latest weights in a file that any node can read, if the learner has not gone on from them."""
         parent, version = self._parent(sum(node["Alive"] for node in ray.nodes())), self._latest.version
-        if self._latest.path and self._latest.path.startswith(parent):
+        if self._latest.path and (not parent or Path(self._latest.path).is_relative_to(parent)):
             return self._latest
         if not self._learner.holds(version):
             return None
@@ -117,7 +119,7 @@ class Publisher:
         self._members = {}
         nodes = {self._learner.address, *self._look()}
         members = self._pool.incarnations()
-        if not members:
+        if not members or members == self._apart:
             return False
         cards = self._settings.gpus_per_worker and self._config.learner.gpus_per_worker
         meeting = Meeting(
@@ -134,4 +136,11 @@ class Publisher:
         )
         if all(came) and all(joined for _, joined in answers) and self._pool.incarnations() == members:
             self._members = members
+        else:
+            self._apart = members  # to try again at each step would cost this wait each time
+            logger.warning(
+                "weights: learner and engines could not form a group within %g s, so engines read files until one of "
+                "them is lost or comes back; let nodes reach each other on all ports, or set rollout.transfer=file",
+                meeting.timeout_s,
+            )
         return bool(self._members)

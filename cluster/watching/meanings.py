@@ -16,7 +16,7 @@ MEANINGS: Mapping[str, str] = {
     "episode/reordered": "share of episodes in which the evidence that was kept departs from retrieval order",
     "episode/labels": "labels per answer; if their number grows on open labels, the reward may be hacked",
     "episode/degraded": "share of episodes in which a retrieval shard did not answer in time",
-    "episode/generated_tokens": "tokens generated per episode, the lines without an agent included",
+    "episode/generated_tokens": "tokens generated per episode, counterfactual branches included",
     "episode/prompt_tokens": "prompt tokens per episode, likewise",
     "episode/staleness": "by how many weight versions an episode's oldest token lags behind, mean over episodes",
     "episode/token_age": "the same, mean over the tokens that are learned from",
@@ -96,9 +96,9 @@ MEANINGS: Mapping[str, str] = {
     ),
     "counts/stale": "episodes dropped for their age and played again",
     "counts/generated_tokens": (
-        "tokens that these episodes took to play, the lines without an agent included, see `train.max_generated_tokens`"
+        "tokens that these episodes took to play, counterfactual branches included, see `train.max_generated_tokens`"
     ),
-    "counts/dropped": "episodes left out because their sample cannot be played, see `data.max_dropped`",
+    "counts/dropped": "samples left out because they cannot be played, see `data.max_dropped`",
 }
 """Of each training step, as the tables of docs/metrics.md have them."""
 

@@ -41,6 +41,15 @@ def test_numbers_of_tokens_find_their_way_back_to_the_turns(episodes: list[Traje
         assert logprobs == pytest.approx(turn.generation.logprobs)
 
 
+def test_a_step_of_fewer_samples_than_minibatches_has_as_many_minibatches_as_samples(
+    episodes: list[Trajectory],
+) -> None:
+    """A sample that comes twice, at an epoch's end, or is left out must not end a run."""
+    twice = [replace(episode, sample_id="twice") for episode in episodes[:4]]
+    _, (share,) = deal([*twice, *episodes[4:6]], AGENTS, LearnerConfig(epochs=1, minibatches=3), (0,))
+    assert sorted(len(part.episodes) for part in share.minibatches) == [2, 4]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("critic", [False, True])
 def test_a_rank_has_its_own_episodes_and_all_ranks_together_have_each_once(

@@ -37,7 +37,7 @@ from affect_rl.team.board import Board, Found
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.store import read_trajectories
 from affect_rl.trajectory import Output, Prompt, Trajectory
-from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_training, run_warm_start
+from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_stages, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
 from learners.group import LearnerGroup
@@ -141,8 +141,8 @@ def _run(config: Config, services: Services) -> Run:
     return make_run(config, Dataset.load(config.data.dir), services)
 
 
-def _train(config: Config, services: Services, *, resume: bool = False) -> list[dict[str, Any]]:
-    run_training(_run(config, services), resume=resume)
+def _train(config: Config, services: Services) -> list[dict[str, Any]]:
+    run_training(_run(config, services))
     return _metrics(config.run_dir)
 
 
@@ -236,10 +236,11 @@ def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
     file, run = tmp_path / "job.yaml", tmp_path / "runs" / "killed"
     file.write_text("")
     config = _config(settings, sft, tmp_path / "runs", "killed", "cluster.dashboard=false")
+    shutil.copytree(sft, run / "sft")
     overrides = [*settings, f"policy={sft}", f"runs_dir={tmp_path / 'runs'}", "name=killed", "cluster.dashboard=false"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli.main", "train", str(file), *overrides], env=environment
+        [sys.executable, "-m", "cluster.cli.main", "run", "--resume", str(file), *overrides], env=environment
     )
     deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "step-00002" / "progress.json").exists():
@@ -247,7 +248,11 @@ def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    resumed = _train(config, services, resume=True)
+    whole = _run(config, services)
+    assert whole.directory.unfinished == ["train", "eval"]
+    run_stages(whole, whole.directory.unfinished)
+    assert whole.directory.unfinished == []
+    resumed = _metrics(run)
     assert [line["step"] for line in resumed] == [1, 2, 3]
     assert _numbers(resumed) == _numbers(_metrics(reference.run_dir))
     weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, run)]

@@ -20,6 +20,7 @@ from affect_rl.policy.model import AffectPolicy
 from affect_rl.sample import AffectSample
 from benchmarks.workload import tiny_policy
 from cluster.runtime.pool import RolloutError, RolloutPool
+from retrieval_service.errors import RetrievalError
 from rollout_workers.vllm.engine import RolloutEngine
 from rollout_workers.worker import EpisodeSpec
 
@@ -86,6 +87,21 @@ def test_an_actor_that_comes_back_is_checksummed(pool: RolloutPool, policy_dir: 
     pool._fault(0, TimeoutError("made up"))
     with pytest.raises(RolloutError, match=r"actor 0 has other weights than the learner at version 2: checksum 0x"):
         poll_until(pool, lambda: all_play(pool))
+
+
+def test_an_engine_whose_search_fails_plays_all_that_it_had(config: Config, policy_dir: Path) -> None:
+    """For RLlib's manager a failed call makes an actor unhealthy, and it forgets all other calls of it."""
+    free = config.rollout.model_copy(update={"deterministic": False})
+    config = config.model_copy(update={"rollout": free, "policy": str(policy_dir)})
+    sample = AffectSample("a", "handmade", "train", "clip", "", "hello", ("joy",), "closed", ("joy", "anger"))
+    with closing(RolloutPool(config, policy_dir, None)) as pool:
+        keys = pool.submit([EpisodeSpec.to_train(config, number, sample, number) for number in range(48)])
+        (first, *others) = pool._queue._calls
+        assert others
+        pool._manager.set_actor_state(0, healthy=False)  # as its manager does before it hands an error on
+        pool._take_error(0, first, RetrievalError("made up"))
+        assert [len(t.turns) > 0 for t in pool.collect(keys)] == [True] * 48
+        assert pool._fleet.faults(0) == 0 and pool.replayed == 48
 
 
 @pytest.mark.slow

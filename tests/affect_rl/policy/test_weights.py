@@ -69,11 +69,14 @@ def test_each_publisher_has_a_directory_of_its_own() -> None:
         other.rmdir()
 
 
-def test_weights_go_where_all_nodes_see_them(tmp_path: Path) -> None:
+def test_weights_go_where_all_nodes_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "runs" / "run"
     assert weights_parent("", run, nodes=1) == "" and not run.exists()
-    assert weights_parent("", run, nodes=2) == str(run) and new_weights_dir(str(run)).parent == run.resolve()
+    assert weights_parent("", run, nodes=2) == str(run.resolve()) and new_weights_dir(str(run)).parent == run.resolve()
     assert weights_parent("/elsewhere", run, nodes=1) == weights_parent("/elsewhere", run, nodes=2) == "/elsewhere"
+    monkeypatch.chdir(tmp_path)  # actors are elsewhere
+    assert weights_parent("", Path("runs/run"), nodes=2) == str(run.resolve())
+    assert weights_parent("runs", run, nodes=2) == str(run.parent.resolve())
     assert new_weights_dir(str(tmp_path)).parent == tmp_path.resolve()
     with pytest.raises(AffectError, match=r"rollout.weights_dir=.*no such directory; make it"):
         new_weights_dir(str(tmp_path / "absent"))

@@ -72,6 +72,18 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> N
     run.open(load_config(None))
 
 
+def test_what_is_done_is_known_by_its_result(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.unfinished == ["sft", "train", "eval"]
+    run.sft.mkdir()
+    assert run.unfinished == ["train", "eval"]
+    run.policy.mkdir()
+    run.evaluation.mkdir()
+    assert run.unfinished == ["eval"]
+    (run.evaluation / "evaluation.json").touch()
+    assert run.unfinished == []
+
+
 def test_a_trained_run_is_not_trained_over(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.open(_config())
@@ -93,6 +105,18 @@ def test_resuming_takes_the_newest_whole_checkpoint_and_old_ones_go(tmp_path: Pa
     assert (state.step, state.episodes) == (3, 24)
     assert path is not None and path.name == "step-00003"
     assert [p.name for p in run.checkpoints()] == ["step-00002", "step-00003"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_and_keep_what_was_left_out(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(_config())
+    run.begin_training()
+    for step in (99_990, 100_000):
+        state = Progress(step=step, dropped=("a", "b"))
+        run.seal(run.checkpoint(state), state, keep=1)
+    state, path = run.latest()
+    assert state == Progress(step=100_000, dropped=("a", "b")) and path is not None and path.name == "step-100000"
+    assert state.counts()["counts/dropped"] == 2
 
 
 def test_policies_stay_that_a_kept_checkpoint_names(tmp_path: Path) -> None:
