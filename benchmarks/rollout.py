@@ -5,7 +5,7 @@ Prints one JSON line. Episodes are played on the synthetic world, with the real 
 at once, each for an answer of the same length. Caches start empty. Rates are the best of a
 few runs, which is the fairest figure on a machine that others use as well.
 
-- ``tokens_per_s``: generated tokens of whole episodes, planner to the lines without an agent, per second.
+- ``tokens_per_s``: generated tokens of whole episodes, counterfactual branches included, per second.
 - ``bare_tokens_per_s``: the same tokens when nothing has to wait for anything.
 - ``ratio``: the first over the second; the target is 0.8.
 - ``cached``: share of prompt tokens that came from the prefix cache.

@@ -153,7 +153,7 @@ class Agent(ABC):
     Attributes:
         reads: slots that its prompt and its reader need; they decide what it waits for.
         writes: slots that `read` and `bypass` fill.
-        bypass_reads: slots that `bypass` needs, as the line without the agent has them.
+        bypass_reads: slots that `bypass` needs, as the counterfactual branch without the agent has them.
         bypass_copies: slots of its own that `bypass` needs, as the agent filled them. Its reward then hangs on what it
             says there, and it may earn more by spoiling it; published code does so.
         needs_retrieval: it plays only in teams with retrieval.

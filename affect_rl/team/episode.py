@@ -98,7 +98,7 @@ class Episode:
         return {name: written[index][name] for name, index in sources.items() if index is not None}
 
     def _step(self, line: str, index: int) -> asyncio.Task[Writes]:
-        """What a step writes; in a line without an agent that of the full line, unless it follows from the agent."""
+        """What a step writes; in a counterfactual branch that of the full one, unless it follows from the agent."""
         if line != FULL and not self.team.depends(index, line):
             line = FULL
         if (line, index) not in self._done:
@@ -255,7 +255,7 @@ async def play_episode(
         retrieve: the retrieval service; None is right for teams without retrieval.
         prompts: what prompts are built with.
         seed: seed of all generations of this episode.
-        bypasses: also play the lines without each agent, which score the agents (training).
+        bypasses: also play the counterfactual branches without each agent, which score the agents (training).
         temperature: of all generations, 0: greedily; None: each agent's own.
         critic_sees: what the prompts of a separate critic hold beside the agents' own.
         on_step: is told each step of the whole team.

@@ -32,7 +32,7 @@ def knowledge(board: Board, score_without: float | None) -> tuple[float, ...]:
 
     Args:
         board: what stood on it before the turn; the sample's labels may be unknown.
-        score_without: score of the line without the agent; None: not played.
+        score_without: score of the counterfactual branch without the agent; None: not played.
     """
     return tuple(value for _, _, value in _numbers(board, score_without))
 
@@ -76,7 +76,7 @@ def _numbers(board: Board, score_without: float | None) -> Iterator[tuple[str, s
         right, first = (_share(items, lambda item: item.agrees(sample)) for items in (found, found[:1]))
         yield "privileged", f"{group} right", right
         yield "privileged", f"{group} first right", first
-        # A linear critic cannot tell by itself that candidates matter more where the line without the agent failed.
+        # A linear critic cannot tell by itself that candidates matter more where the branch without the agent failed.
         yield "privileged", f"{group} right x score without", right * (score_without or 0.0)
         yield "privileged", f"{group} first right x score without", first * (score_without or 0.0)
         yield "privileged", f"{group} kept", float(bool(kept))

@@ -14,7 +14,7 @@ def cascade(
         list[str] | None, typer.Argument(help="Settings such as data.max_test=100.", show_default=False)
     ] = None,
     cost: Annotated[
-        float, typer.Option(min=0, help="Points of the main metric that a thousand tokens a sample may cost.")
+        float, typer.Option(min=0, help="Points of the main metric that a thousand more tokens a sample have to bring.")
     ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Directory to write; default: the run's cascade/.")] = None,
 ) -> None:

@@ -21,7 +21,7 @@ data_app.command()(demonstrate)
 
 Root = Annotated[Path, typer.Option(help="Directory of the published tables.")]
 Out = Annotated[Path, typer.Option(help="Dataset directory to write.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write the sound samples even if there are bad rows.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out bad rows; else one ends the import.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at --out.")]
 Seed = Annotated[int, typer.Option(help="Decides which speakers or videos fall into which split.")]
 Language = Annotated[str | None, typer.Option(help="en or zh; default: the transcripts that AffectGPT reads.")]

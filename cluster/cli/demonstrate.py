@@ -21,7 +21,7 @@ def demonstrate(
     key_variable: Annotated[str, typer.Option(help="Environment variable of the server's API key.")] = "OPENAI_API_KEY",
     timeout: Annotated[float, typer.Option(min=1, help="Longest wait for one of the server's answers, s.")] = 120.0,
     attempts: Annotated[int, typer.Option(min=1, help="Answers to a turn before its sample is left out.")] = 3,
-    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; at 0 it repeats its mistakes.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; at 0 all attempts are alike.")] = 0.7,
     tokens: Annotated[
         int, typer.Option(min=0, help="Most tokens of an answer, thoughts included; 0: as the agents' own.")
     ] = 0,

@@ -41,7 +41,7 @@ def metrics(
         typer.Option(help="Column of answers in free text; may be given several times. Other columns are passed over."),
     ] = None,
     reader: Annotated[
-        Reader | None, typer.Option(help="What makes labels of free text: a word list (default), or --llm.")
+        Reader | None, typer.Option(help="What reads free text: `words`, a list (default), or `llm`, see --llm.")
     ] = None,
     llm: Annotated[str, typer.Option(help="Language model that reads free text: path or hub name.")] = "",
     llm_cache: Annotated[Path | None, typer.Option(help="File that keeps its answers; with --reader llm.")] = None,
