@@ -25,7 +25,7 @@ def map_large_blocks() -> None:
 
     From its heap glibc would hand out aligned blocks and not reuse the holes that they leave: a pass of a model of
     30 blocks then holds several times what lives at any moment, and more after each step. The price is fresh pages
-    for each tensor, about a quarter of a pass's time on two cores.
+    for each tensor.
     """
     if mallopt := _c_function("mallopt"):
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)

@@ -18,7 +18,7 @@ from affect_rl.policy.directory import MANIFEST
 from affect_rl.policy.export import Exported, Form, export_policy
 from affect_rl.policy.smollm2 import LICENCE as SMOLLM2_LICENCE
 from affect_rl.policy.smollm2 import NAME as SMOLLM2
-from cluster.runtime.rundir import RunDirectory
+from cluster.runtime.rundir import EVALUATION, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _dataset(config: Config) -> Manifest | None:
 
 
 def _scores(run: RunDirectory, config: Config) -> Scores | None:
-    file = run.evaluation / "evaluation.json"
+    file = run.evaluation / EVALUATION
     if not file.is_file():
         logger.warning("%s: is not there, so the card has no scores; make it with `affect-rl eval`", file)
         return None

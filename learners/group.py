@@ -245,15 +245,15 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the ranks and remove published weights."""
-        withdrawn = not self._written
-        if self._workers and self._written:
-            with suppress(RayError):  # it may be dead, or wait in a collective for one that is
+        withdrawn = False
+        if self._workers:
+            with suppress(RayError):  # rank 0 may be dead, or wait in a collective for one that is
                 ray.get(self._workers[0].withdraw.remote(), timeout=CLOSING_S)
                 withdrawn = True
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        if not withdrawn:
+        if self._written and not withdrawn:
             remove_on(self.address, self._written)
 
     def _all(self, stage: str, *args: Any) -> list[Any]:

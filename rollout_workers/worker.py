@@ -175,7 +175,8 @@ class RolloutWorker:
             finally:
                 for episode in episodes:
                     episode.cancel()
-                release_memory()  # a learner, whose turn it is, may be on this machine
+                if self._deterministic:  # then nobody plays on, and a learner, whose turn it is, may be on this machine
+                    release_memory()
 
     async def _freeze(self, policy: Path) -> None:
         """Let agents that are not trained play with `policy`; an engine for them is started when first needed."""

@@ -53,7 +53,7 @@ class Scoring:
         self, runs: Sequence[Answers], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
     ) -> dict[str, Estimate]:
         """Metrics of the runs of one policy or arm: their mean, with a bootstrap interval over runs and samples."""
-        drawn = self._mean(runs, resamples, seed)
+        (drawn,) = self._means([runs], resamples, seed)
         return {name: estimate(values[0], values[1:], confidence) for name, values in drawn.items()}
 
     def compare(
@@ -69,7 +69,7 @@ class Scoring:
 
         Paired twice: a resample has the same samples for all runs, and run i of A where it has run i of B.
         """
-        a, b = (self._mean(runs, resamples, seed) for runs in (runs_a, runs_b))
+        a, b = self._means([runs_a, runs_b], resamples, seed)
         gains = {name: b[name] - a[name] for name in self.names}
         return {name: difference(gain[0], gain[1:], confidence) for name, gain in gains.items()}
 
@@ -78,18 +78,26 @@ class Scoring:
         once = np.ones((1, self.count), np.int64)
         return [{name: float(found[name][0]) for name in self.names} for found in (self.measure(r, once) for r in runs)]
 
-    def _mean(self, runs: Sequence[Answers], resamples: int, seed: int) -> dict[str, np.ndarray]:
-        """Means ``[1 + R]`` over the runs and samples as they are, then over drawn ones."""
+    def _means(self, arms: Sequence[Sequence[Answers]], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+        """Of each arm, means ``[1 + R]`` over its runs and the samples as they are, then over drawn ones.
+
+        All arms have the same draws.
+        """
         blocks = [
-            [self.measure(answers, draws) for answers in runs]
+            [[self.measure(answers, draws) for answers in runs] for runs in arms]
             for draws in drawn_blocks(self.count, resamples, seed)
         ]  # fmt: skip
-        weights = drawn_samples(len(runs), resamples, (seed, 1)).T / len(runs)
 
-        def of(run: int, name: str) -> np.ndarray:
-            return np.concatenate([block[run][name] for block in blocks])
+        def of(arm: int) -> dict[str, np.ndarray]:
+            runs = range(len(arms[arm]))
+            weights = drawn_samples(len(runs), resamples, (seed, 1)).T / len(runs)
+            found = {
+                name: [np.concatenate([block[arm][run][name] for block in blocks]) for run in runs]
+                for name in blocks[0][arm][0]
+            }
+            return {name: (weights * values).sum(axis=0) for name, values in found.items()}
 
-        return {name: (weights * [of(run, name) for run in range(len(runs))]).sum(axis=0) for name in blocks[0][0]}
+        return [of(arm) for arm in range(len(arms))]
 
 
 @lru_cache(maxsize=8)

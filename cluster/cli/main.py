@@ -140,6 +140,8 @@ def _whole_way(config: Config, *, resume: bool) -> None:
     if not resume:
         config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
     directory = RunDirectory(config.run_dir)
+    if directory.path.exists():
+        directory.open(config)  # refuses settings that are not those of what is done
     if stages := directory.unfinished:
         with open_run(config, *stages) as run:
             run_stages(run, stages)

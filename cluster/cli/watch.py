@@ -11,7 +11,7 @@ import typer
 def watch(
     run_dir: Annotated[Path, typer.Argument(help="Run directory.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8420,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets everybody in.")] = ("127.0.0.1"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
 ) -> None:
     """Show a run in the browser while it trains: curves, episodes, what is invalid and why. Only reads."""
     from cluster.web.site import is_loopback, listen, serve

@@ -225,6 +225,16 @@ def test_wrong_checkpoints_and_late_answers_are_errors(
         group.update(episodes, 3)
 
 
+def test_a_value_that_is_no_number_is_a_message_and_no_loss_of_the_learner(
+    cluster: None, episodes: list[Trajectory], tmp_path: Path
+) -> None:
+    policy = tiny_policy()
+    torch.nn.init.constant_(policy.value_head.bias, torch.nan)
+    group = LearnerGroup(configure(), policy.save(tmp_path / "policy"), seed=7)
+    with closing(group), pytest.raises(AffectError, match=r"is not a finite number, .* with a lower learner\.lr"):
+        group.update(episodes, 0)
+
+
 @pytest.mark.slow
 def test_what_is_left_of_the_ranks_goes_on(
     start: Start, episodes: list[Trajectory], policy_dir: Path, tmp_path: Path
@@ -239,7 +249,9 @@ def test_what_is_left_of_the_ranks_goes_on(
     group.meanwhile = lambda: victim.kill() if victim.is_running() else None  # called while the ranks work
     with pytest.raises(LearnerLostError, match=r"learner update: rank \d (died|failed) at weight version 2"):
         group.update(episodes, 2)
+    written = list(group._written)
     group.close()
+    assert written and not any(path.exists() for path in written)
 
     @ray.remote
     class Other:
