@@ -69,7 +69,7 @@ def train(
         learner.load_checkpoint(checkpoint / "learner")
     publisher = Publisher(config, learner, pool)
     publisher.publish(state.step)
-    check_agreement(config, pool, learner, samples)
+    check_agreement(config, config.initial_policy, pool, learner, samples)
     meter = EngineMeter(pool.stats, lambda: pool.size)
     replayed_before = state.replayed - pool.replayed
     if state.step == 0 and settings.eval_every:  # a run may end with what it began with

@@ -109,13 +109,7 @@ def warm_start(
         AffectError: ``sft.demonstrations`` do not fit, or too many samples cannot be demonstrated.
     """
     taught = taught_demonstrations(config, dataset)
-    base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
-    if not config.policy and not base.exists():  # there, if a warm start was cut off
-        policy = create_policy(config, dataset)
-        if config.sft.alignment.steps:
-            _align(policy, config, dataset, retrieve)
-        policy.save(base)
-    check_manifest(base)
+    base = base_policy(config, dataset, retrieve, directory)
     prompts = Prompts.for_policy(base, config.episode, context=config.model.context)
     samples = training_samples(config, dataset, taught)
     demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config, taught))
@@ -124,6 +118,19 @@ def warm_start(
     if not config.policy:
         shutil.rmtree(base)
     return metrics
+
+
+def base_policy(config: Config, dataset: Dataset, retrieve: Retrieve | None, directory: Path) -> Path:
+    """What a warm start of `directory` begins with: ``config.policy``, or a policy that is made beside it if there is
+    none yet, as after a warm start that was cut off."""
+    base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
+    if not config.policy and not base.exists():
+        policy = create_policy(config, dataset)
+        if config.sft.alignment.steps:
+            _align(policy, config, dataset, retrieve)
+        policy.save(base)
+    check_manifest(base)
+    return base
 
 
 def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Retrieve | None) -> None:

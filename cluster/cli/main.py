@@ -134,8 +134,10 @@ def whole_way(config_file: ConfigFile, overrides: Overrides = None, resume: Resu
 
 def _whole_way(config: Config, *, resume: bool) -> None:
     """Run all stages that are not done yet, in one session."""
+    from cluster.check import check_model
     from cluster.runtime.run import open_run, run_stages
     from cluster.runtime.rundir import RunDirectory, fresh_name
+    from learners.sft_job import checkpoint_of
 
     if not resume:
         config = config.model_copy(update={"name": fresh_name(Path(config.runs_dir), config.name)})
@@ -143,6 +145,9 @@ def _whole_way(config: Config, *, resume: bool) -> None:
     if directory.path.exists():
         directory.open(config)  # refuses settings that are not those of what is done
     if stages := directory.unfinished:
+        if config.model.base != "tiny" and "sft" in stages and not checkpoint_of(directory.sft).exists():
+            with open_run(config, "train") as run:  # a session of its own, for the warm start wants the room
+                check_model(run)
         with open_run(config, *stages) as run:
             run_stages(run, stages)
     if directory.unfinished:
@@ -150,6 +155,21 @@ def _whole_way(config: Config, *, resume: bool) -> None:
         raise typer.Exit(os.EX_TEMPFAIL)
     typer.echo((directory.evaluation / "evaluation.md").read_text())
     typer.echo(f"Run: {directory.path}. Follow an episode: affect-rl trace {directory.path}")
+
+
+@app.command()
+def check(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Do engine and learner know the model as one? Nothing is trained.
+
+    The policy before any training is made in the run's directory, where sft, train and run go on with it.
+    """
+    config = _config(config_file, overrides)
+    from cluster.check import check_model
+    from cluster.runtime.run import open_run
+
+    with open_run(config, "train") as run:
+        check_model(run)
+    typer.echo(f"model.base={config.model.base}: engine and learner agree about it")
 
 
 @app.command()

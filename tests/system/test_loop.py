@@ -37,6 +37,7 @@ from affect_rl.team.board import Board, Found
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.store import read_trajectories
 from affect_rl.trajectory import Output, Prompt, Trajectory
+from cluster.check import check_model
 from cluster.runtime.run import Run, make_run, open_run, run_evaluation, run_stages, run_training, run_warm_start
 from cluster.runtime.services import Services
 from cluster.sampler import StepSampler
@@ -302,6 +303,9 @@ def test_engines_that_know_another_model_than_the_learner_end_the_run_before_it_
         run_training(_run(config, services))
     assert not (config.run_dir / "metrics.jsonl").exists() or not _metrics(config.run_dir)
     assert not (config.run_dir / "policy").exists()
+    fresh = load_config(None, [*settings, f"runs_dir={tmp_path}", "name=unchecked", f"model.base={policy}"])
+    with pytest.raises(AffectError, match=r"disagree about this model \(qwen2\)"):
+        check_model(_run(fresh, services))
 
 
 @pytest.mark.slow
