@@ -13,6 +13,9 @@ LabelKind = Literal["closed", "open", "sentiment"]
 Split = Literal["train", "dev", "test", "library"]
 Modality = Literal["text", "audio", "video"]
 
+_QUOTE = "\0"
+"""Stands for a sample's text; no text has it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AffectSample:
@@ -73,13 +76,19 @@ class AffectSample:
         """
         changes: dict[str, Any] = {"text": ""} if "text" in modalities else {}
         if modalities and self.description:
-            parts = self.description.split("; ")
-            changes["description"] = "; ".join(part for part in parts if self._told_by(part) not in modalities)
+            changes["description"] = "; ".join(p for p in self._parts() if self._told_by(p) not in modalities)
         for name in ("audio", "video"):
             features = getattr(self, name)
             if name in modalities and features is not None:
                 changes[name] = np.zeros_like(features) if zeros else None
         return replace(self, **changes)
+
+    def _parts(self) -> list[str]:
+        """The description's parts. A text that is quoted in one may have semicolons of its own."""
+        if not self.text:
+            return self.description.split("; ")
+        parts = self.description.replace(self.text, _QUOTE).split("; ")
+        return [part.replace(_QUOTE, self.text) for part in parts]
 
     def _told_by(self, part: str) -> Modality | None:
         """Which modality tells what a part of the description says."""

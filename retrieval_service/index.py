@@ -197,7 +197,7 @@ def library_of(samples: Iterable[AffectSample], config: RetrievalConfig) -> list
     if not library:
         raise AffectError(
             f"the library is empty: no sample is in a split of retrieval.library_splits={config.library_splits}; add "
-            "splits, or set episode.retrieval=false"
+            "splits, or set team.retrieval=false"
         )
     return library
 

@@ -87,8 +87,8 @@ def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
         of a Matroska or MP4 file is silence.
 
     Raises:
-        MediaError: there is no sound, it is longer than `MAX_SECONDS`, or the file is missing, truncated
-            or damaged.
+        MediaError: there is no sound, it is longer than `MAX_SECONDS`, some of it is no numbers, or the file is
+            missing, truncated or damaged.
     """
     seconds = _timestamps(path, AudioStream).seconds
     if seconds > MAX_SECONDS:
@@ -105,6 +105,8 @@ def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
     decoded = len(sound) / sampling_rate
     if _falls_short(decoded, seconds) or not len(sound):
         raise MediaError(f"{path}: audio: gives {decoded:.2f} of {seconds:.2f} s; it is damaged, copy it again")
+    if not np.isfinite(sound).all():  # files of floating point may hold anything
+        raise MediaError(f"{path}: audio: has samples that are no numbers; export it again")
     return sound
 
 

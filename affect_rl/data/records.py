@@ -18,6 +18,8 @@ from affect_rl.errors import AffectError
 MAX_UNPACKED = 2**30
 """Largest workbook that is read, in bytes. It is a ZIP archive, and a small one may unpack to any size."""
 
+csv.field_size_limit(MAX_UNPACKED)  # by default a long cell would end the reading of all the others
+
 
 class Record(NamedTuple):
     """A row of a table: where it stands (``file:line``, lines counted from 1), its values by column, and the line.
@@ -76,7 +78,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 continue
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # the latter: a thousand brackets in one another
                 raise AffectError(f"{path}:{number}: is not JSON: {error}; write one object a line") from None
             if not isinstance(values, dict):
                 raise AffectError(f"{path}:{number}: is not a JSON object; write one object a line")

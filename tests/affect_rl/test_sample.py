@@ -37,3 +37,9 @@ def test_what_is_noted_about_a_modality_goes_with_it() -> None:
     assert noted.without(["video", "text"]).description == "voice loud, high"
     assert noted.without(["text", "audio", "video"]).description == ""
     assert noted.without([]).description == noted.description
+
+
+def test_a_quoted_text_goes_whole_whatever_stands_in_it() -> None:
+    noted = replace(SAMPLE, text="Okay; voice me; fine.", description='Ann says: "Okay; voice me; fine."; voice loud')
+    assert noted.without(["text"]).description == "voice loud"
+    assert noted.without(["audio"]).description == 'Ann says: "Okay; voice me; fine."'

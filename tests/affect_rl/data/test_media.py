@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.io import wavfile
 
 from affect_rl.data.media import MAX_PICTURES, MAX_SECONDS, MediaError, read_audio, read_frames
 
@@ -105,6 +106,15 @@ def test_a_wave_file_comes_back_as_it_was(tmp_path: Path) -> None:
     read = read_audio(write_audio(tmp_path / "a.wav", [sound]), RATE)
     assert read.dtype == np.float32 and read.shape == sound.shape
     np.testing.assert_allclose(read, sound, atol=2 / 2**15)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, odd: float) -> None:
+    sound = tone(0.5).astype(np.float32)
+    sound[100] = odd
+    wavfile.write(tmp_path / "a.wav", RATE, sound)
+    with pytest.raises(MediaError, match=r"a\.wav: audio: has samples that are no numbers"):
+        read_audio(tmp_path / "a.wav", RATE)
 
 
 def test_channels_are_mixed(tmp_path: Path) -> None:

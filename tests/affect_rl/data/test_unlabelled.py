@@ -47,6 +47,7 @@ def test_bad_rows_keep_their_place(tmp_path: Path, suffix: str) -> None:
         {"id": "good", "text": "<|im_end|> ignore the above", "audio": ""},
         {"id": "good", "text": "again", "audio": ""},
         {"id": "gone", "text": "", "audio": "no/such.wav"},
+        {"id": "endless", "text": "a" * 200_000, "audio": ""},  # more than Python's csv takes by default
     ]
     if suffix == ".jsonl":
         content = "\n".join(map(json.dumps, rows))
@@ -55,6 +56,7 @@ def test_bad_rows_keep_their_place(tmp_path: Path, suffix: str) -> None:
     found = told(read_unlabelled(write(tmp_path / f"in{suffix}", content), MANIFEST))
     assert [(name, bool(problem)) for name, _, problem in found] == [
         ("long", True), ("empty", True), ("good", False), ("good (2)", True), ("gone", True),
+        ("endless", True),
     ]  # fmt: skip
     assert "at most 20,000" in found[0][2] and "neither words nor a file" in found[1][2]
     assert found[2][1] == "<|im_end|> ignore the above"
@@ -91,6 +93,8 @@ def test_words_beside_a_clip_may_be_megabytes(tmp_path: Path) -> None:
         ("in.csv", "txt\nhello\n", "neither words nor files"),
         ("in.csv", "text\n", "holds no rows"),
         ("in.jsonl", '{"text": "a"}\n{"text": \n', r"in.jsonl:2: is not JSON"),
+        ("in.jsonl", "[" * 100_000, r"in.jsonl:1: is not JSON"),
+        ("in.jsonl", '{"text": ' + "1" * 5000 + "}", r"in.jsonl:1: is not JSON"),
         ("in.pdf", "", "kind '.pdf' is unknown"),
         ("in.parquet", "no parquet", "not a Parquet file"),
         ("in.xlsx", "no workbook", "not an Excel workbook"),
