@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 
 from affect_rl.backbones.importing import adapt_fusion, check_features
 from affect_rl.backbones.layouts import LAYOUTS
@@ -18,7 +19,7 @@ from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.evidence import Exclusion, Retrieve, render_evidence
-from affect_rl.policy.alignment import Labelled, align_fusion
+from affect_rl.policy.alignment import Alignment, Labelled, align_fusion
 from affect_rl.policy.directory import MANIFEST, check_manifest
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.tokens import pretrained_language_model, tiny_language_model, train_tokenizer
@@ -30,13 +31,14 @@ from affect_rl.team.prompts import NOTED, Prompts, template_texts
 from affect_rl.team.taught import Taught, settings_of_prompts
 from affect_rl.team.team import Team
 from affect_rl.trajectory import Percept, Turn
+from cluster.runtime.nodes import on_largest_node
 from learners.sft_job import run_sft
 
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 256
 MOST_ALIGNED = 4096
-"""Samples that alignment takes, drawn at random: with their neighbours' features they lie in this process's memory."""
+"""Samples that alignment takes, drawn at random: with their neighbours' features they lie in one process's memory."""
 
 
 def create_policy(config: Config, dataset: Dataset) -> AffectPolicy:
@@ -125,15 +127,31 @@ def base_policy(config: Config, dataset: Dataset, retrieve: Retrieve | None, dir
     none yet, as after a warm start that was cut off."""
     base = Path(config.policy) if config.policy else directory.with_name(directory.name + "-base")
     if not config.policy and not base.exists():
-        policy = create_policy(config, dataset)
-        if config.sft.alignment.steps:
-            _align(policy, config, dataset, retrieve)
-        policy.save(base)
+        if config.model.base == "tiny":
+            aligned = _make_base(config, dataset, retrieve, base)
+        else:  # it may not fit into this process's node
+            aligned = on_largest_node(_make_base, config, None, retrieve, base.resolve())
+        if aligned:
+            logger.info(
+                "sft: soft tokens tell %.1f %% of %d labels right on those held out, after %d steps of alignment",
+                100 * aligned.accuracy, aligned.labels, aligned.steps,
+            )  # fmt: skip
     check_manifest(base)
     return base
 
 
-def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Retrieve | None) -> None:
+def _make_base(config: Config, dataset: Dataset | None, retrieve: Retrieve | None, base: Path) -> Alignment | None:
+    """Make and save the policy before any training; what alignment came to. Without `dataset` it reads it itself."""
+    if dataset is None:
+        torch.set_num_threads(cpu_count())
+        dataset = Dataset.of(config.data)
+    policy = create_policy(config, dataset)
+    aligned = _align(policy, config, dataset, retrieve) if config.sft.alignment.steps else None
+    policy.save(base)
+    return aligned
+
+
+def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Retrieve | None) -> Alignment:
     """Let the fusion modules learn the labels' words from training samples, alone and with their neighbours."""
     samples = dataset.samples("train", config.data.max_train)
     if len(samples) > MOST_ALIGNED:
@@ -152,11 +170,7 @@ def _align(policy: AffectPolicy, config: Config, dataset: Dataset, retrieve: Ret
     async def all_labelled() -> list[Labelled]:
         return list(chain.from_iterable(await asyncio.gather(*map(labelled, samples))))
 
-    found = align_fusion(policy, asyncio.run(all_labelled()), config.sft.alignment, config.seed)
-    logger.info(
-        "sft: soft tokens tell %.1f %% of %d labels right on those held out, after %d steps of alignment",
-        100 * found.accuracy, found.labels, found.steps,
-    )  # fmt: skip
+    return align_fusion(policy, asyncio.run(all_labelled()), config.sft.alignment, config.seed)
 
 
 def taught_demonstrations(config: Config, dataset: Dataset) -> Taught | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from affect_rl.config.actors import Actors
+
+T = TypeVar("T")
 
 
 def ending_nodes() -> set[str]:
@@ -32,6 +36,18 @@ def free_places(actors: Actors) -> int:
         if node not in ending:
             places += min(int(free.get(kind, 0) / need) for kind, need in actors.resources.items() if need)
     return places
+
+
+def on_largest_node(work: Callable[..., T], *args: object) -> T:
+    """Do `work` in a process of its own on the node with the most memory, and return what it returns.
+
+    A driver is often on a small node, or in the pod of a head that has no more than Ray needs. No CPUs are asked for:
+    the job's actors may have reserved all.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    largest = max(alive, key=lambda node: node["Resources"].get("memory", 0))
+    there = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
+    return ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(work).remote(*args))  # type: ignore[no-any-return]
 
 
 class Wish:
