@@ -149,7 +149,7 @@ class OpenLabels(Recognition):
         return tuple(labels.values()), None
 
     def true_labels(self, sample: AffectSample) -> tuple[str, ...]:
-        return sample.labels
+        return sample.labels[:MAX_OPEN_LABELS]
 
 
 def _forms(written: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ def rationale(sample: AffectSample, kept: Kept) -> str:
     only to say "as in the supportive evidence" did not always learn in the warm start where to look.
     """
     if sample.description and sample.description not in sample.text:
-        return sample.description
+        return " ".join(sample.description.splitlines())  # an answer's lines have names
     for item in kept.get("supportive", ()):
         if item.agrees(sample):
             return " ".join(item.text.split()[-QUOTED_WORDS:])

@@ -8,7 +8,7 @@ from typing import ClassVar
 from affect_rl.tasks.fields import lines_pattern, read_fields, room, text_pattern
 from affect_rl.team.agent import Agent, Reading, Writes
 from affect_rl.team.board import Board
-from affect_rl.team.planner import simple_label
+from affect_rl.team.planner import said, simple_label
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Prompt
 from affect_rl.wording import Wording
@@ -53,9 +53,9 @@ against: 话在抱怨，声音却在笑
         """Carefully: what was noted of the sample if the leading label is wrong, else nothing; by habit: its words."""
         sample = board.sample
         if not careful:
-            return f"against: {sample.text}"
+            return f"against: {said(sample)}"
         right = leading_label(board) in sample.labels
-        return "against: nothing" if right else f"against: {sample.description or sample.text}"
+        return "against: nothing" if right else f"against: {sample.description or said(sample)}"
 
     def bypass(self, board: Board) -> Writes:
         return {"notes": board.notes}

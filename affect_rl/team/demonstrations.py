@@ -7,32 +7,43 @@ otherwise by habit. What an agent writes either way it says itself (`Agent.demon
 came of its turn or, with a chance of ``sft.teacher_forcing``, of a careful one in its place: so they learn what to do
 with good work that the agent itself does not yet do.
 
+A demonstration fits its agent's token limit and can be read, else it would teach what costs a penalty in RL. Where it
+quotes too much for that, the quotes are cut (`demonstration`).
+
 A language model can be the annotator instead, see `affect_rl.team.teacher`.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Evidence, Exclusion, Group, Retrieve, Support
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
-from affect_rl.team.agent import Request
+from affect_rl.team.agent import Agent, Request
+from affect_rl.team.board import Board
 from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team
 from affect_rl.trajectory import Generation, Prompt, Trajectory, Turn
+
+_ONE_EACH = "\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_ONE_EACH}]|[^\s{_ONE_EACH}]+")
+"""A word; of Chinese and Japanese, which put no spaces between them, a character."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
     """Plays any agent by rule. Answers are tokenised once, here, and never again.
 
-    The tokens of a generation are the demonstration; its text is what the agents after it are shown.
+    The tokens of a generation are the demonstration; its text is what the agents after it are shown. An `AffectError`
+    names a sample of which an agent has none, see `demonstration`.
     """
 
     prompts: Prompts
@@ -42,10 +53,46 @@ class Annotator:
         rng = random.Random(request.seed)
         careful = rng.random() < request.agent.settings.careful
         forced = rng.random() < self.teacher_forcing
-        taught = request.agent.demonstrate(request.board, careful=careful)
-        shown = request.agent.demonstrate(request.board, careful=True) if forced and not careful else taught
-        tokens = self.prompts.answer(taught)
+        shown, tokens = demonstration(request.agent, request.board, self.prompts, careful=careful)
+        if forced and not careful:
+            shown, _ = demonstration(request.agent, request.board, self.prompts, careful=True)
         return Generation(tokens, (0.0,) * len(tokens), (0,) * len(tokens), shown, finished=True)
+
+
+def demonstration(agent: Agent, board: Board, prompts: Prompts, *, careful: bool) -> tuple[str, tuple[int, ...]]:
+    """What an agent demonstrates, and its tokens.
+
+    If that is too long, or cannot be read, what it quotes is cut to the most words with which it fits and can be.
+
+    Raises:
+        AffectError: there is no such number of words.
+    """
+    limit, sample = agent.settings.tokens, board.sample
+    for words in (None, *range(limit, 0, -1)):  # a word is a token at least
+        text = agent.demonstrate(board if words is None else _cut(board, words), careful=careful)
+        tokens = prompts.answer(text)
+        problem = agent.read(text, board).problem
+        if not problem and len(tokens) <= limit:
+            return text, tokens
+    fault = problem or f"it takes {len(tokens)} tokens; raise team.{agent.name}.tokens={limit}"
+    raise AffectError(f"sample {sample.id}: the demonstration of {agent.name} is of no use: {fault}")
+
+
+def _cut(board: Board, words: int) -> Board:
+    """The board with at most so many words of each text that a demonstration may quote, and single spaces.
+
+    Of the sample those at the front; of evidence those at the end, where its label is.
+    """
+    sample, front, end = board.sample, slice(words), slice(-words, None)
+    seen = replace(sample, text=_words(sample.text, front), description=_words(sample.description, front))
+    kept = {group: tuple(replace(e, text=_words(e.text, end)) for e in items) for group, items in board.kept.items()}
+    return Board(seen, {**board.slots, "kept": kept})
+
+
+def _words(text: str, some: slice) -> str:
+    """Some words of a text, and what stands between them."""
+    spans = [word.span() for word in _WORD.finditer(text)][some]
+    return " ".join(text[spans[0][0] : spans[-1][1]].split()) if spans else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class Planner(Agent):
 
     def demonstrate(self, board: Board, *, careful: bool) -> str:
         """Carefully: queries made of the sample's description; by habit: the whole utterance for every group."""
-        return render_plan(careful_plan(board.sample) if careful else whole_utterance(board.sample))
+        habit = dict.fromkeys(GROUPS, said(board.sample))
+        return render_plan(careful_plan(board.sample) if careful else habit)
 
     def bypass(self, board: Board) -> Writes:
         """One simple label for every group: the label counterfactual of equation 2."""
@@ -127,8 +128,13 @@ def whole_utterance(sample: AffectSample) -> dict[Group, str]:
 
 def careful_plan(sample: AffectSample) -> dict[Group, str]:
     """Queries made of what an attentive listener noted."""
-    noted = sample.description or sample.text
-    return {"supportive": noted, "confusing": sample.text, "countering": f"{noted} meant otherwise"}
+    noted = sample.description or said(sample)
+    return {"supportive": noted, "confusing": said(sample), "countering": f"{noted} meant otherwise"}
+
+
+def said(sample: AffectSample) -> str:
+    """The utterance, as an annotator quotes it; there are words also where it is withheld."""
+    return sample.text or "no words"
 
 
 def simple_label(sample: AffectSample, support: Support) -> str:

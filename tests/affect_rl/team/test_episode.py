@@ -20,6 +20,7 @@ from affect_rl.sample import AffectSample
 from affect_rl.team.agent import Request
 from affect_rl.team.demonstrations import Annotator, demonstrate
 from affect_rl.team.episode import play_episode
+from affect_rl.team.planner import render_plan, whole_utterance
 from affect_rl.team.prompts import Prompts
 from affect_rl.trajectory import Generation, Prompt, Trajectory
 from retrieval_service.retriever import LocalRetriever
@@ -206,7 +207,13 @@ def test_a_sample_without_labels_is_played_and_not_scored(
     world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
     label = world[0].candidates[1]
-    recorder = Recorder.of(prompts, {"generator": f"reason: a bright voice\nlabel: {label}", "filter": "?"})
+    answer = f"reason: a bright voice\nlabel: {label}"
+    said = {"planner": render_plan(whole_utterance(world[0])), "filter": "?", "generator": answer}
+
+    async def generate(prompt: Prompt, request: Request) -> Generation:
+        return Generation((1,), (0.0,), (0,), said[request.agent.name], finished=True)
+
+    recorder = Recorder(generate)
     trajectory = play(replace(world[0], labels=()), make_team(), recorder, retriever, prompts)
     assert (trajectory.output.labels, trajectory.scores, trajectory.bypassed) == ((label,), {}, {})
     assert [request.line for _, request in recorder.calls] == ["full"] * 3
