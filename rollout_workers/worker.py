@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +24,14 @@ from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
 from affect_rl.memory import release_memory
 from affect_rl.network import interface_of
-from affect_rl.policy.adapters import Lora
+from affect_rl.policy.adapters import TEAM, Lora
 from affect_rl.policy.publication import Announcement
 from affect_rl.policy.transfer import Meeting
 from affect_rl.policy.weights import WeightsHandle, stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.seeds import derived_seed
 from affect_rl.tasks import TaskSettings, make_task
-from affect_rl.team.agent import EpisodeSettings, Request, Writes
+from affect_rl.team.agent import AgentSettings, EpisodeSettings, Request, Writes
 from affect_rl.team.episode import Generate, OnStep, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team, TeamConfig
@@ -102,6 +102,17 @@ class EpisodeSpec:
         """By agent, the policies that do not change."""
         policies = {name: self.team[name].policy for name in self.team.frozen}
         return {name: self.start if policy == "start" else Path(policy) for name, policy in policies.items()}
+
+
+def adapter_of(settings: AgentSettings, served: Collection[str]) -> str | None:
+    """The adapter that an agent is to play with; None: the base.
+
+    Only who neither trains nor names an adapter of its own is content with the base of a policy that lacks it: for any
+    other it is another policy than asked for, and the engine's error says so. A policy without adapters is itself
+    under any name.
+    """
+    needs_it = settings.trains or settings.adapter != TEAM
+    return settings.adapter if needs_it or settings.adapter in served else None
 
 
 class RolloutWorker:
@@ -237,7 +248,7 @@ class RolloutWorker:
                     max_tokens=settings.tokens,
                     temperature=request.temperature,
                     seed=request.seed,
-                    adapter=settings.adapter if settings.adapter in engine.adapters else None,
+                    adapter=adapter_of(settings, engine.adapters),
                     pattern=request.agent.pattern(request.board) if spec.structured else "",
                 )
 
