@@ -127,18 +127,18 @@ def mixed(step: Step, gamma: float, mix: float) -> Tensor:
 
     ``A_n = mix * A_turn + (1 - mix) * A_batch``. A_turn is the return from the turn on, ``G_n = sum_l gamma^l r_{n+l}``
     along the chain, standardised over the copies of the sample at the same turn of the same agent. A_batch is the
-    turn's own reward, standardised over all of the agent's turns in the step: it still tells a good turn from a bad one
-    where all copies ended alike.
+    turn's own reward, standardised over the same turn of the same agent in the whole step: it still tells a good turn
+    from a bad one where all copies ended alike. Among turns of other numbers every early one, whose reward is 0, would
+    look bad.
 
     The paper's text was not at hand: written after its abstract and two descriptions of it by others, which give the
     normalisations and ``mix = 0.5``. Both parts are standardised for each agent by itself, as everything here is.
     """
     turns = torch.bincount(step.chain, minlength=len(step.episode))
     returns = returns_to_go(step.rewards, turns, gamma)
-    numbers, agents = int(step.turn_number.max()) + 1, len(step.agents)
-    group = (step.sample[step.chain] * agents + step.turn_agent) * numbers + step.turn_number
-    by_turn = group_relative(returns, group, scale=True)
-    by_batch = normalise(step.rewards, step.turn_agent)
+    place = step.turn_number * len(step.agents) + step.turn_agent  # which turn of which agent
+    by_turn = group_relative(returns, step.sample[step.chain] * (int(place.max()) + 1) + place, scale=True)
+    by_batch = group_relative(step.rewards, place, scale=True)
     return (mix * by_turn + (1 - mix) * by_batch)[step.turn]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,15 +112,22 @@ def test_mixed_advantages_against_loops(gamma: float, mix: float, seed: int) -> 
     step = random_step(chains, agent=[0, 0, 0, 0], sample=[0, 0, 1, 1], seed=seed)
     rewards = [part.tolist() for part in step.rewards.split([len(c) for c in chains])]
     returns = [[sum(gamma**k * x for k, x in enumerate(r[n:])) for n in range(len(r))] for r in rewards]
-    everything = step.rewards.numpy()
     expected: list[float] = []
     for c, turns in enumerate(chains):
         for n, length in enumerate(turns):
             peers = np.array([returns[d][n] for d in (0, 1, 2, 3) if d // 2 == c // 2 and n < len(chains[d])])
             by_turn = (returns[c][n] - peers.mean()) / peers.std() if peers.std() > 1e-6 else 0.0
-            by_batch = (rewards[c][n] - everything.mean()) / everything.std()
+            same = np.array([r[n] for r in rewards if n < len(r)])
+            by_batch = (rewards[c][n] - same.mean()) / same.std() if same.std() > 1e-6 else 0.0
             expected += [mix * by_turn + (1 - mix) * by_batch] * length
     np.testing.assert_allclose(adv.mixed(step, gamma, mix), expected, atol=1e-3)
+
+
+def test_mixed_advantages_do_not_blame_a_turn_for_being_early() -> None:
+    """What an agent earns comes with its last turn: first turns, which all earn nothing, are neither good nor bad."""
+    step = random_step([[1, 1], [1, 1], [1], [1]], agent=[0, 0, 1, 1], sample=[0, 1, 0, 1])
+    step = replace(step, rewards=torch.tensor([0.0, 1.0, 0.0, 3.0, 7.0, 7.0]))
+    assert adv.mixed(step, gamma=1.0, mix=0.0).tolist() == pytest.approx([0, -1, 0, 1, 0, 0])
 
 
 def test_explained_variance() -> None:
