@@ -166,6 +166,18 @@ class Config(Section):
             raise ValueError(f"team: of the agents that play ({playing}) none trains; set trains: true for one")
         return self
 
+    @model_validator(mode="after")
+    def _has_adapters(self) -> Self:
+        for name in () if self.model.lora.rank else self.team.trained:
+            settings = self.team[name]
+            for key in ("lr", "adapter"):
+                if (value := getattr(settings, key)) != type(settings).model_fields[key].default:
+                    raise ValueError(
+                        f"team.{name}.{key}={value} is for an adapter, and model.lora.rank=0 makes none; raise "
+                        f"model.lora.rank, or leave team.{name}.{key} out"
+                    )
+        return self
+
     @property
     def samples_per_minibatch(self) -> int:
         """Samples behind one optimiser step."""

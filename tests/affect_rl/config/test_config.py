@@ -126,6 +126,14 @@ WRONG_TEAMS = [
         "each takes rollout.gpu_memory=0.4 of the same GPU; set rollout.gpu_memory to 0.25 or less",
     ),
 ]
+WRONG_ADAPTERS = [
+    (
+        "team.planner.lr=1e-4; team.filter.lr=1e-4; team.generator.lr=1e-4",
+        "team.planner.lr=0.0001 is for an adapter, and model.lora.rank=0 makes none; raise model.lora.rank, or leave "
+        "team.planner.lr out",
+    ),
+    ("team.planner.adapter=own", "team.planner.adapter=own is for an adapter, and model.lora.rank=0 makes none; raise"),
+]
 WRONG_ALGORITHMS = [
     ("algorithm.gamm=1", "unknown key `algorithm.gamm`; did you mean `gamma`?"),
     ("algorithm.gamma=1.5", "algorithm.gamma: Input should be less than or equal to 1"),
@@ -151,7 +159,7 @@ WRONG_TASKS = [
     ("task=closed", "task: expected a section (given: 'closed')"),
     ("task=3", "task: expected a section (given: 3)"),
 ]
-EVERYTHING_WRONG = [*WRONG, *WRONG_TEAMS, *WRONG_ALGORITHMS, *WRONG_TASKS]
+EVERYTHING_WRONG = [*WRONG, *WRONG_TEAMS, *WRONG_ADAPTERS, *WRONG_ALGORITHMS, *WRONG_TASKS]
 
 
 @pytest.mark.parametrize(("override", "message"), EVERYTHING_WRONG, ids=[o for o, _ in EVERYTHING_WRONG])
@@ -232,6 +240,12 @@ def test_one_key_of_a_nested_default_leaves_the_others() -> None:
     config = load_config(None, ["algorithm.name=ippo", "algorithm.critic.lr=1.0e-2"])
     critic = config.algorithm.critic_settings
     assert critic is not None and (critic.lr, critic.sees) == (0.01, "own")
+
+
+def test_who_does_not_train_may_name_an_adapter_of_its_policy() -> None:
+    """Engines serve the adapters that a policy has, whatever is trained beside them."""
+    frozen = ["team.filter.policy=runs/a", "team.filter.trains=false", "team.filter.adapter=filter"]
+    assert load_config(None, frozen).team["filter"].adapter == "filter"
 
 
 def test_agents_take_turns_from_sample_to_sample() -> None:
