@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from affect_rl import registry
-from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings
+from affect_rl.algorithms.algorithm import Algorithm, CommonSettings
 from affect_rl.algorithms.dpo import Dpo
 from affect_rl.algorithms.grpo import Grpo
 from affect_rl.algorithms.mapo import Mapo
@@ -36,12 +36,12 @@ def resolve(name: str) -> type[Algorithm]:
     return registry.resolve(name, ALGORITHMS, Algorithm, "algorithm")  # type: ignore[type-abstract]
 
 
-def make_algorithm(settings: AlgorithmSettings) -> Algorithm:
+def make_algorithm(settings: CommonSettings) -> Algorithm:
     """The algorithm that settings describe."""
     return resolve(settings.name)(settings)
 
 
-def read_algorithm(tree: Any) -> AlgorithmSettings:
+def read_algorithm(tree: Any) -> CommonSettings:
     """Settings of the algorithm that `tree` names; without a name: MAPPO.
 
     Args:
@@ -50,7 +50,7 @@ def read_algorithm(tree: Any) -> AlgorithmSettings:
     Raises:
         ValueError: there is no such algorithm, it has no such key, or a value does not fit; a line for each key.
     """
-    if isinstance(tree, AlgorithmSettings):
+    if isinstance(tree, CommonSettings):
         return tree
     if not isinstance(tree, dict):
         raise ValueError(f"expected settings such as `name: mappo`, not {tree!r}")

@@ -24,15 +24,11 @@ from affect_rl.algorithms.step import Step
 from affect_rl.section import Section
 
 
-class AlgorithmSettings(Section):
-    """Settings that every algorithm has; an algorithm's class may add its own."""
+class CommonSettings(Section):
+    """Settings that every algorithm has."""
 
     name: str
     """A name of `affect_rl.algorithms.ALGORITHMS`, or ``module:Class``."""
-    loss: Loss = Clipped()
-    """How advantages become a loss."""
-    correction: Correction = Truncated()
-    """What is done about engine and learner giving a token different log-probs."""
 
     @property
     def title(self) -> str:
@@ -48,6 +44,15 @@ class AlgorithmSettings(Section):
     def separate_critic(self) -> bool:
         """Whether there is a critic with a model of its own."""
         return self.critic_settings is not None and self.critic_settings.kind == "separate"
+
+
+class AlgorithmSettings(CommonSettings):
+    """Settings of most algorithms; an algorithm's class may add its own."""
+
+    loss: Loss = Clipped()
+    """How advantages become a loss."""
+    correction: Correction = Truncated()
+    """What is done about engine and learner giving a token different log-probs."""
 
 
 class Targets(NamedTuple):
@@ -101,7 +106,7 @@ class Algorithm(ABC):
 
     needs_critic: ClassVar[bool] = False
     min_copies: ClassVar[int] = 1
-    Settings: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
+    Settings: ClassVar[type[CommonSettings]] = AlgorithmSettings
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

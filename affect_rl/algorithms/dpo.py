@@ -16,19 +16,19 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from affect_rl.algorithms.algorithm import Algorithm, AlgorithmSettings, Targets
+from affect_rl.algorithms.algorithm import Algorithm, CommonSettings, Targets
 from affect_rl.algorithms.corrections import Corrected
-from affect_rl.algorithms.losses import Clipped, token_weights
+from affect_rl.algorithms.losses import Bounds, token_weights
 from affect_rl.algorithms.step import Step, sum_by
 from affect_rl.section import PositiveFloat
 
 
-class DpoSettings(AlgorithmSettings):
+class DpoSettings(CommonSettings):
     """Direct preference optimisation."""
 
     name: str = "dpo"
     """A name of `affect_rl.algorithms.ALGORITHMS`, or ``module:Class``."""
-    loss: Clipped = Clipped()
+    loss: Bounds = Bounds()
     """Bounds of the optimiser steps after the first."""
     preference_weight: PositiveFloat = 0.1
     """beta: how far a preference may lead away from the reference."""

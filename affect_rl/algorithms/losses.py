@@ -28,7 +28,7 @@ class Surrogate(NamedTuple):
     clipped: Tensor
 
 
-class Clipped(Section):
+class Bounds(Section):
     """PPO's clipped surrogate ``min(rho A, clip(rho, 1 - low, 1 + high) A)`` (arXiv 1707.06347, equation 7).
 
     A `clip_high` above `clip` is DAPO's clip-higher (arXiv 2503.14476, equation 10), which lets unlikely tokens grow.
@@ -44,12 +44,17 @@ class Clipped(Section):
     """How far it may rise above 1; None: as far."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """c, above 1; None: no bound."""
-    average: Average = "tokens"
-    """What of an agent weighs the same: its ``tokens``, or its answers (``sequences``), long and short."""
 
     def __call__(self, logprobs: Tensor, anchor: Tensor, advantages: Tensor, turn: Tensor) -> Surrogate:
         ratio = log_ratio(logprobs, anchor).exp()
         return _clipped(ratio, advantages, self.clip, self.clip_high, self.dual_clip)
+
+
+class Clipped(Bounds):
+    """The same with a choice of what weighs the same."""
+
+    average: Average = "tokens"
+    """What of an agent weighs the same: its ``tokens``, or its answers (``sequences``), long and short."""
 
 
 class Gspo(Section):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
 
 from affect_rl.algorithms import make_algorithm, read_algorithm
-from affect_rl.algorithms.algorithm import AlgorithmSettings
+from affect_rl.algorithms.algorithm import CommonSettings
 from affect_rl.config.job import ClusterConfig, DataConfig, EvaluateConfig, TrackingConfig
 from affect_rl.config.learning import LearnerConfig, SftConfig, TrainConfig
 from affect_rl.config.model import ModelConfig
@@ -57,7 +57,7 @@ class Config(Section):
     """What answers are worth."""
     sft: SftConfig = SftConfig()
     """Warm start."""
-    algorithm: Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(read_algorithm), Affects(TRAINING)] = (
+    algorithm: Annotated[SerializeAsAny[CommonSettings], BeforeValidator(read_algorithm), Affects(TRAINING)] = (
         read_algorithm({})
     )
     """How rewards become a loss."""
