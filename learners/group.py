@@ -79,7 +79,7 @@ class LearnerGroup:
         place: Place = anywhere,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the ranks and load the policy directory, which is also the frozen reference.
+        """Start the ranks and load the policy directory, which is also the frozen reference; with adapters its base is.
 
         Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
 

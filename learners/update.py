@@ -40,7 +40,7 @@ class Models:
 
     Attributes:
         actor: the policy.
-        reference: the frozen policy that the run started from.
+        reference: the frozen policy that the run started from, or the base of its adapters.
         critic: puts values together; None: the algorithm has none.
         critic_model: model of a separate critic; None: the head is on the policy's trunk, or there is no critic.
     """

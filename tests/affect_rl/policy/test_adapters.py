@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +18,7 @@ from affect_rl.policy.batches import TokenBatch
 from affect_rl.policy.fusion import collate_percepts
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.policy.reference import Reference
+from affect_rl.trajectory import Percept
 from benchmarks.workload import AUDIO_DIM, VIDEO_DIM, tiny_policy
 
 AGENTS = ("planner", "filter", "generator")
@@ -52,6 +54,17 @@ def batch() -> TokenBatch:
     return TokenBatch(ids, mask, collate_percepts([], AUDIO_DIM, VIDEO_DIM))
 
 
+def perceived(policy: AffectPolicy) -> TokenBatch:
+    """The same behind a percept each."""
+    plain, rng = batch(), np.random.default_rng(0)
+    soft = torch.full((2, policy.fusion.shape.tokens), policy.config.percept_token_id)
+    shown = [
+        Percept(*(rng.normal(size=(3, dim)).astype(np.float32) for dim in (AUDIO_DIM, VIDEO_DIM))) for _ in range(2)
+    ]
+    ids, mask = torch.cat([soft, plain.input_ids], dim=1), torch.cat([soft < 0, plain.response_mask], dim=1)
+    return TokenBatch(ids, mask, collate_percepts(shown, AUDIO_DIM, VIDEO_DIM))
+
+
 def logprobs(policy: AffectPolicy | Reference, adapter: str | None = TEAM) -> Tensor:
     with torch.no_grad():
         if isinstance(policy, Reference):
@@ -82,6 +95,24 @@ def test_only_the_adapter_in_use_gets_gradients(adapted: AffectPolicy) -> None:
     for adapter in adapted.adapters():
         assert all(p.requires_grad for p in adapter.tensors.values())
         assert all((p.grad is not None) == (adapter.name == "filter") for p in adapter.tensors.values())
+
+
+def test_the_reference_of_a_policy_that_goes_on_is_its_base(base_dir: Path, tmp_path: Path) -> None:
+    """Its fusion modules too, which train with the adapters; in the type that the run computes in."""
+    trained = with_adapters(base_dir)
+    with torch.no_grad():
+        for parameter in trained.fusion.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    directory = trained.save(tmp_path / "trained")
+    base = AffectPolicy.load(base_dir).eval()
+    seen = perceived(base)
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            expected = AffectPolicy.load(base_dir, dtype=dtype).eval()(seen).logprobs
+            policy = AffectPolicy.load(directory, dtype=dtype).eval()
+            assert torch.equal(Reference(policy).logprobs(seen), expected)
+            with policy.use_adapter(None):
+                assert not torch.allclose(policy(seen).logprobs, expected, atol=1e-2)
 
 
 def test_an_adapter_stays_where_it_is_while_others_train(adapted: AffectPolicy) -> None:
