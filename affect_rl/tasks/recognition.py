@@ -25,6 +25,8 @@ MAX_OPEN_LABELS = 8
 """An open answer may name this many labels."""
 _LETTER, _LABEL = "[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u4e00-\u9fff]", 16
 """What words of open labels are made of, and how long one may be, where an engine is held to a pattern."""
+_COMMAS = re.compile("[,\uff0c\u3001]")
+"""What stands between labels, also in Chinese."""
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """Marks around a label."""
 
@@ -155,7 +157,7 @@ class OpenLabels(Recognition):
 def _forms(written: str) -> dict[str, str]:
     """Comma-separated labels: normal form to what was written; a label that stands twice counts once."""
     labels: dict[str, str] = {}
-    for label in written.split(","):
+    for label in _COMMAS.split(written):
         if form := normalise(label):
             labels.setdefault(form, _EDGES.sub("", label.casefold()))
     return labels

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.emotions import CLUSTER_OF_WORD, normalise
+from affect_rl.scoring.free_text import WordReader
 from affect_rl.scoring.label_score import label_score
 from affect_rl.scoring.scoring import Scoring, scoring_of
 from affect_rl.scoring.wheels import Wheels
@@ -22,6 +23,8 @@ from affect_rl.tasks.task import Task
 from affect_rl.trajectory import Output
 from affect_rl.wording import Wording
 
+_WHEEL = {word: word for word in CLUSTER_OF_WORD}
+_CHINESE = re.compile("[\u3400-\u9fff]")
 _FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
 
@@ -70,9 +73,14 @@ else, for example:
         return Output(text, labels, thought, problem)
 
     async def score(self, output: Output, sample: AffectSample) -> float:
-        """``(1 - w) S(answer) + w S(thought)``, less the penalty for labels beyond the free ones; at least 0."""
+        """``(1 - w) S(answer) + w S(thought)``, less the penalty for labels beyond the free ones; at least 0.
+
+        An answer that cannot be read scores 0, whatever was thought before it.
+        """
         s = self.settings
         assert isinstance(s, ThinkingSettings)
+        if output.problem:
+            return 0.0
         told = label_score(output.labels, sample, s.score)
         thought = label_score(labels_in(output.rationale, sample), sample, s.score) if s.thought else 0.0
         extra = max(0, len(output.labels) - s.free_labels)
@@ -94,9 +102,15 @@ else, for example:
 
 
 def labels_in(thought: str, sample: AffectSample) -> tuple[str, ...]:
-    """Labels that a thought names: the sample's candidates, or words of the emotion wheel."""
-    words = dict.fromkeys(normalise(word) for word in re.findall(r"[^\W_]+", thought))
-    known = {normalise(candidate): candidate for candidate in sample.candidates}
-    if known:
-        return tuple(known[word] for word in words if word in known)
-    return tuple(word for word in words if word in CLUSTER_OF_WORD)
+    """Labels that a thought names and does not deny: the sample's candidates, or (English) words of the emotion wheel.
+
+    By the rules of `affect_rl.scoring.free_text`; candidates in Chinese are found as well.
+    """
+    names = {normalise(_spaced(candidate)): candidate for candidate in sample.candidates} or _WHEEL
+    (found,) = WordReader("thought", names, normalise).read([_spaced(thought)])
+    return found
+
+
+def _spaced(text: str) -> str:
+    """A text whose Chinese characters are words of their own."""
+    return _CHINESE.sub(r" \g<0> ", text)
