@@ -268,9 +268,9 @@ async def play_episode(
 
 
 def _joined(new: Found, old: Found) -> Found:
-    """Candidates of two searches, the later ones first; no id stands in two groups."""
-    seen = {item.id for items in new.values() for item in items}
-    return {g: (*items, *(e for e in old.get(g, ()) if e.id not in seen)) for g, items in new.items()}
+    """Candidates of two searches, the later ones first; no text, and so no id, stands in two groups."""
+    seen = {item.text for items in new.values() for item in items}
+    return {g: (*items, *(e for e in old.get(g, ()) if e.text not in seen)) for g, items in new.items()}
 
 
 async def _awaited(generation: Awaitable[Generation]) -> Generation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from team_cases import WORLD, Recorder, make_team, play
 
-from affect_rl.evidence import GROUPS, Evidence, Exclusion, Group, Support
+from affect_rl.evidence import GROUPS, CognitiveResult, Evidence, Exclusion, Group, Support
 from affect_rl.sample import AffectSample
 from affect_rl.team.board import Board
 from affect_rl.team.demonstrations import demonstrate
@@ -141,6 +142,30 @@ def test_the_second_search_sees_what_the_first_found_and_adds_to_it(
     shown = prompts.tokenizer.decode(trajectory.turns[2].prompt.token_ids)
     assert all(item.text in shown for items in trajectory.candidates.values() for item in items)
     assert dict(trajectory.queries) == SECOND
+
+
+def test_two_searches_never_show_one_text_as_support_and_as_counter_evidence(
+    world: list[AffectSample], prompts: Prompts
+) -> None:
+    """Recordings of the same words have ids of their own."""
+    found = {
+        "glass harbour": {"supportive": [("a", "soft voice: joy"), ("b", "loud voice: joy")]},
+        "grandmother cooked": {"countering": [("c", "soft voice: joy")], "confusing": [("b", "loud voice: joy")]},
+    }
+
+    class Library:
+        async def cognitive(self, queries: Mapping[Group, str], k: int, exclusion: Exclusion) -> CognitiveResult:
+            groups = found[queries["supportive"]]
+            items = {g: tuple(Evidence(i, text, ("joy",), 0.5) for i, text in groups.get(g, ())) for g in GROUPS}
+            return CognitiveResult(items)
+
+        async def perceptual(self, *_: object) -> Support:
+            return Support()
+
+    recorder, team = Recorder.of(prompts, TWO_SEARCHES), make_team("team.rounds=2")
+    trajectory = play(world[0], team, recorder, Library(), prompts, bypasses=False)
+    shown = {group: [item.id for item in items] for group, items in trajectory.candidates.items()}
+    assert shown == {"supportive": [], "confusing": ["b"], "countering": ["c"]}
 
 
 def test_turns_of_one_agent_draw_numbers_of_their_own(
