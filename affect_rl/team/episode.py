@@ -208,12 +208,12 @@ class Episode:
         index = self.team.source(slot, len(self.team.steps) if before is None else before)
         if index is None or (FULL, index) not in self._done:
             return None
-        return self._done[FULL, index].result()[slot]
+        return self._done[FULL, index].result().get(slot)
 
     def _told(self, turn: Turn, scores: Mapping[str, float]) -> Turn:
         """A turn with what a critic may know of it: the board as it stood before, and the score without the agent."""
-        slots = ("support", "queries", "candidates", "kept")
-        before = {name: self._final(name, self._place(turn)) for name in slots}
+        slots, place = dict.fromkeys(slot for step in self.team.steps for slot in step.writes), self._place(turn)
+        before = {name: self._final(name, place) for name in slots}
         board = Board(self.sample, {name: value for name, value in before.items() if value is not None})
         copies = self.team.agents[turn.agent].bypass_copies  # then the score without it hangs on what it said
         without = None if copies else scores.get(turn.agent)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from affect_rl.evidence import GROUPS, Evidence
 from affect_rl.sample import AffectSample
@@ -38,7 +39,10 @@ def knowledge(board: Board, score_without: float | None) -> tuple[float, ...]:
 
 
 def note(board: Board, score_without: float | None, sees: str) -> str:
-    """The same in words, for a separate critic's prompt; empty if it ``sees`` its ``own`` prompt alone."""
+    """The same in words, for a separate critic's prompt; empty if it ``sees`` its ``own`` prompt alone.
+
+    What agents wrote in words in slots of their own, and in `notes`, stands at the end.
+    """
     lines = []
     if sees != "own":
         lines += [f"{group} query: {query}" for group, query in board.queries.items()]
@@ -48,7 +52,15 @@ def note(board: Board, score_without: float | None, sees: str) -> str:
         lines += [f"truth: {', '.join(board.sample.labels)}"]
         lines += [f"neighbours: {'; '.join(', '.join(labels) for labels in board.support.labels)}"]
         lines += [f"without: {score_without:.2f}"] if score_without is not None else []
+    if sees != "own":
+        lines += [f"{slot}: {text}" for slot, written in board.slots.items() for text in _texts(written)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _texts(written: Any) -> list[str]:
+    """What a slot holds in words: a text, or several."""
+    texts = written if isinstance(written, tuple) else (written,)
+    return [" ".join(text.split()) for text in texts if isinstance(text, str) and text]
 
 
 def _labels(items: Sequence[Evidence]) -> str:

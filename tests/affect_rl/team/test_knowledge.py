@@ -27,6 +27,10 @@ TEAMS = {
     "two rounds": ("team.rounds=2",),
     "debate": DEBATE,
     "debate in two rounds": (*DEBATE, "team.rounds=2"),
+    "an agent of one's own": (
+        "team.agents=[planner, filter, interpreter, generator]",
+        "team.interpreter.kind=test_own_agent:Interpreter",
+    ),
     "published code": ("team.planner.kind=labelling_planner",),
     "without a planner": ("team.agents=[filter, generator]",),
 }
@@ -117,6 +121,30 @@ def test_the_truth_is_told_to_the_privileged() -> None:
     assert told == (0, 1, *[0] * (LABELS - 2))
     free = knowledge(Board(replace(sample, labels=("happy",), label_kind="open", candidates=())), None)
     assert sum(free[first : first + LABELS]) == 1 and len(CLUSTERS) <= LABELS
+
+
+def test_a_separate_critic_reads_what_agents_before_wrote(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    """In slots of their own as well; not what comes after the turn."""
+    recorder = Recorder.of(prompts, {"interpreter": "bright spirits"})
+    team = make_team(*TEAMS["an agent of one's own"])
+    trajectory = play(world[0], team, recorder, retriever, prompts, critic_sees="team")
+    seen = {turn.agent: prompts.tokenizer.decode(_critic_reads(turn)) for turn in trajectory.turns}
+    behind = {turn.agent: len(prompts.tokenizer.decode(turn.prompt.token_ids)) for turn in trajectory.turns}
+    notes = {agent: text[behind[agent] :] for agent, text in seen.items()}
+    assert notes["generator"].endswith("gloss: bright spirits\nnotes: gloss: bright spirits\n")
+    assert notes["interpreter"] and not any("bright spirits" in notes[agent] for agent in notes if agent != "generator")
+
+
+def test_only_words_stand_in_a_note() -> None:
+    sample = AffectSample("u", "d", "train", "c", "s", "text", ("joy",), "closed", LABEL_SET)
+    slots = {"support": Support(("a",), (("joy",),)), "queries": {"supportive": "a\tlaugh"}, "mood": "so\nso", "n": 3}
+    board = Board(sample, {**slots, "notes": ("one", "two", ""), "kept": {"supportive": (Evidence("e", "", (), 0),)}})
+    ends = "mood: so so\nnotes: one\nnotes: two\n"
+    assert note(board, None, "team") == f"supportive query: a\tlaugh\nsupportive kept: \n{ends}"
+    assert note(board, None, "privileged").endswith(f"truth: joy\nneighbours: joy\n{ends}")
+    assert note(board, None, "own") == ""
 
 
 def test_a_turn_knows_what_stood_on_the_board_before_it(
