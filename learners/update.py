@@ -109,7 +109,7 @@ class Updater:
         for number, part in enumerate(share.minibatches):
             episodes = torch.tensor(part.episodes, device=self._device)
             chosen = torch.isin(prepared.step.episode, episodes)[prepared.step.chain][prepared.step.turn]
-            if self._algorithm.learns(prepared.targets, chosen):
+            if self._algorithm.learns(prepared.targets, chosen) or self._explores(prepared.step, chosen):
                 critic_norm = self._critic_step(prepared, share, number, chosen, report)
                 norms[number] = self._policy_step(prepared, share, number, chosen, report), critic_norm
                 self.optimiser_steps += 1
@@ -192,6 +192,13 @@ class Updater:
             models.actor.backward(batch.weight * loss)
             report.add({**terms.parts, **parts}, batch.weight, terms.statistics)
         return models.actor.step(self._rates(step, chosen))
+
+    def _explores(self, step: Step, chosen: Tensor) -> bool:
+        """Whether an agent with an entropy bonus wrote any of the tokens `chosen` ``[R]``.
+
+        Where all answers earn the same there is nothing else to learn, and the bonus has most to do.
+        """
+        return bool(self._entropy[step.agent[chosen]].any())
 
     def _rates(self, step: Step, chosen: Tensor) -> dict[str, float]:
         """Learning rates of the policy's groups of parameters.

@@ -180,6 +180,23 @@ def test_an_algorithm_of_one_s_own_makes_rewarded_tokens_likelier(start: Start) 
     assert not any("value" in name or "explained" in name for name in metrics)
 
 
+def test_an_entropy_bonus_is_paid_where_nothing_else_is_learned(start: Start, policy_dir: Path) -> None:
+    """All copies earned the same, as where an agent no longer tries anything; others without a bonus rest."""
+    episodes = random_episodes(tiny_policy(), 8, copies=2)
+    for episode in episodes:
+        for turn in episode.turns:
+            object.__setattr__(turn, "reward", 1.0)
+    unpaid = [replace(e, turns=tuple(turn for turn in e.turns if turn.agent != "filter")) for e in episodes]
+    group = start("algorithm.name=grpo", "algorithm.kl_weight=0", "learner.lr=1e-3", "team.filter.entropy=0.1")
+    original = load_file(policy_dir / "model.safetensors")
+    metrics, weights = run(group, unpaid)
+    assert not moved(weights, original).any() and "loss/entropy" not in metrics
+    before = run(group, episodes)[0]["filter/entropy"]
+    metrics, weights = run(group, episodes)
+    assert moved(weights, original).any()
+    assert metrics["filter/entropy"] > before and metrics["loss/entropy"] > 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
