@@ -118,8 +118,8 @@ def adapter_of(settings: AgentSettings, served: Collection[str]) -> str | None:
 class RolloutWorker:
     """One engine, and the episodes that run on it.
 
-    In synchronous training with ``rollout.deterministic`` a call of `play` depends on nothing but its jobs
-    and the weights: calls run one after the other, each from empty caches. So give it all jobs of a step
+    In synchronous training with ``rollout.deterministic`` a call of `play` depends on nothing but its specs
+    and the weights: calls run one after the other, each from empty caches. So give it all specs of a step
     in one call. In asynchronous training the calls share the engine as they come.
 
     Args:
