@@ -7,6 +7,7 @@ Inside a trial of Ray Tune the trial's group is used, which Tune made and ends.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections import Counter
@@ -36,6 +37,10 @@ _Bundle = tuple[PlacementGroup, int]
 _LABELS = {"engine": "rollout"}
 
 
+class NoRoomError(AffectError):
+    """Other jobs left no room in time."""
+
+
 class Placement:
     """The bundles of a job by the kind of actor that they are for.
 
@@ -57,18 +62,21 @@ class Placement:
         """Actors that there are bundles for."""
         return list(self._bundles)
 
-    def reserve(self, wanted: Iterable[Actors]) -> None:
+    def reserve(self, wanted: Iterable[Actors], within_s: float = math.inf) -> None:
         """Take bundles for those of the actors that there are none for, all of them or none.
 
+        `within_s`: how long to wait for room, where that is less than ``cluster.deadline_s``.
+
         Raises:
-            AffectError: other jobs left no room in time, or the trial's group has none.
+            NoRoomError: other jobs left no room in time.
+            AffectError: the trial's group has none.
         """
         missing = [actors for actors in wanted if actors not in self._bundles]
         if not missing:
             return
         group = get_current_placement_group()
         if group is None:
-            group = _group(self.name, next(self._numbers), missing, self._deadline_s)
+            group = _group(self.name, next(self._numbers), missing, min(within_s, self._deadline_s))
             self._own.append(group)
         self._bundles |= _dealt(group, missing, {bundle for held in self._bundles.values() for bundle in held})
 
@@ -116,7 +124,7 @@ def _group(name: str, number: int, wanted: Sequence[Actors], deadline_s: float) 
             waited = time.monotonic() - began
             message = f"{name} needs {_need(wanted)}, free are {_free()}"
             if waited > deadline_s:
-                raise AffectError(
+                raise NoRoomError(
                     f"{message}; others left no room within cluster.deadline_s={deadline_s:g}: raise it, ask for "
                     f"less ({', '.join(dict.fromkeys(s for a in wanted for s in a.settings))}), or add nodes"
                 )

@@ -42,16 +42,19 @@ class Run:
     Attributes:
         config: of the run.
         dataset: what it is about.
-        retrieval: the evidence service; None: switched off.
         directory: where its files go.
         services: the actors it shares with other runs of the process.
     """
 
     config: Config
     dataset: Dataset
-    retrieval: RetrievalClient | None
     directory: RunDirectory
     services: Services
+
+    @property
+    def retrieval(self) -> RetrievalClient | None:
+        """The evidence service, started if it is not there; None: switched off."""
+        return self.services.retrieval(self.config, self.dataset)
 
     def pool(self, policy: Path) -> RolloutPool:
         """Engines, started with `policy` if there are none yet that fit; training and evaluation share them."""
@@ -65,7 +68,7 @@ class Run:
 
 @contextmanager
 def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
-    """Load the dataset, meet Ray and start the evidence service; all actors end with the block.
+    """Load the dataset, meet Ray and take the room for the first stage; all actors end with the block.
 
     Args:
         config: of the run.
@@ -91,7 +94,7 @@ def make_run(config: Config, dataset: Dataset, services: Services, *stages: Stag
     if stages:
         check_resources(config, stages, connected_cluster())
         services.place(config, stages[0])
-    return Run(config, dataset, services.retrieval(config, dataset), RunDirectory(config.run_dir), services)
+    return Run(config, dataset, RunDirectory(config.run_dir), services)
 
 
 def run_warm_start(run: Run, *, resume: bool = False) -> Path:
