@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from affect_rl.config.learning import LearnerConfig
 from cluster.runtime.health import Budget
-from cluster.runtime.pool import RolloutPool
-from cluster.runtime.rundir import Progress, RunDirectory
-from learners.group import LearnerGroup, LearnerLostError
+from cluster.runtime.rundir import Progress
+from learners.group import LearnerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,22 @@ Start = tuple[Progress, Path | None]
 """Progress and checkpoint to go on from; no checkpoint: from the initial policy."""
 
 
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+Learner = TypeVar("Learner", bound=_Closes)
+
+
 def through_losses(
-    attempt: Callable[[LearnerGroup, Start], Progress],
+    attempt: Callable[[Learner, Start], Progress],
     start: Start,
-    start_learner: Callable[[int | None], LearnerGroup],
+    start_learner: Callable[[int | None], Learner],
     settings: LearnerConfig,
-    directory: RunDirectory,
-    pool: RolloutPool,
+    latest: Callable[[], Start],
+    abandon: Callable[[], None],
     stop_requested: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
     """Train; whenever the learner is lost, again from the last checkpoint with a new one, as ``--resume`` would.
 
@@ -38,23 +46,40 @@ def through_losses(
         start: of the first attempt.
         start_learner: starts a learner with at least so many ranks, or with all (None).
         settings: how often, and with how many ranks.
-        directory: has the checkpoints.
-        pool: plays the episodes; those of a lost attempt are forgotten.
+        latest: finds where to go on.
+        abandon: makes the engines forget the episodes of a lost attempt.
         stop_requested: whether to end with the next loss.
+        clock: seconds.
 
     Raises:
-        LearnerLostError: more than ``learner.max_restarts`` in an hour, or after a stop was requested.
+        LearnerLostError: more than ``learner.max_restarts`` in an hour or without a new checkpoint between them, or
+            after a stop was requested.
     """
-    budget = Budget(settings.max_restarts, time.monotonic)
-    first: LearnerGroup | None = start_learner(None)
+    budget, fruitless = Budget(settings.max_restarts, clock), 0
+    first: Learner | None = start_learner(None)
     while True:
         try:
             with closing(first or start_learner(settings.min_workers or None)) as learner:
                 return attempt(learner, start)
         except LearnerLostError as loss:
-            if stop_requested() or not budget.spend():
-                why = "a stop was requested" if stop_requested() else "more often than learner.max_restarts in an hour"
-                raise LearnerLostError(f"{loss}; {why}, so the run ends here; go on with --resume") from loss
-            first, start = None, directory.latest()
+            before, start = start, latest()
+            fruitless = 1 if start[1] != before[1] else fruitless + 1
+            if why := _end(settings, stop=stop_requested(), often=not budget.spend(), fruitless=fruitless):
+                raise LearnerLostError(f"{loss}; {why}") from loss
+            first = None
             logger.warning("%s; a new learner goes on from step %d", loss, start[0].step)
-            pool.abandon()
+            abandon()
+
+
+def _end(settings: LearnerConfig, *, stop: bool, often: bool, fruitless: int) -> str:
+    """Why a run ends with a loss; empty: it goes on."""
+    if stop:
+        return "a stop was requested, so the run ends here; go on with --resume"
+    if fruitless > settings.max_restarts:
+        return (
+            f"loss {fruitless} without a new checkpoint, more than learner.max_restarts={settings.max_restarts}, so the"
+            " run ends here: --resume may come to the same point again; see first what the ranks failed of"
+        )
+    if often:
+        return "more often than learner.max_restarts in an hour, so the run ends here; go on with --resume"
+    return ""

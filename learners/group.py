@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -292,9 +294,30 @@ class LearnerGroup:
             # Torch raises a plain RuntimeError when a peer is gone; a full disk is no loss that a new group mends.
             if isinstance(error.cause, FailureError) or not isinstance(error.cause, RuntimeError):
                 raise
+            if _out_of_memory(error.cause):  # a new group would come to the same point
+                raise AffectError(self._too_large(stage, rank, error.cause)) from error
             raise self._lost(stage, f"rank {rank} failed", error.cause) from error
         except RayError as error:
             raise self._lost(stage, f"rank {rank} died", error) from error
 
+    def _too_large(self, stage: str, rank: int, why: RuntimeError) -> str:
+        settings = self._config.learner
+        levers = [f"lower learner.tokens_per_microbatch={settings.tokens_per_microbatch}"]
+        if not self._config.model.unless_tiny(settings.checkpoint_activations):
+            levers.append("set learner.checkpoint_activations=true")
+        if settings.zero_stage:
+            levers.append(f"raise learner.workers={settings.workers}")
+        further = "" if settings.zero_stage == 3 else "; learner.zero_stage=3, in a run of another `name`, needs least"
+        return (
+            f"learner {stage}: rank {rank} is out of memory at weight version {self._version} "
+            f"({shorten(str(why), 200, placeholder=' ...')}): {', or '.join(levers)}, and go on with --resume{further}"
+            "; `affect-rl plan` says what a rank needs"
+        )
+
     def _lost(self, stage: str, what: str, why: object) -> LearnerLostError:
         return LearnerLostError(f"learner {stage}: {what} at weight version {self._version}: {why}")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory, on a card or, where it raises no type of its own for it, on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -128,9 +128,9 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     """Passes over each step's trajectories."""
     minibatches: Positive = 2
     """Optimiser steps per pass; must not exceed the samples per step."""
-    tokens_per_microbatch: Positive = 8192
-    """Padded tokens in one forward pass of one rank."""
-    checkpoint_activations: bool | None = None
+    tokens_per_microbatch: Annotated[Positive, Affects(TRAINING, on_resume=True)] = 8192
+    """Padded tokens in one forward pass of one rank. Another number gives the same up to rounding."""
+    checkpoint_activations: Annotated[bool | None, Affects(TRAINING, on_resume=True)] = None
     """Recompute the activations of the model's blocks, see `SftConfig`; None: with every base but ``tiny``."""
     share_prefix: bool = False
     """Put the turns of an episode into one row, whose beginning, the sample, is computed once; turns of different
@@ -141,8 +141,8 @@ class LearnerConfig(Section, affects=(TRAINING,)):
     deadline_s: Seconds = 600.0
     """Ranks that take longer for a call are given up as lost."""
     max_restarts: Annotated[Natural, NOTHING] = 3
-    """How often in an hour all ranks are started anew, from the last checkpoint, because one was lost; then the run
-    ends with a message. 0: it ends with the first loss."""
+    """How often in an hour, and how often without a new checkpoint however long that takes, all ranks are started anew,
+    from the last checkpoint, because one was lost; then the run ends with a message. 0: it ends with the first loss."""
     min_workers: Annotated[Natural, NOTHING] = 0
     """Go on with so many ranks if the cluster has no room for all after a loss; 0: wait for room. Fewer ranks give the
     same numbers up to rounding."""

@@ -167,7 +167,7 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
             finally:
                 close_all(own)
 
-        return through_losses(attempt, start, learner, config.learner, directory, pool, stop_requested)
+        return through_losses(attempt, start, learner, config.learner, directory.latest, pool.abandon, stop_requested)
 
 
 def run_stages(run: Run, stages: Sequence[Stage]) -> None:

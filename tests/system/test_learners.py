@@ -252,6 +252,22 @@ def test_a_value_that_is_no_number_is_a_message_and_no_loss_of_the_learner(
         group.update(episodes, 0)
 
 
+class TooLarge(Plain):
+    """An algorithm that asks for more memory than there is on any machine."""
+
+    def targets(self, step: Step) -> Targets:
+        torch.empty(2**50)
+        return super().targets(step)
+
+
+def test_too_little_memory_is_a_message_with_its_settings_and_no_loss_of_the_learner(
+    start: Start, episodes: list[Trajectory]
+) -> None:
+    group = start(f"algorithm.name={__name__}:TooLarge")
+    with pytest.raises(AffectError, match=r"update: rank 0 is out of memory .* learner\.tokens_per_microbatch=512, or"):
+        group.update(episodes, 0)
+
+
 @pytest.mark.slow
 def test_what_is_left_of_the_ranks_goes_on(
     start: Start, episodes: list[Trajectory], policy_dir: Path, tmp_path: Path

@@ -59,6 +59,7 @@ def test_how_long_and_where_may_change_at_any_time(tmp_path: Path) -> None:
     (run.path / "metrics.jsonl").touch()
     run.open(_config("train.steps=99", "cluster.dashboard=false", "rollout.weights_dir=/shared", "sft.deadline_s=9"))
     run.open(_config("evaluate.split=dev"))
+    run.open(_config("learner.tokens_per_microbatch=512", "learner.checkpoint_activations=true"))  # memory was short
 
 
 def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
