@@ -104,6 +104,23 @@ def test_an_engine_whose_search_fails_plays_all_that_it_had(config: Config, poli
         assert pool._fleet.faults(0) == 0 and pool.replayed == 48
 
 
+def test_an_engine_that_hangs_is_killed_at_its_deadline_and_begins_anew(config: Config, policy_dir: Path) -> None:
+    config = config.model_copy(update={"policy": str(policy_dir)})
+    sample = AffectSample("a", "handmade", "train", "clip", "", "hello", ("joy",), "closed", ("joy", "anger"))
+    with closing(RolloutPool(config, policy_dir, None)) as pool:
+        hanging = process_of(pool, 0)
+        os.kill(hanging, signal.SIGSTOP)
+        keys = pool.submit([EpisodeSpec.to_train(config, "key", sample, 3)])
+        (call,) = pool._queue.calls
+        assert call.deadline > time.monotonic() + 200
+        call.deadline = time.monotonic() + 2  # rollout.deadline_s bounds starts as well, so it cannot be so short
+        pool._poll()
+        assert pool._fleet.healthy() == [0]
+        (played,) = pool.collect(keys)
+        assert played.turns and pool.replayed == 1 and pool._fleet.faults(0) == 1
+        assert process_of(pool, 0) != hanging and not psutil.pid_exists(hanging)
+
+
 @pytest.mark.slow
 def test_a_pool_grows_gives_up_an_episode_and_goes_on_with_what_is_left(
     config: Config, policy_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
