@@ -113,7 +113,8 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     deadline_s: Seconds = 300.0
     """An actor is taken out of service if `concurrency` episodes, a start or a sync take longer."""
     max_restarts: Annotated[Natural, NOTHING] = 3
-    """How often in an hour an engine may fail and be started anew. One that fails more often is retired."""
+    """How often an engine may fail and be started anew, in an hour or without playing in between. One that fails more
+    often is retired."""
     min_workers: Annotated[Positive, NOTHING] = 1
     """With fewer engines left the job ends with a message."""
 

@@ -9,8 +9,9 @@
                             v      postponed
                          RETIRED
 
-A fault leads from every state to DEAD, or to RETIRED if it is one too many within an hour. So an engine that was dead
-plays again only with the current weights, and after they were verified.
+A fault leads from every state to DEAD, or to RETIRED if it is one too many within an hour, or one too many since the
+engine played last: one that never comes back fails once in a deadline, which may be a good part of an hour. So an
+engine that was dead plays again only with the current weights, and after they were verified.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Budget:
 @dataclass(slots=True)
 class _Engine:
     faults: Budget
+    in_a_row: int = 0
     state: State = State.DEAD
     back_by: float = math.inf
     next_probe: float = math.inf
@@ -80,7 +82,7 @@ class Fleet:
 
     Attributes:
         deadline_s: how long an engine may be out of service before that is a fault of its own.
-        max_faults: of an engine in an hour; one more retires it.
+        max_faults: of an engine in an hour, and of one that does not play between them; one more retires it.
         clock: seconds.
         version: of the current weights.
     """
@@ -119,7 +121,8 @@ class Fleet:
         """An engine died, failed or was late: DEAD, or RETIRED if it was once too often."""
         engine = self._engines[number]
         if engine.state is not State.RETIRED:
-            if engine.faults.spend():
+            engine.in_a_row += 1
+            if engine.faults.spend() and engine.in_a_row <= self.max_faults:
                 self._out(engine)
             else:
                 engine.state = State.RETIRED
@@ -169,7 +172,8 @@ class Fleet:
 
     def verified(self, number: int) -> bool:
         """The weights of a loaded engine are right; False: there are others by now, load again."""
-        self._move(number, State.LOADED, State.HEALTHY)
+        if self._move(number, State.LOADED, State.HEALTHY):
+            self._engines[number].in_a_row = 0
         return self.state(number) is State.HEALTHY
 
     def published(self, version: int) -> None:
@@ -179,7 +183,9 @@ class Fleet:
             if engine.state is State.LOADED:
                 engine.state = State.STALE
 
-    def _move(self, number: int, before: State, after: State) -> None:
-        """Only from `before`: an answer may come late, when the engine has failed again."""
-        if self._engines[number].state is before:
-            self._engines[number].state = after
+    def _move(self, number: int, before: State, after: State) -> bool:
+        """Only from `before`: an answer may come late, when the engine has failed again. Whether it was there."""
+        engine = self._engines[number]
+        if there := engine.state is before:
+            engine.state = after
+        return there

@@ -212,9 +212,8 @@ class RolloutPool:
             ray.kill(self._actors[actor], no_restart=False)
         self._queue.take_back(actor, blame=True)
         if retired:
-            self._remove(
-                actor, f"it failed more than rollout.max_restarts={self._settings.max_restarts} times in an hour"
-            )
+            most = f"rollout.max_restarts={self._settings.max_restarts}"
+            self._remove(actor, f"it failed more than {most} times in an hour, or since it played last")
             if self.size < self._settings.min_workers:
                 raise RolloutError(
                     f"{message}; {self.size} engines are left, and rollout.min_workers={self._settings.min_workers}"

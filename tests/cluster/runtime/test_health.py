@@ -25,6 +25,7 @@ class Life(RuleBasedStateMachine):
         self.fleet = Fleet(DEADLINE_S, MAX_FAULTS, lambda: self.now)
         self.shown: dict[int, list[str]] = {}
         self.faults: dict[int, list[float]] = {number: [] for number in range(4)}
+        self.in_a_row = dict.fromkeys(range(4), 0)
         for number in range(4):
             self.fleet.add(number, started=number < 2)
             self.shown[number] = ["answer", "weights", "check"] if number < 2 else []
@@ -38,10 +39,11 @@ class Life(RuleBasedStateMachine):
     def fault(self, number: int) -> None:
         if number not in self.retired:
             self.faults[number].append(self.now)
+            self.in_a_row[number] += 1
         recent = [when for when in self.faults[number] if when > self.now - HOUR_S]
         state = self.fleet.fault(number)
         if number not in self.retired:
-            assert (state is State.RETIRED) == (len(recent) > MAX_FAULTS)
+            assert (state is State.RETIRED) == (max(len(recent), self.in_a_row[number]) > MAX_FAULTS)
         self.shown[number] = []
         if state is State.RETIRED:
             self.retired.add(number)
@@ -69,6 +71,8 @@ class Life(RuleBasedStateMachine):
         self.fleet.verified(number)
         if self.shown[number] == ["answer", "weights"]:
             self.shown[number].append("check")
+            if number not in self.retired:
+                self.in_a_row[number] = 0
 
     @rule(number=ENGINES)
     def postpone(self, number: int) -> None:
@@ -126,6 +130,30 @@ def test_a_dead_engine_is_asked_after_a_moment_and_must_be_back_by_the_deadline(
     assert fleet.late() == []
     now[0] = DEADLINE_S + 1
     assert fleet.late() == [7]
+
+
+@pytest.mark.parametrize("deadline_s", [DEADLINE_S, HOUR_S / 2, 2 * HOUR_S])
+def test_an_engine_that_never_comes_back_is_retired_however_long_its_deadline(deadline_s: float) -> None:
+    now = [0.0]
+    fleet = Fleet(deadline_s, MAX_FAULTS, lambda: now[0])
+    fleet.add(7, started=True)
+    states = [fleet.fault(7)]
+    while len(states) <= MAX_FAULTS:
+        now[0] += deadline_s + 1
+        assert fleet.late() == [7]
+        states.append(fleet.fault(7))
+    assert states == [State.DEAD] * MAX_FAULTS + [State.RETIRED]
+
+
+def test_an_engine_that_plays_between_its_faults_stays() -> None:
+    now = [0.0]
+    fleet = Fleet(DEADLINE_S, MAX_FAULTS, lambda: now[0])
+    fleet.add(7, started=True)
+    for _ in range(5 * MAX_FAULTS):
+        now[0] += HOUR_S
+        assert fleet.fault(7) is State.DEAD
+        fleet.answered(7)
+        assert fleet.loaded(7, fleet.version) and fleet.verified(7)
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(HOUR_S - 1, False), (HOUR_S, True)])
