@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.directory import check_manifest
 from affect_rl.policy.weights import stored_weights
 from affect_rl.trajectory import FULL
 from cluster.evaluate import check_dropped
@@ -23,6 +24,7 @@ def bridge_warm_start(run: Run, reader: Path, directory: Path, steps: int) -> No
     Raises:
         AffectError: the reader was never right.
     """
+    check_manifest(reader)
     config, pool = run.config, run.pool(reader)
     pool.sync(stored_weights(reader, pool.version + 1))
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"steps": steps})})

@@ -11,6 +11,7 @@ from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.experiments.baselines import FeatureClassifier
 from affect_rl.experiments.cascade import Answered, Cascade, make_cascade
+from affect_rl.policy.directory import check_manifest
 from affect_rl.sample import Split
 from cluster.evaluate import play_samples, scoring_for
 from cluster.experiments.baselines import feature_classifier
@@ -26,8 +27,10 @@ def run_cascade(config: Config, policy: Path, cost: float) -> Cascade:
         cost: points of the main metric for a thousand tokens a sample.
 
     Raises:
-        AffectError: the dataset has no closed set of labels, or there are too few CPUs or GPUs.
+        AffectError: `policy` holds no policy, the dataset has no closed set of labels, or there are too few CPUs or
+            GPUs.
     """
+    check_manifest(policy)
     with open_run(config, "eval") as run:
         if not run.dataset.candidates:
             raise AffectError(f"{config.data.dir}: has open labels, which a classifier cannot choose among")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import ray
+from joblib import cpu_count
 
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
@@ -125,14 +126,24 @@ class RolloutWorker:
     Args:
         config: sections `rollout`, `episode` (what a prompt holds), `model` and `train`, and the seed. What is played
             stands in the episodes' specifications.
-        policy_dir: the policy to start with, as weight version 0.
+        policy_dir: the policy to start with, as weight version 0. Its files are not hashed, which takes a minute for a
+            large model: call `check_manifest` once for all workers.
         retrieval: the evidence service; None to play without.
         number: tells it from the pool's others.
+        neighbours: workers on its node, itself included, who share the cores where ``rollout.threads`` is 0; None: it
+            is not known, so it may be all of ``rollout.workers``.
     """
 
-    def __init__(self, config: Config, policy_dir: Path, retrieval: Retrieve | None, number: int = 0) -> None:
-        self._number = number
-        self._config = config
+    def __init__(
+        self,
+        config: Config,
+        policy_dir: Path,
+        retrieval: Retrieve | None,
+        number: int = 0,
+        neighbours: int | None = None,
+    ) -> None:
+        self._number, self._neighbours = number, neighbours or config.rollout.bounds[0]
+        self._config, self._policy_dir = config, policy_dir
         self._deterministic = config.deterministic
         if config.rollout.gpus_per_worker:
             # NCCL chooses an interface once for each process, and by itself not the one that learners are told.
@@ -152,7 +163,9 @@ class RolloutWorker:
     def _start_engine(self, policy_dir: Path) -> RolloutEngine:
         from rollout_workers.vllm.engine import RolloutEngine  # not above: drivers import this file and need no vLLM
 
-        rollout = self._config.rollout.model_copy(update={"deterministic": self._deterministic})
+        settings = self._config.rollout
+        threads = settings.threads or max(1, cpu_count() // (self._neighbours * settings.tensor_parallel))
+        rollout = settings.model_copy(update={"deterministic": self._deterministic, "threads": threads})
         lora = self._config.model.lora
         return RolloutEngine(
             policy_dir,
@@ -161,6 +174,7 @@ class RolloutWorker:
             seed=self._config.seed,
             lora=Lora(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
             adapters=len(set(self._config.team.adapters.values())),
+            verify=policy_dir != self._policy_dir,  # policies that do not change are no other's to check
         )
 
     @property

@@ -100,8 +100,9 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; right for tiny models."""
     threads: Natural = 1
-    """CPU threads of each rank of each actor; 0: the cores divided by them. Threads wait for each other busily: more
-    than one pays for wide models on cores of their own, and costs much where others use the cores."""
+    """CPU threads of each rank of each actor; 0: the cores of its node divided by the ranks there. Threads wait for
+    each other busily: more than one pays for wide models on cores of their own, and costs much where others use the
+    cores."""
     transfer: Annotated[Literal["file", "collective"], NOTHING] = "file"
     """How weights come from the learner: through a file, or by a broadcast (NCCL between cards, else gloo). Engines
     that were away, and those that a broadcast does not reach, read a file in any case."""

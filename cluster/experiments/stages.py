@@ -34,6 +34,7 @@ from affect_rl.experiments.spec import (
     warm_start_key,
 )
 from affect_rl.files import whole_directory
+from affect_rl.policy.directory import check_manifest
 from affect_rl.sample import AffectSample
 from affect_rl.team.store import trajectory_table
 from cluster.bridge import bridge_warm_start
@@ -177,6 +178,7 @@ def _trained(config: Config, start: Path, dataset: Dataset, services: Services) 
 
 def _evaluate(run: Run, policy: Path, samples: Sequence[AffectSample], directory: Path, shown: int) -> None:
     """Play `samples`, and the first of them again without each agent, for the reader."""
+    check_manifest(policy)
     pool, config = run.pool(policy), run.config
     temperature = config.evaluate.temperature
     if config.team.frozen:  # their engine starts with the first episode, off the clock

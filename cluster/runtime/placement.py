@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -159,13 +159,28 @@ def _dealt(group: PlacementGroup, wanted: Sequence[Actors], used: set[_Bundle]) 
     return found
 
 
+def neighbours(options: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """How many of some actors lie on the node of each, itself included, by their options; None: it has no bundle."""
+    own = [given.get("scheduling_strategy") for given in options]
+    bundles = [(s.placement_group, s.placement_group_bundle_index) if s else None for s in own]
+    nodes = _nodes_of([bundle for bundle in bundles if bundle])
+    there = Counter(nodes[bundle] for bundle in bundles if bundle)
+    return [there[nodes[bundle]] if bundle else None for bundle in bundles]
+
+
 def _by_node(bundles: Sequence[_Bundle]) -> list[_Bundle]:
     """Bundles of one node beside each other."""
+    nodes = _nodes_of(bundles)
+    return sorted(bundles, key=lambda bundle: (nodes[bundle], bundle[1]))
+
+
+def _nodes_of(bundles: Sequence[_Bundle]) -> dict[_Bundle, str]:
+    """The node of each bundle."""
     nodes: dict[_Bundle, str] = {}
     for group in {group.id: group for group, _ in bundles}.values():
         where = placement_group_table(group)["bundles_to_node_id"]
         nodes |= {(g, n): where[n] for g, n in bundles if g.id == group.id}
-    return sorted(bundles, key=lambda bundle: (nodes[bundle], bundle[1]))
+    return nodes
 
 
 def _need(wanted: Sequence[Actors]) -> str:

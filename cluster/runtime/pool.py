@@ -34,6 +34,7 @@ from cluster.runtime.episode_queue import EpisodeQueue
 from cluster.runtime.health import Fleet, State
 from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
 from cluster.runtime.observation import EngineState, PoolState, SpanReader, answers_in_time
+from cluster.runtime.placement import neighbours
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
@@ -57,7 +58,7 @@ class RolloutPool:
 
     Args:
         config: sections `rollout`, `episode` and `model`.
-        policy_dir: the policy the engines start with, as weight version 0.
+        policy_dir: the policy the engines start with, as weight version 0; `check_manifest` has passed it.
         retrieval: the evidence service; None to play without.
         place: says where the engines go.
     """
@@ -69,10 +70,12 @@ class RolloutPool:
         self._settings = settings
         # Who is restarted how often is for the fleet to say.
         actor = ray.remote(max_restarts=-1, max_concurrency=10_000)(RolloutWorker)
-        self._start = lambda number, options: actor.options(**options).remote(
-            config, policy_dir.resolve(), retrieval, number
+        self._start = lambda number, options, near=None: actor.options(**options).remote(
+            config, policy_dir.resolve(), retrieval, number, near
         )
-        self._actors = {number: self._start(number, own) for number, own in enumerate(place(engines(settings)))}
+        placed = place(engines(settings))
+        near = neighbours(placed)
+        self._actors = {number: self._start(number, own, near[number]) for number, own in enumerate(placed)}
         self._numbers = count(len(self._actors))
         self._wish = Wish(engines(settings))
         self._manager = FaultTolerantActorManager(

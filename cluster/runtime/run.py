@@ -57,7 +57,10 @@ class Run:
         return self.services.retrieval(self.config, self.dataset)
 
     def pool(self, policy: Path) -> RolloutPool:
-        """Engines, started with `policy` if there are none yet that fit; training and evaluation share them."""
+        """Engines, started with `policy` if there are none yet that fit; training and evaluation share them.
+
+        They do not hash its files: call `check_manifest` before.
+        """
         return self.services.pool(self.config, policy, self.retrieval)
 
     @property

@@ -45,6 +45,7 @@ class EngineReplica:
     def __init__(self, config: Config, policy: Path, retrieval: RetrievalClient | None) -> None:
         # Before the engine reads it: a policy that is replaced meanwhile is then loaded once more, and not missed.
         self._known = self._failed = _identity(policy)
+        check_manifest(policy)  # a replica may start long after the service did, with another policy
         self._worker = RolloutWorker(config, policy, retrieval)
         self._policy, self._every_s = policy, config.serve.policy_every_s
         self._watching: asyncio.Task[None] | None = None

@@ -100,6 +100,7 @@ class RolloutEngine:
         seed: seed of everything random that requests do not seed themselves.
         lora: shape of adapters that later policies may have; None: those of `policy_dir`, if it has any.
         adapters: how many.
+        verify: hash the files of `policy_dir`; not where another process has done so, see `check_manifest`.
 
     Raises:
         AffectError: `policy_dir` is not a policy, or vLLM cannot run it on this kind of machine.
@@ -114,11 +115,11 @@ class RolloutEngine:
         seed: int,
         lora: Lora | None = None,
         adapters: int = 1,
+        verify: bool = True,
     ) -> None:
-        check_manifest(policy_dir)
+        check_manifest(policy_dir, content=verify)
         register()
-        ranks = config.bounds[0] * config.tensor_parallel
-        prepare_process(config.threads or max(1, cpu_count() // ranks))
+        prepare_process(config.threads or max(1, cpu_count() // config.tensor_parallel))
         self.config = config
         self.policy_config = AffectConfig.from_pretrained(policy_dir)
         try:

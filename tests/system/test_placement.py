@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from affect_rl.config.actors import Actors
 from affect_rl.errors import AffectError
-from cluster.runtime.placement import Placement, resources
+from cluster.runtime.placement import Placement, neighbours, resources
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -66,6 +66,12 @@ def test_actors_lie_in_bundles_of_one_group_and_have_names(job: Placement) -> No
     assert mine == {"-rollout-0", "-learner-0", "-learner-1"}
     again = job(LEARNERS)[0]["name"]
     assert again == f"{job.name}-learner-0.2", "Ray may not have ended the one before"
+
+
+def test_who_lies_on_one_node_is_known_of_those_with_bundles(job: Placement) -> None:
+    job.reserve([ENGINES, LEARNERS])
+    assert neighbours([*job(ENGINES), *job(LEARNERS)]) == [3, 3, 3]
+    assert neighbours(job(LEARNERS) + job(FRONTEND)) == [2, 2, None]
 
 
 def test_actors_beyond_the_bundles_go_where_there_is_room(job: Placement) -> None:
