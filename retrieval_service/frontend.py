@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
@@ -65,11 +66,13 @@ class ShardCounts:
         searches_total: batches of queries answered.
         seconds_total: that they took, added up, the way there and back included.
         failures_total: batches that it did not answer, or not in time.
+        restarts_total: how often it was killed because it hung.
     """
 
     searches_total: int = 0
     seconds_total: float = 0.0
     failures_total: int = 0
+    restarts_total: int = 0
 
 
 class RetrievalFrontend:
@@ -165,13 +168,21 @@ class _Query(NamedTuple):
     k: int
 
 
+class _Late(NamedTuple):
+    call: asyncio.Future[Hits]
+    since: float
+
+
 class ShardPool:
-    """Scatters searches over shards and gathers what comes back in time."""
+    """Scatters searches over shards and gathers what comes back in time.
+
+    Ray starts a shard anew whose process has died, but does not see one that hangs: that is killed here.
+    """
 
     def __init__(self, shards: Sequence[ActorHandle], config: RetrievalConfig) -> None:
         self._shards = shards
         self._timeout_s, self._deadline_s = config.shard_timeout_s, config.deadline_s
-        self._late: dict[int, asyncio.Future[Hits]] = {}
+        self._late: dict[int, _Late] = {}
         self.counts = [ShardCounts() for _ in shards]
 
     async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
@@ -187,6 +198,8 @@ class ShardPool:
             if hits:
                 return merge_hits(hits, k), len(hits) < len(self._shards)
             if time.monotonic() > give_up:
+                for i in [i for i, late in self._late.items() if not late.call.done()]:
+                    self._start_anew(i)
                 raise RetrievalError(
                     f"retrieval, search of index {index!r}: none of the {len(self._shards)} shards answered within "
                     f"retrieval.deadline_s={self._deadline_s:g}; see why the actors IndexShard die in Ray's logs"
@@ -195,23 +208,39 @@ class ShardPool:
 
     async def _ask(self, i: int, index: IndexName, queries: np.ndarray, k: int) -> Hits | None:
         """One shard's answer, or None. A shard that is late is not asked again until it has caught up."""
-        late, counts = self._late.get(i), self.counts[i]
-        if late is not None and not late.done():
+        counts = self.counts[i]
+        if self._is_late(i):
             counts.failures_total += 1
             return None
-        begun = time.perf_counter()
+        begun = time.monotonic()
         call = asyncio.wrap_future(self._shards[i].search.remote(index, queries, k).future())
         try:
             hits = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
         except TimeoutError:
             logger.warning("retrieval shard %d has not answered in %g s; going on without it", i, self._timeout_s)
             call.add_done_callback(lambda done: done.exception())
-            self._late[i] = call
+            self._late[i] = _Late(call, begun)
         except RayActorError as error:
             logger.warning("retrieval shard %d is down (%s); going on without it", i, type(error).__name__)
         else:
             counts.searches_total += 1
-            counts.seconds_total += time.perf_counter() - begun
+            counts.seconds_total += time.monotonic() - begun
             return hits
         counts.failures_total += 1
         return None
+
+    def _is_late(self, i: int) -> bool:
+        """Whether a shard still owes an answer; one that does at the deadline hangs, and is started anew."""
+        late = self._late.get(i)
+        if late is None or late.call.done():
+            return False
+        if time.monotonic() > late.since + self._deadline_s:
+            self._start_anew(i)
+        return True
+
+    def _start_anew(self, i: int) -> None:
+        deadline = f"retrieval.deadline_s={self._deadline_s:g}"
+        logger.warning("retrieval shard %d has not answered within %s; it is started anew", i, deadline)
+        self._late[i] = self._late[i]._replace(since=time.monotonic())
+        self.counts[i].restarts_total += 1
+        ray.kill(self._shards[i], no_restart=False)

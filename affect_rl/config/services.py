@@ -52,7 +52,8 @@ class RetrievalConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
     shard_timeout_s: Seconds = 10.0
     """A shard that has not answered by then is left out and the result is marked degraded."""
     deadline_s: Seconds = 120.0
-    """How long a search outlives the loss of all shards, or of the encoder, before it is an error."""
+    """How long a search outlives the loss of all shards, or of the encoder, before it is an error. A shard that owes an
+    answer for so long is killed and started anew."""
     batch_window_ms: NonNegative = 2.0
     """How long the encoder waits for more queries before it encodes what it has."""
     max_batch: Positive = 256

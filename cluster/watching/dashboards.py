@@ -226,7 +226,9 @@ FAULTS = Dashboard(
         Panel("Engines behind the published weights, versions", {
             "{{actor}}": f"scalar(max({of('affect_weight_version')})) - {of('affect_engine_weight_version')}",
         }),
-        Panel("Shards that did not answer", {"{{shard}}": of("affect_shard_failures_total")}),
+        Panel("Shards that did not answer", {
+            "{{shard}}": of("affect_shard_failures_total"), "{{shard}} killed": of("affect_shard_restarts_total"),
+        }),
         Panel("Searches that lack a shard", {"{{run}}": of("affect_retrieval_degraded_total")}),
         Panel("Seconds lost to waiting", {
             "learner, for episodes": of("affect_step_seconds", part="rollout"),

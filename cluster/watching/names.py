@@ -101,6 +101,7 @@ LIVE: Mapping[str, tuple[str, ...]] = {
     "affect_shard_searches_total": ("shard",),
     "affect_shard_seconds_total": ("shard",),
     "affect_shard_failures_total": ("shard",),
+    "affect_shard_restarts_total": ("shard",),
 }
 """What engines, evidence service and pool are asked all the time, with the tags beside ``run``."""
 

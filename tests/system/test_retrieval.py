@@ -174,6 +174,33 @@ def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_librar
         client.close()
 
 
+def test_a_shard_that_hangs_until_the_deadline_is_started_anew(
+    evidence_index: Path, evidence_library: list[AffectSample]
+) -> None:
+    client = launch_retrieval(evidence_index, RetrievalConfig(shards=2))
+    pid = ray.get(client.shards[1].__ray_call__.remote(lambda _: os.getpid()), timeout=30)
+    # Of its own, for the service's deadline also bounds its start.
+    pool = ShardPool(client.shards, RetrievalConfig(shards=2, shard_timeout_s=0.5, deadline_s=3.0))
+
+    async def survive() -> float:
+        query = np.zeros((1, 384), np.float32)
+        assert not (await pool.search("text", query, 3))[1]
+        os.kill(pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        while (await pool.search("text", query, 3))[1]:
+            assert time.monotonic() < begun + 60
+            await asyncio.sleep(0.1)
+        return time.monotonic() - begun
+
+    try:
+        assert asyncio.run(survive()) > 3
+        assert ray.get(client.shards[1].__ray_call__.remote(lambda _: os.getpid()), timeout=30) != pid
+        sound, hung = (counts.restarts_total for counts in pool.counts)
+        assert sound == 0 and hung >= 1  # Ray may take longer than this deadline to end a process that is stopped
+    finally:
+        client.close()
+
+
 def test_actors_can_be_found_by_name_and_the_loss_of_all_shards_is_an_error(evidence_index: Path) -> None:
     config = RetrievalConfig(shards=2)
     client = launch_retrieval(evidence_index, config, name="doomed")
