@@ -112,7 +112,7 @@ def learner_half(config: Config, policy: Path, weights: str) -> tuple[dict[str, 
         metrics = worker.update(step, share)
         seconds.append(time.perf_counter() - begun)
     begun = time.perf_counter()
-    handle = worker.publish(1, weights)
+    handle = worker.publish(1, weights, "gpu")
     assert handle is not None
     found: dict[str, Any] = {
         "seconds": (best := min(seconds[1:])),

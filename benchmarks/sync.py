@@ -68,7 +68,7 @@ class Learner:
         if adapters:
             self._policy.add_adapters(LORA)
         self._store = open_store(60)
-        self._directory = new_weights_dir(str(policy_dir.parent))
+        self._directory = new_weights_dir("sync", str(policy_dir.parent))
         self.port = self._store.port
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from affect_rl.errors import AffectError, FailureError
 from affect_rl.policy.config import AffectConfig
 from affect_rl.policy.publication import Announcement
 from affect_rl.policy.transfer import Meeting
-from affect_rl.policy.weights import WeightsHandle, check_weights_dir
+from affect_rl.policy.weights import WeightsHandle, check_weights_dir, mark_of
 from affect_rl.timeline import Span
 from affect_rl.trajectory import Trajectory
 from learners.learner import LearnerWorker
@@ -86,7 +86,7 @@ class LearnerGroup:
         Its files are not hashed, which takes a minute for a large model: call `check_manifest` once for all ranks.
 
         Args:
-            config: sections `learner`, `algorithm`, `team` and `model`.
+            config: sections `learner`, `algorithm`, `team` and `model`, and where the run lies.
             policy_dir: where training began.
             seed: of whatever is drawn.
             least: go on with so many ranks if the others find no place; None: all are needed.
@@ -103,6 +103,7 @@ class LearnerGroup:
                 "their prefix would not keep; set it to false"
             )
         check_weights_dir(config.rollout.weights_dir)
+        self._mark = mark_of(config.run_dir)
         self._holds: int | None = None
         self._written: set[Path] = set()
         actor = ray.remote(LearnerWorker)
@@ -207,7 +208,7 @@ class LearnerGroup:
         """
         self._version = self._holds = version
         where = self._config.rollout.weights_dir if parent is None else parent
-        handle: WeightsHandle = self._all("publish", version, where)[0]
+        handle: WeightsHandle = self._all("publish", version, where, self._mark)[0]
         self._written.add(Path(handle.path).parent)
         return handle
 

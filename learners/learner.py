@@ -132,15 +132,18 @@ class LearnerWorker:
 
     # -- what leaves the learner -------------------------------------------------------------------
 
-    def publish(self, version: int, parent: str) -> WeightsHandle | None:
-        """Write the weights for the engines (rank 0; None elsewhere), in a directory under `parent`."""
+    def publish(self, version: int, parent: str, mark: str) -> WeightsHandle | None:
+        """Write the weights for the engines (rank 0; None elsewhere), in a directory under `parent`.
+
+        `parent`, `mark`: see `new_weights_dir`.
+        """
         with self._spans("publish"):
             publication = self._publication(version)
             if self._rank:
                 publication.pass_by()
                 return None
             if parent not in self._weights_dirs:
-                self._weights_dirs[parent] = new_weights_dir(parent)
+                self._weights_dirs[parent] = new_weights_dir(mark, parent, publication.announcement().bytes)
             return write_publication(publication, self._weights_dirs[parent])
 
     def announce(self, version: int) -> Announcement:

@@ -108,8 +108,9 @@ class RolloutConfig(Section, affects=(TRAINING, EVALUATION)):
     """How weights come from the learner: through a file, or by a broadcast (NCCL between cards, else gloo). Engines
     that were away, and those that a broadcast does not reach, read a file in any case."""
     weights_dir: Annotated[str, NOTHING] = ""
-    """Where weights are published as files; empty: in the memory file system, or in the run directory if learner and
-    engines are on several nodes. All nodes must see it."""
+    """Where weights are published as files; empty: in the memory file system if it has room for two versions, else in
+    the system's temporary directory, or in the run directory if learner and engines are on several nodes. All nodes
+    must see it."""
     vllm_statistics: Annotated[bool, NOTHING] = False
     """Keep vLLM's own statistics, for ``tracking.trackers: [prometheus]``; costs a little of each engine step."""
     deadline_s: Seconds = 300.0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from affect_rl.policy.publication import Named, Publication
 from affect_rl.policy.transfer import FileTransfer
 
 _MEMORY_FILE_SYSTEM = Path("/dev/shm")
+_OWNER = "owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,53 @@ def check_weights_dir(setting: str) -> None:
         raise AffectError(f"rollout.weights_dir={setting}: no such directory; make it, where all nodes see it")
 
 
-def new_weights_dir(parent: str = "") -> Path:
-    """A new directory to publish to, under `parent`; empty: in memory where the system offers it, else on disk.
+def mark_of(run_dir: Path) -> str:
+    """What tells a run's directories of weights from those of others: a hash of where it lies, and its name."""
+    place = run_dir.resolve()
+    return f"{hashlib.sha256(str(place).encode()).hexdigest()[:8]}-{place.name}"
 
-    The caller owns it and removes it.
+
+def new_weights_dir(mark: str, parent: str = "", size: int = 0) -> Path:
+    """A new directory to publish to. What killed processes of the same run left is deleted first.
+
+    The caller owns it for as long as its process lives, and removes it.
+
+    Args:
+        mark: of the run, see `mark_of`.
+        parent: where; empty: in memory, or in the system's temporary directory where there is none or too little.
+        size: bytes of a version; there are two at the most, see `write_publication`.
 
     Raises:
         AffectError: `parent` is not a directory.
     """
     check_weights_dir(parent)
-    memory = str(_MEMORY_FILE_SYSTEM) if _MEMORY_FILE_SYSTEM.is_dir() else None
-    return Path(tempfile.mkdtemp(prefix="affect-rl-weights-", dir=parent or memory)).resolve()
+    prefix, disk = f"affect-rl-weights-{mark}-", Path(tempfile.gettempdir())
+    places = [Path(parent)] if parent else [place for place in (_MEMORY_FILE_SYSTEM, disk) if place.is_dir()]
+    for left in [path for place in places for path in place.glob(f"{glob.escape(prefix)}*") if _is_abandoned(path)]:
+        shutil.rmtree(left, ignore_errors=True)
+    roomy = [place for place in places if shutil.disk_usage(place).free >= 2 * size]
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=(roomy or places[-1:])[0])).resolve()
+    _own(made)
+    return made
+
+
+def _own(directory: Path) -> None:
+    """Lock a directory until this process ends, in whatever way, so that others see that it is in use."""
+    unlocked = directory / f"{_OWNER}.new"
+    handle = os.open(unlocked, os.O_CREAT | os.O_RDWR)  # never closed
+    with suppress(OSError):  # without locks nobody can lock it, so it is nobody's to delete
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unlocked.rename(directory / _OWNER)
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether the process that owned a directory is known to have ended."""
+    try:
+        with (directory / _OWNER).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def stored_weights(directory: Path, version: int) -> WeightsHandle:
