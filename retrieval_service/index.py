@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -89,14 +89,21 @@ class IndexDirectory:
     def library(self) -> Library:
         return Library(self.path / _LIBRARY, {m: s.dim for m, s in self.standardisation.items()})
 
-    def vector_index(self, name: IndexName, config: RetrievalConfig, shard: int = 0, shards: int = 1) -> VectorIndex:
-        """One shard of an index; shards hold successive blocks of library rows."""
+    def vector_index(
+        self,
+        name: IndexName,
+        config: RetrievalConfig,
+        shard: int = 0,
+        shards: int = 1,
+        place: Callable[[faiss.Index], faiss.Index] | None = None,
+    ) -> VectorIndex:
+        """One shard of an index; shards hold successive blocks of library rows. `place`: see `VectorIndex`."""
         rows = np.load(self.path / f"{name}.rows.npy", allow_pickle=False)
         vectors = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         first, end = np.searchsorted(rows, [self.rows * shard // shards, self.rows * (shard + 1) // shards])
         trained = faiss.read_index(str(self.path / f"{name}.faiss"))
         try:
-            return VectorIndex(trained, vectors[first:end], rows[first:end], config.search_parameters)
+            return VectorIndex(trained, vectors[first:end], rows[first:end], config.search_parameters, place)
         except RuntimeError as error:
             raise AffectError(
                 f"retrieval.search_parameters={config.search_parameters!r}: not parameters of the index {name} with "

@@ -6,14 +6,20 @@ batch changes, and ranked by score, then by row. Where a row that FAISS left out
 the last one returned, it is asked for more.
 
 This is exact for indexes that hold vectors as they are (``Flat``, ``IVF...,Flat``: shards share the
-trained centroids). A quantised or graph index ranks well, but another sharding may propose other rows.
+trained centroids). A quantised or graph index ranks well, but another sharding may propose other rows; so may
+``IVF...,Flat`` on a card, which rounds more coarsely where it chooses the cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import faiss
 import numpy as np
 
+from affect_rl.errors import AffectError
 from retrieval_service.merge import Hits, by_score
 
 _SPARE = 8
@@ -26,6 +32,38 @@ times is proposed as often."""
 # Its own 128,000 are 333 queries of 384 numbers: 64 queries of 14,000 rows then take 4 to 11 times as long.
 _FAISS_OWN, _FLAT = faiss.cvar.distance_compute_blas_threshold, 2000
 
+MOST_ON_CARD = 1024
+"""Rows that a card is asked for at once: it knows no more than 1,024 or 2,048, as its kind has it."""
+
+_CARD_ROUNDING = 2.0**-9
+"""Largest error of a card's inner product of unit vectors: its tensor cores may keep ten bits of each number."""
+
+
+def on_card(index: faiss.Index) -> faiss.Index:
+    """A copy of an index on the card that Ray gave this process.
+
+    Raises:
+        AffectError: this build of FAISS knows no cards, or has no index of this kind there.
+    """
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise AffectError(
+            "retrieval.gpus_per_shard: this is a build of FAISS for the CPU; install the extra `gpu` on every node "
+            "(faiss-gpu, without faiss-cpu), or set it to 0"
+        )
+    try:
+        return faiss.index_cpu_to_gpu(_card_resources(), 0, index)
+    except RuntimeError as error:
+        raise AffectError(
+            "retrieval.gpus_per_shard: FAISS cannot put this index on a card; let retrieval.factory and "
+            f"retrieval.perceptual_factory be Flat or IVF, or set it to 0 ({error})"
+        ) from error
+
+
+@cache
+def _card_resources() -> Any:
+    """FAISS's working memory on the card, more than a gigabyte, which all indexes of a process share."""
+    return faiss.StandardGpuResources()
+
 
 class VectorIndex:
     """Unit vectors of some library rows, searchable by inner product.
@@ -35,9 +73,18 @@ class VectorIndex:
         vectors: ``[N, d]`` float32, may be memory-mapped.
         rows: the library row of each vector ``[N]`` int64, rising.
         parameters: FAISS search parameters, for example ``nprobe=16``.
+        place: copies the filled index to where it is to propose rows, see `on_card`; None: it does so itself. More than
+            `MOST_ON_CARD` rows it proposes in any case.
     """
 
-    def __init__(self, trained: faiss.Index, vectors: np.ndarray, rows: np.ndarray, parameters: str = "") -> None:
+    def __init__(
+        self,
+        trained: faiss.Index,
+        vectors: np.ndarray,
+        rows: np.ndarray,
+        parameters: str = "",
+        place: Callable[[faiss.Index], faiss.Index] | None = None,
+    ) -> None:
         self._index = trained
         self._vectors, self._rows = vectors, rows
         if len(vectors):
@@ -49,7 +96,9 @@ class VectorIndex:
         self._multiplies_from = _FLAT if isinstance(kind, faiss.IndexFlat) else _FAISS_OWN
         lossless = isinstance(kind, (faiss.IndexFlat, faiss.IndexIVFFlat))
         # gamma_d bounds the rounding of a d-term inner product of unit vectors.
-        self._slack = vectors.shape[1] * np.finfo(np.float32).eps if lossless else -np.inf
+        rounding = vectors.shape[1] * np.finfo(np.float32).eps + (_CARD_ROUNDING if place else 0.0)
+        self._slack = rounding if lossless else -np.inf
+        self._placed = place(self._index) if place else self._index
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """The best `k` rows (fewer columns if the index has fewer) for `queries` ``[Q, d]`` float32."""
@@ -61,7 +110,8 @@ class VectorIndex:
         faiss.cvar.distance_compute_blas_threshold = self._multiplies_from  # of the process, which searches one by one
         while len(unsettled):
             ask = min(ask, len(self._rows))
-            proposed, local = self._index.search(queries[unsettled], ask)
+            index = self._placed if ask <= MOST_ON_CARD else self._index
+            proposed, local = index.search(queries[unsettled], ask)
             scores, rows = self._ranked(queries[unsettled], local)
             hits.scores[unsettled], hits.rows[unsettled] = scores[:, :k], rows[:, :k]
             # Rows left out score at most the last proposal; a slot FAISS could not fill is -1: nothing is left out.

@@ -9,6 +9,7 @@ from affect_rl.config.services import RetrievalConfig
 from affect_rl.timeline import Span, Spans
 from retrieval_service.index import IndexDirectory, IndexName
 from retrieval_service.merge import Hits
+from retrieval_service.search import on_card
 
 
 class IndexShard:
@@ -16,15 +17,21 @@ class IndexShard:
 
     Args:
         index_dir: an index directory that the driver has checked.
-        config: search parameters, threads, number of shards.
+        config: search parameters, threads, number of shards, and whether they are on cards.
         shard: which of `config.shards` this is.
+
+    Raises:
+        AffectError: FAISS cannot put the indexes on a card.
     """
 
     def __init__(self, index_dir: str, config: RetrievalConfig, shard: int) -> None:
         self._shard, self._spans = shard, Spans()
         faiss.omp_set_num_threads(config.threads)
         directory = IndexDirectory.reopen(index_dir)
-        self._indexes = {name: directory.vector_index(name, config, shard, config.shards) for name in directory.names}
+        place = on_card if config.gpus_per_shard else None
+        self._indexes = {
+            name: directory.vector_index(name, config, shard, config.shards, place) for name in directory.names
+        }
 
     def __repr__(self) -> str:
         return f"shard-{self._shard}"  # in Ray's dashboard and logs

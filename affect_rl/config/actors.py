@@ -80,7 +80,13 @@ def sft_workers(sft: SftConfig) -> Actors:
 
 def shards(retrieval: RetrievalConfig) -> Actors:
     """The shards of the evidence index."""
-    return Actors("shard", retrieval.shards, retrieval.threads, 0, ("retrieval.shards", "retrieval.threads"))
+    return Actors(
+        "shard",
+        retrieval.shards,
+        retrieval.threads,
+        retrieval.gpus_per_shard,
+        ("retrieval.shards", "retrieval.threads", "retrieval.gpus_per_shard"),
+    )
 
 
 def frontend(retrieval: RetrievalConfig) -> Actors:

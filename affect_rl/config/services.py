@@ -62,6 +62,9 @@ class RetrievalConfig(Section, affects=(SFT, TRAINING, EVALUATION)):
     """CPU threads of the encoder and of each shard."""
     encoder_gpus: NonNegative = 0
     """GPUs of the encoder; 0: CPU."""
+    gpus_per_shard: Annotated[Fraction, NOTHING] = 0
+    """Card of each shard, on which its indexes then lie (``Flat`` and ``IVF`` ones), or its share of one, such as 0.5;
+    0: CPU."""
 
     @property
     def answer_s(self) -> float:

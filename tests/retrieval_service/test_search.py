@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affect_rl.errors import AffectError
 from retrieval_service import search
 from retrieval_service.merge import Hits, by_score, merge_hits
 from retrieval_service.search import VectorIndex
@@ -112,3 +115,41 @@ def test_an_empty_shard_answers_with_nothing() -> None:
     vectors = unit(np.random.default_rng(4), 4, 8)
     empty = VectorIndex(trained(vectors), vectors[:0], np.arange(0))
     assert empty.search(vectors, 3).rows.shape == (4, 0)
+
+
+def assert_exact_where_placed(place: Callable[[faiss.Index], faiss.Index]) -> None:
+    """Whoever proposes the rows, of which many are nearly alike."""
+    rng = np.random.default_rng(5)
+    crowd = unit(rng, 1, 64) + 5e-5 * rng.standard_normal((1500, 64), dtype=np.float32)
+    vectors = np.concatenate([crowd / np.linalg.norm(crowd, axis=1, keepdims=True), unit(rng, 500, 64)])
+    asked = np.concatenate([vectors[:8], unit(rng, 8, 64)])
+    index = VectorIndex(trained(vectors), vectors, np.arange(len(vectors)), "", place)
+    assert_equal(index.search(asked, 10), in_shards(vectors, 1)[0].search(asked, 10))
+
+
+def test_a_card_that_rounds_more_coarsely_proposes_until_the_answer_is_the_same() -> None:
+    def ten_bits(index: faiss.Index) -> faiss.Index:
+        copy, vectors = faiss.IndexFlatIP(index.d), index.reconstruct_n(0, index.ntotal)
+        copy.add((vectors.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32))
+        return copy
+
+    assert_exact_where_placed(ten_bits)
+
+
+def test_a_card_is_not_asked_for_more_than_it_can_give() -> None:
+    vectors = unit(np.random.default_rng(6), 1500, 16)
+    absent = VectorIndex(trained(vectors), vectors, np.arange(1500), "", lambda index: faiss.IndexFlatIP(index.d))
+    whole = VectorIndex(trained(vectors), vectors, np.arange(1500))
+    assert_equal(absent.search(vectors[:4], search.MOST_ON_CARD), whole.search(vectors[:4], search.MOST_ON_CARD))
+
+
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS knows cards")
+def test_a_build_for_the_cpu_refuses_cards() -> None:
+    with pytest.raises(AffectError, match=r"retrieval\.gpus_per_shard: this is a build of FAISS for the CPU; install"):
+        search.on_card(faiss.IndexFlatIP(4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not getattr(faiss, "get_num_gpus", int)(), reason="needs faiss-gpu and a card")
+def test_a_card_gives_the_same_answers() -> None:
+    assert_exact_where_placed(search.on_card)

@@ -16,9 +16,9 @@ def counts(config: Config, stage: Stage) -> dict[str, int]:
 
 def test_options_are_those_of_the_settings() -> None:
     assert learners(LearnerConfig(workers=3, gpus_per_worker=1)).options == {"num_cpus": 1, "num_gpus": 1}
-    retrieval = RetrievalConfig(threads=4, encoder_gpus=0.5)
+    retrieval = RetrievalConfig(threads=4, encoder_gpus=0.5, gpus_per_shard=0.25)
     assert frontend(retrieval).options == {"num_cpus": 4, "num_gpus": 0.5}
-    assert shards(retrieval).options == {"num_cpus": 4, "num_gpus": 0}
+    assert shards(retrieval).options == {"num_cpus": 4, "num_gpus": 0.25}
 
 
 def test_resources_name_gpus_only_where_there_are_some() -> None:

@@ -32,6 +32,12 @@ def test_says_need_against_have() -> None:
     assert "lower rollout.workers" in line and "learner.workers" in line
 
 
+def test_cards_of_shards_count() -> None:
+    (line,) = shortages(job("retrieval.gpus_per_shard=0.5"), "eval", cluster((32, 3)))
+    assert line.startswith("eval needs 4 GPUs (2 x 1 for each engine, 4 x 0.5 for each shard), the cluster has 3")
+    assert "retrieval.gpus_per_shard" in line
+
+
 def test_says_all_that_is_missing() -> None:
     found = [*shortages(job(), "train", cluster((8, 2)))]
     assert [line.split(" (")[0] for line in found] == ["train needs 6 GPUs", "train needs 26 CPUs"]
