@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,17 +103,6 @@ class EpisodeSpec:
         """By agent, the policies that do not change."""
         policies = {name: self.team[name].policy for name in self.team.frozen}
         return {name: self.start if policy == "start" else Path(policy) for name, policy in policies.items()}
-
-
-def adapter_of(settings: AgentSettings, served: Collection[str]) -> str | None:
-    """The adapter that an agent is to play with; None: the base.
-
-    Only who neither trains nor names an adapter of its own is content with the base of a policy that lacks it: for any
-    other it is another policy than asked for, and the engine's error says so. A policy without adapters is itself
-    under any name.
-    """
-    needs_it = settings.trains or settings.adapter != TEAM
-    return settings.adapter if needs_it or settings.adapter in served else None
 
 
 class RolloutWorker:
@@ -230,6 +219,7 @@ class RolloutWorker:
 
     async def _play(self, spec: EpisodeSpec, on_step: OnStep | None = None) -> Trajectory:
         """One episode; where its sample is at fault, a trajectory without turns that says why."""
+        generate = self._generate(spec)  # what this raises is no fault of the sample
         retrieval = _AnnouncedRetrieval(self._retrieval, self._engines, self._searches) if self._retrieval else None
         team = Team(spec.team, spec.episode, make_task(spec.task, spec.sample.label_kind))
         async with self._places:
@@ -237,7 +227,7 @@ class RolloutWorker:
                 return await play_episode(
                     spec.sample,
                     team,
-                    self._generate(spec),
+                    generate,
                     retrieval,
                     self._prompts,
                     spec.seed,
@@ -250,6 +240,8 @@ class RolloutWorker:
                 return Trajectory(spec.sample.id, spec.sample.labels, (), Output("", problem=str(error)))
 
     def _generate(self, spec: EpisodeSpec) -> Generate:
+        adapters = {name: self._adapter(name, spec.team[name]) for name in spec.team.playing}
+
         async def generate(prompt: Prompt, request: Request) -> Generation:
             settings = request.agent.settings
             frozen = self._frozen_engine if settings.policy else None
@@ -262,11 +254,28 @@ class RolloutWorker:
                     max_tokens=settings.tokens,
                     temperature=request.temperature,
                     seed=request.seed,
-                    adapter=adapter_of(settings, engine.adapters),
+                    adapter=adapters[request.agent.name],
                     pattern=request.agent.pattern(request.board) if spec.structured else "",
                 )
 
         return generate
+
+    def _adapter(self, name: str, settings: AgentSettings) -> str | None:
+        """The adapter that an agent plays with; None: the base, for one that neither trains nor names an adapter.
+
+        Raises:
+            AffectError: the policy has adapters, and not the one that the agent was trained with.
+        """
+        engine = self._frozen_engine if settings.policy and self._frozen_engine else self.engine
+        known = engine.adapters
+        if not known or settings.adapter in known:  # a plain policy is itself under any name
+            return settings.adapter
+        if settings.trains or settings.policy or settings.adapter != TEAM:
+            raise AffectError(
+                f"team.{name}.adapter={settings.adapter}: the policy has no such adapter (it has: {', '.join(known)}); "
+                "name the one that the agent was trained with"
+            )
+        return None
 
     async def update_weights(self, handle: WeightsHandle) -> int:
         """Take other weights, episodes in flight included; returns the version the engine reports."""

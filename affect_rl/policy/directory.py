@@ -17,6 +17,9 @@ from affect_rl.files import sha256
 MANIFEST, WEIGHTS, BASE = "manifest.json", "model.safetensors", "base.json"
 CARRIED = "base"
 """Folder of a policy directory that carries its base along."""
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
+"""What says which token ids words have, and what stands around a prompt. In ``tokenizer_config.json`` each version of
+transformers notes other things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,14 @@ def write_manifest(directory: Path) -> None:
     files = sorted(str(path) for path in found if path.parts[0] not in (MANIFEST, CARRIED))
     manifest = {"format": 1, "sha256": {name: sha256(directory / name) for name in files}}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def tokenizer_files(directory: Path) -> dict[str, str]:
+    """The hashes of the tokenizer's files of a policy directory; empty: its manifest names none, or it has none."""
+    if not (directory / MANIFEST).is_file():
+        return {}
+    hashes = json.loads((directory / MANIFEST).read_text())["sha256"]
+    return {name: hashes[name] for name in _TOKENIZER if name in hashes}
 
 
 def check_manifest(directory: Path, *, content: bool = True) -> None:

@@ -14,6 +14,7 @@ from affect_rl.config.actors import Actors, Stage, placed_actors
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
+from affect_rl.policy.directory import tokenizer_files
 from cluster.runtime.capacity import connected_cluster, shortages
 from cluster.runtime.placement import NoRoomError, Placement
 from cluster.runtime.pool import RolloutPool
@@ -100,7 +101,8 @@ class Services:
         rollout = config.rollout.model_copy(update={"transfer": "file", "weights_dir": ""})  # a matter of the learner
         episode = config.episode
         prompts = (episode.evidence_tokens, episode.wording, episode.described)
-        settings = (config.model, rollout, config.data, prompts, adapters, config.deterministic)
+        tokenizer = tokenizer_files(policy)  # a tiny model's is trained on the words of its team
+        settings = (config.model, rollout, config.data, prompts, adapters, tokenizer, config.deterministic)
         serves = retrieval in (None, self._pool_retrieval)  # episodes without retrieval leave a service alone
         if self._pool is None or settings != self._pool_settings or not serves:
             self._close_pool()

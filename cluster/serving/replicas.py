@@ -67,6 +67,8 @@ class EngineReplica:
         """Serve asks this now and then, and replaces a replica that raises."""
         self._watch_policy()
         await self._worker.ping()
+        if self._worker.engine.torn:
+            raise RuntimeError(f"{self._policy}: was loaded in part only")
 
     def _watch_policy(self) -> None:
         if self._watching is None:
@@ -82,7 +84,9 @@ class EngineReplica:
                     await self._take_over(now)
             except Exception as error:  # of whatever kind: it must not end the watching, nor the service
                 if now != self._failed:  # said once; tried again, for it may still be on its way here
-                    logger.warning("%s: cannot be taken over, the policy before stays: %r", self._policy, error)
+                    torn = self._worker.engine.torn
+                    what = "it was loaded in part, and the engine starts anew" if torn else "the policy before stays"
+                    logger.warning("%s: cannot be taken over, %s: %r", self._policy, what, error)
                 self._failed = now
 
     async def _take_over(self, now: str) -> None:

@@ -381,6 +381,11 @@ class RolloutEngine:
         self._go_on()
         return version
 
+    @property
+    def torn(self) -> bool:
+        """Whether loading broke off, so that the engine rests until `update_weights` gives it a whole version."""
+        return self._sync.torn
+
     def forget(self) -> None:
         """Drop the prefix cache and the cached soft tokens."""
         self._sync.forget()

@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -28,7 +29,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import ADAPTERS, Adapter, read_adapters
-from affect_rl.policy.directory import MANIFEST, Base
+from affect_rl.policy.directory import MANIFEST, Base, tokenizer_files
 from affect_rl.policy.publication import Announcement, Named, TensorSpec, adapter_of, split_adapters
 from affect_rl.policy.transfer import CollectiveTransfer, FileTransfer, Meeting, Transfer, TransferError
 from affect_rl.policy.weights import WeightsHandle
@@ -155,12 +156,13 @@ class WeightSync:
 
     Attributes:
         adapters: those that the engine serves, by name.
-        torn: a broadcast broke off, and some layers may be new and others old: nothing may step the engine until it
-            has received a whole version.
+        torn: loading broke off, and a part may be new and another old: nothing may step the engine until it has
+            received a whole version.
     """
 
     def __init__(self, engine: LLMEngine, policy_dir: Path, slots: int = 0) -> None:
         self._engine, self._slots = engine, slots
+        self._tokenizer = tokenizer_files(policy_dir)
         base = Base.read(policy_dir)
         loaded = base or Base.of(policy_dir)
         self._loaded = loaded.manifest  # which language model is there; empty: one of no policy directory
@@ -172,6 +174,7 @@ class WeightSync:
         engine.collective_rpc("init_weight_transfer_engine", args=({},))
         if base:
             self._load(FileTransfer(policy_dir).announcement(0), policy_dir)
+            self.torn = False
 
     @property
     def version(self) -> int:
@@ -184,11 +187,13 @@ class WeightSync:
         Nothing may step the engine meanwhile.
 
         Raises:
-            AffectError: the published tensors are not those of this policy; the engine is unharmed.
+            AffectError: the published tensors are not those of this policy, it has another tokenizer, or the engine has
+                no room for its adapters; the engine is unharmed. Whatever else is raised, see `torn`.
         """
         directory = Path(handle.path)
         announcement = FileTransfer(directory).announcement(handle.version)
         self._check(announcement, str(directory))
+        self._check_tokenizer(directory)
         self._load(announcement, directory)
         return self._loaded_version(handle.version)
 
@@ -205,7 +210,6 @@ class WeightSync:
         self._check(announcement, "the learner")
         with tempfile.TemporaryDirectory(prefix="affect-rl-adapters-") as folder:
             if not self._load(announcement, None, Path(folder)):
-                self.torn = True
                 return None
         return self._loaded_version(announcement.version)
 
@@ -225,9 +229,12 @@ class WeightSync:
         """
         base = announcement.base
         names = self._check_adapters(announcement, directory)
+        whole = None
         if base and base.manifest != self._loaded:
             whole = FileTransfer(Path(base.path)).announcement(announcement.version)
             self._check(whole, base.path)
+        self.torn = True  # until all of it is there
+        if base and whole:
             self._transfer(whole, Path(base.path))
         if not self._transfer(announcement, directory, folder):  # which drops all adapters
             self._loaded = base.manifest if base else ""
@@ -235,14 +242,15 @@ class WeightSync:
         if not base and directory:
             base = Base.of(directory) if (directory / MANIFEST).is_file() else None
         self._loaded = base.manifest if base else ""
-        self.adapters = {}
+        adapters = {}
         for name in names:
             number = self._ids.setdefault(name, len(self._ids) + 1)
             path = directory / ADAPTERS / name if directory else (folder or Path()) / name
             self._engine.add_lora(LoRARequest(name, number, str(path.resolve())))
             # Requests carry no path: an adapter that is there is not read again, and the path is a part of the prefix
             # cache's keys, by which requests in flight would be strangers to new ones.
-            self.adapters[name] = LoRARequest(name, number, name)
+            adapters[name] = LoRARequest(name, number, name)
+        self.adapters = adapters
         return True
 
     def _transfer(self, announcement: Announcement, directory: Path | None, folder: Path | None = None) -> bool:
@@ -277,18 +285,44 @@ class WeightSync:
                     f"{_describe(own.get(name))}; publish the policy that the engine was started from"
                 )
 
+    def _check_tokenizer(self, directory: Path) -> None:
+        """Another one of the same size would fit, and the prompts, which are made with the first, be nonsense."""
+        theirs = tokenizer_files(directory)
+        if theirs and self._tokenizer and theirs != self._tokenizer:
+            other = sorted(name for name, _ in theirs.items() ^ self._tokenizer.items())
+            raise AffectError(
+                f"{directory}: has another {other[0]} than the policy that the engine was started with, and an engine "
+                "keeps its tokenizer; start another engine for it (a service: restart it; an evaluation: one command "
+                "for each policy)"
+            )
+
     def _check_adapters(self, announcement: Announcement, directory: Path | None) -> list[str]:
         """Names of the adapters, which have to be found bad before the last ones are dropped."""
         place = directory or "the learner"
-        names = [adapter.name for adapter in read_adapters(directory)] if directory else list(announcement.adapters)
+        adapters = read_adapters(directory) if directory else _announced(announcement)
+        names = [adapter.name for adapter in adapters]
+        fix = "start it with the model.lora and the adapters that the policy was trained with, or merge them"
         if len(names) > self._slots:
-            raise AffectError(
-                f"{place}: has {len(names)} adapters, the engine was started for {self._slots}; "
-                "start it with the model.lora and the adapters that the policy was trained with, or merge them"
-            )
+            raise AffectError(f"{place}: has {len(names)} adapters, the engine was started for {self._slots}; {fix}")
+        for adapter in adapters:
+            if fault := self._misfit(adapter):
+                raise AffectError(f"{place}: the engine cannot serve adapter {adapter.name}: {fault} {fix}")
         if (gone := sorted(self.adapters.keys() - names)) and self._engine.has_unfinished_requests():
             raise AffectError(f"{place}: has no adapter {gone[0]}, with which requests are running")
         return names
+
+    def _misfit(self, adapter: Adapter) -> str:
+        """Why an adapter fits no slot, as a sentence; empty: it fits."""
+        slots = self._engine.vllm_config.lora_config
+        assert slots  # or there were no adapters
+        try:
+            PEFTHelper.from_dict(dict(adapter.config)).validate_legal(slots)
+        except ValueError as error:
+            return str(error)
+        # vLLM itself would leave these out without a word.
+        modules = {name.partition(".lora_")[0].rpartition(".")[2] for name in adapter.tensors}
+        other = sorted(modules - set(slots.target_modules or modules))
+        return f"It changes {', '.join(other)}, for which the engine has no slots." if other else ""
 
 
 @torch.no_grad()
@@ -297,6 +331,16 @@ def _copy_fusion(model: AffectForCausalLM, named: Iterable[Named]) -> None:
     for name, tensor in named:
         if name.startswith(_FUSION):
             own[name.removeprefix(_FUSION)].copy_(tensor)
+
+
+def _announced(announcement: Announcement) -> list[Adapter]:
+    """The adapters that are to come, with tensors that take no room."""
+    tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in announcement.adapters}
+    for spec in announcement.layout:
+        adapter, name = adapter_of(spec.name)
+        if adapter:
+            tensors[adapter][name] = torch.empty(spec.shape, device="meta")
+    return [Adapter(name, config, tensors[name]) for name, config in announcement.adapters.items()]
 
 
 def _by_name(layout: Iterable[TensorSpec]) -> dict[str, TensorSpec]:

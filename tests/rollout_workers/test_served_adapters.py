@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rollout_cases import SETTINGS, answer_all, logprob_gaps, make_policy, make_prompts, perturbed, token_batch
+from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
@@ -170,6 +171,59 @@ def test_what_does_not_fit_leaves_the_engine_as_it_was(
     assert engine.checksum() == multiset_checksum(
         t for n, t in AffectPolicy.load(policy_dir).export() if not n.startswith("value_head")
     )
+
+
+@pytest.mark.parametrize(
+    ("lora", "fault"),
+    [
+        (Lora(rank=16, alpha=12), "LoRA rank 16 is greater than max_lora_rank 8"),
+        (Lora(5, 12, ("q_proj", "o_proj")), "It changes o_proj, for which the engine has no slots"),
+    ],
+)
+def test_adapters_of_another_shape_leave_the_engine_as_it_was(
+    lora: Lora, fault: str, policy_dir: Path, tmp_path: Path, start: Callable[..., RolloutEngine]
+) -> None:
+    policy, other = AffectPolicy.load(policy_dir), AffectPolicy.load(policy_dir)
+    policy.add_adapters(Lora(5, 12, ("q_proj", "down_proj")), AGENTS)
+    engine = start(move_adapters(policy, 0.1).save(tmp_path / "policy"))
+    other.add_adapters(lora, AGENTS)
+    perturbed(move_adapters(other, 0.1), 0.05).save(tmp_path / "other")
+    publication = other.publication(1)
+    for send in (
+        engine.update_weights(stored_weights(tmp_path / "other", 1)),
+        engine.receive_weights(publication.announcement()),
+    ):
+        with pytest.raises(AffectError, match=rf"cannot serve adapter (filter|planner): {fault}.* start it with"):
+            asyncio.run(send)
+    assert engine.version == 0 and not engine.torn
+    prompts = make_prompts(policy, 12)
+    assert gap(policy, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
+
+
+def test_nothing_plays_on_adapters_that_did_not_load(
+    adapted: AffectPolicy, tmp_path: Path, start: Callable[..., RolloutEngine]
+) -> None:
+    """Their names, ranks and layers are right, and a tensor is not; the modules before them are new already."""
+    engine = start(adapted.save(tmp_path / "policy"))
+    new = perturbed(move_adapters(AffectPolicy.load(tmp_path / "policy"), 0.05), 0.05)
+    file = new.save(tmp_path / "broken") / "adapters" / "planner" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors |= {name: torch.cat([t, t], dim=1) for name, t in tensors.items() if "q_proj.lora_A" in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(RuntimeError):
+        asyncio.run(engine.update_weights(stored_weights(tmp_path / "broken", 1)))
+    assert engine.torn and engine.version == 0
+    prompts, handle, steps = make_prompts(adapted, 12), new.publish(2, tmp_path), engine.stats()["steps"]
+
+    async def play() -> list[Generation]:
+        answers = asyncio.ensure_future(ask(engine, prompts))
+        await asyncio.sleep(0.3)
+        assert engine.stats()["steps"] == steps
+        assert await engine.update_weights(handle) == 2
+        return await answers
+
+    assert gap(new, prompts, asyncio.run(play())) < 1e-5
+    assert not engine.torn
 
 
 def test_the_checksum_sees_one_changed_number(

@@ -18,8 +18,9 @@ from affect_rl.network import LOOPBACK, open_store
 from affect_rl.policy.checksum import multiset_checksum
 from affect_rl.policy.directory import WEIGHTS
 from affect_rl.policy.model import AffectPolicy
+from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.policy.transfer import CollectiveTransfer, Meeting
-from affect_rl.policy.weights import publish_weights
+from affect_rl.policy.weights import publish_weights, stored_weights
 from affect_rl.trajectory import Generation, Prompt
 from rollout_workers.vllm.engine import RolloutEngine
 
@@ -100,6 +101,22 @@ def test_wrong_weights_leave_the_engine_as_it_was(
     with pytest.raises(AffectError, match=r"no such file on this node; .* set rollout\.weights_dir to a directory"):
         asyncio.run(engine.update_weights(handle))
     assert engine.version == 0
+    prompts = make_prompts(policy, 8)
+    assert gap(policy, prompts, asyncio.run(answer_all(engine, prompts))) < 1e-4
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(
+    policy: AffectPolicy, policy_dir: Path, tmp_path: Path, start: Callable[..., RolloutEngine]
+) -> None:
+    """As each save of the same one is not: transformers writes its settings as it sees fit."""
+    engine = start(policy_dir)
+    assert asyncio.run(engine.update_weights(stored_weights(AffectPolicy.load(policy_dir).save(tmp_path / "same"), 1)))
+    other = perturbed(deepcopy(policy), 0.05)
+    other.tokenizer = train_tokenizer(["quite other words of the same number"] * 9, len(policy.tokenizer))
+    other.save(tmp_path / "other")
+    with pytest.raises(AffectError, match=r"has another tokenizer\.json than the policy that the engine was"):
+        asyncio.run(engine.update_weights(stored_weights(tmp_path / "other", 2)))
+    assert engine.version == 1
     prompts = make_prompts(policy, 8)
     assert gap(policy, prompts, asyncio.run(answer_all(engine, prompts))) < 1e-4
 

@@ -1,30 +1,33 @@
-"""What a worker asks of its engine."""
+"""Whose adapter an agent plays with."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
+from rollout_cases import CONTEXT, SETTINGS
 
-from affect_rl.policy.adapters import TEAM
-from affect_rl.team.agent import AgentSettings
-from rollout_workers.worker import adapter_of
+from affect_rl.config.load import load_config
+from affect_rl.errors import AffectError
+from affect_rl.policy.adapters import Lora
+from affect_rl.policy.model import AffectPolicy
+from affect_rl.sample import AffectSample
+from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
-THREE = ("planner", "filter", "generator")
 
-
-@pytest.mark.parametrize(
-    ("trains", "adapter", "served", "asked"),
-    [
-        (True, TEAM, (TEAM,), TEAM),
-        (True, TEAM, THREE, TEAM),
-        (False, "planner", (TEAM,), "planner"),
-        (False, "planner", THREE, "planner"),
-        (False, TEAM, (TEAM,), TEAM),
-        (False, TEAM, THREE, None),
-    ],
-    ids=["there", "of others", "its own is missing", "its own", "shared", "has none and needs none"],
-)
-def test_an_agent_does_not_play_the_base_in_the_place_of_its_adapter(
-    trains: bool, adapter: str, served: tuple[str, ...], asked: str | None
-) -> None:
-    """The engine refuses an adapter that its policy lacks, and names those that it has."""
-    assert adapter_of(AgentSettings(trains=trains, adapter=adapter), served) == asked
+def test_an_agent_that_was_trained_does_not_play_without_its_adapter(policy_dir: Path, tmp_path: Path) -> None:
+    """One that was not has none, and plays with the base."""
+    policy = AffectPolicy.load(policy_dir)
+    policy.add_adapters(Lora(4, 8), ("own",))
+    sample = AffectSample("u", "d", "test", "c", "s", "so glad", ("joy",), "closed", ("anger", "joy"))
+    config = load_config(None, [f"model.context={CONTEXT}", "team.retrieval=false"])
+    untrained = config.model_copy(update={"team": config.team.with_agent("generator", trains=False)})
+    worker = RolloutWorker(config.model_copy(update={"rollout": SETTINGS}), policy.save(tmp_path / "policy"), None)
+    try:
+        (played,) = asyncio.run(worker.play([EpisodeSpec.to_measure(untrained, "test", sample)]))
+        assert [turn.agent for turn in played.turns] == ["generator"]
+        with pytest.raises(AffectError, match=r"team\.generator\.adapter=team: the policy has no .*\(it has: own\)"):
+            asyncio.run(worker.play([EpisodeSpec.to_measure(config, "test", sample)]))
+    finally:
+        worker.engine.close()
