@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,7 +31,11 @@ MAX_PIXELS = 7680 * 4320
 """Largest picture that is decoded; a small file may announce one that fills the memory."""
 
 MAX_PICTURES = 120 * int(MAX_SECONDS)
-"""Most pictures of a video that is read: to see the last ones, all since their keyframe are decoded."""
+"""Most pictures of a video that is read."""
+
+MAX_DECODED = 60 * int(MAX_SECONDS) * 1920 * 1080
+"""Most pixels that are decoded of a video: to see a picture, all since its keyframe are. The longest clip of 1080p at
+60 pictures a second has so many, and they take minutes."""
 
 _CONTAINERS = (
     "3g2,3gp,aac,aiff,amr,asf,avi,caf,flac,flv,m4a,matroska,mj2,mov,mp3,mp4,mpeg,mpegts,mpegvideo,ogg,w64,wav,webm"
@@ -148,8 +152,8 @@ def read_frames(path: Path, count: int) -> np.ndarray:
         ``[count, H, W, 3]`` uint8, RGB, turned upright as the file asks for (NumPy files: as they are).
 
     Raises:
-        MediaError: there are no pictures, they last longer than `MAX_SECONDS` or are more than `MAX_PICTURES`, or the
-            file is missing, truncated or damaged.
+        MediaError: there are no pictures, they last longer than `MAX_SECONDS`, are more than `MAX_PICTURES` or take
+            more than `MAX_DECODED` to see, or the file is missing, truncated or damaged.
     """
     if path.suffix == ".npy":
         return _read_pictures(path, count)
@@ -164,17 +168,37 @@ def read_frames(path: Path, count: int) -> np.ndarray:
     with _open(path, VideoStream) as (container, stream):
         if (pixels := stream.width * stream.height) > MAX_PIXELS:
             raise MediaError(f"{path}: video: {pixels:,} pixels a picture, more than {MAX_PIXELS:,}; scale it down")
-        decoded, reached = container.decode(stream), times.shown[0]
+        decode = _decoder(path, container, stream)
+        decoded, reached = decode(), times.shown[0]
         for time in dict.fromkeys(wanted):
             keyframe = times.keyframes[bisect_right(times.keyframes, time) - 1] if times.keyframes else reached
             if reached < keyframe <= time:
                 container.seek(keyframe, stream=stream)
-                decoded = container.decode(stream)
+                decoded = decode()
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
             if frame is None:
                 raise MediaError(f"{path}: video: ends in damaged pictures; copy or export the file again")
             pictures[time], reached = _upright(frame, stream), time
     return np.stack([pictures[time] for time in wanted])
+
+
+def _decoder(path: Path, container: InputContainer, stream: VideoStream) -> Callable[[], Iterator[VideoFrame]]:
+    """Decodes from where a file is at; all calls together no more than `MAX_DECODED`, hidden pictures included."""
+    pixels = stream.width * stream.height
+    room = MAX_DECODED // pixels
+
+    def decode() -> Iterator[VideoFrame]:
+        nonlocal room
+        for packet in container.demux(stream):
+            room -= 1
+            if room < 0:
+                raise MediaError(
+                    f"{path}: video: more than {MAX_DECODED // pixels:,} pictures of {pixels:,} pixels have to be "
+                    "decoded; scale it down, or cut it into utterances"
+                )
+            yield from packet.decode()
+
+    return decode
 
 
 def _upright(frame: VideoFrame, stream: VideoStream) -> np.ndarray:

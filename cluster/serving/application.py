@@ -22,7 +22,7 @@ from affect_rl.policy.directory import check_manifest
 from cluster.runtime.run import Run, open_run
 from cluster.runtime.session import cluster_address
 from cluster.serving.api import build_api
-from cluster.serving.replicas import EncoderReplica, EngineReplica
+from cluster.serving.replicas import CLIPS_AT_ONCE, EncoderReplica, EngineReplica
 from cluster.serving.service import TeamService
 
 NAME = "affect-rl"
@@ -100,9 +100,9 @@ def _application(run: Run, policy: Path, token: str) -> Any:
     encoder = serve.deployment(EncoderReplica).options(
         name="encoder",
         ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=2,
+        max_ongoing_requests=CLIPS_AT_ONCE,
         max_queued_requests=settings.max_queued,
-        **_replicas(settings.encoders, 2),
+        **_replicas(settings.encoders, CLIPS_AT_ONCE),
     )
     door = serve.deployment(Door).options(
         name="door", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=_DOORS_IN_FLIGHT

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,6 +102,10 @@ def _identity(policy: Path) -> str:
     return hashlib.sha256((policy / MANIFEST).read_bytes()).hexdigest()[:12]
 
 
+CLIPS_AT_ONCE = 2
+"""Requests that an `EncoderReplica` has at once, and its threads."""
+
+
 class EncoderReplica:
     """The encoders of a team's dataset, and what it makes of what they measure.
 
@@ -118,6 +123,9 @@ class EncoderReplica:
         check_encoders(self._extraction)
         self._encoder = MediaEncoder(self._extraction, device)
         self._likener = Likener(dataset)
+        # Whoever gives up waiting gives his place back, and a thread that has begun goes on: of those there are no more
+        # than places, and what has not begun by then never does.
+        self._threads = ThreadPoolExecutor(CLIPS_AT_ONCE, "clip")
 
     async def perceive(
         self, sample: AffectSample, name: str, content: bytes, without: Collection[str] = ()
@@ -133,7 +141,8 @@ class EncoderReplica:
         Raises:
             AffectError: the clip cannot be used, or there is no encoder for it and there are no words either.
         """
-        return await asyncio.to_thread(self._perceive, sample, name, content, without)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._perceive, sample, name, content, without)
 
     def _perceive(self, sample: AffectSample, name: str, content: bytes, without: Collection[str]) -> AffectSample:
         with TemporaryDirectory(prefix="affect-rl-") as folder:

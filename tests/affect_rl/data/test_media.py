@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
 
+from affect_rl.data import media
 from affect_rl.data.media import MAX_PICTURES, MAX_SECONDS, MediaError, read_audio, read_frames
 
 RATE = 16_000
@@ -238,6 +239,20 @@ def test_a_video_that_would_take_minutes_to_decode_is_refused(tmp_path: Path, la
     times = np.linspace(0, last, count).round().astype(int).tolist()
     with pytest.raises(MediaError, match=r"a\.mkv: video: lasts .* s and has .* pictures, more than 300 s or 36,000"):
         read_frames(write_packets(tmp_path / "a.mkv", times), 4)
+
+
+def test_a_video_whose_pictures_take_too_much_to_decode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are keyframes, few pictures have to be decoded to see the wanted ones."""
+    monkeypatch.setattr(media, "MAX_DECODED", 150 * SIZE[0] * SIZE[1])
+    levels, times = [100] * 300, [40 * i for i in range(300)]
+    few, many = (write_video(tmp_path / f"{gop}.mp4", levels, times, gop=gop, codec="libx264") for gop in (1000, 10))
+    with pytest.raises(
+        MediaError, match=r"1000\.mp4: video: more than 150 pictures of .* pixels have to be decoded; sca"
+    ):
+        read_frames(few, 12)
+    assert len(read_frames(many, 12)) == 12
 
 
 @pytest.mark.parametrize("degrees, corner", [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
