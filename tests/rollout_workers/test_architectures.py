@@ -83,7 +83,7 @@ def test_engine_and_learner_agree(kind: str, engines: ProcessPoolExecutor, tmp_p
     assert max(gap.max() for gap in logprob_gaps(loaded, prompts, found)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "granite", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "smollm3", "cohere", "granite", "gemma2", "glm", "phi3"])
 def test_they_agree_with_adapters_as_well(kind: str, engines: ProcessPoolExecutor, tmp_path: Path) -> None:
     make(kind).save(tmp_path / "base")
     policy = AffectPolicy.load(tmp_path / "base").eval()

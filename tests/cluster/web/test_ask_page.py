@@ -226,6 +226,22 @@ def test_words_of_the_team_never_become_markup(window: Browser, tmp_path: Path) 
 
 
 @needs_chromium
+def test_the_words_of_evidence_are_said_aloud(window: Browser) -> None:
+    _ask(window, "well")
+    wait(lambda: _texts(window, ".answer"))
+    window.run(
+        "const speak = speechSynthesis.speak.bind(speechSynthesis); window.said = [];"
+        "speechSynthesis.speak = (words) => { window.said.push(words.text); speak(words); }"
+    )
+    labels = window.run("return [...document.querySelectorAll('.evidence .say')].map((e) => e.ariaLabel)")
+    assert labels == [f"Say aloud: {item['text']}" for item in FOUND]
+    for place in (1, 0):
+        window.run("document.querySelectorAll('.evidence .say')[arguments[0]].click()", place)
+    assert window.run("return window.said") == [FOUND[1]["text"], FOUND[0]["text"]]
+    assert window.complaints() == []
+
+
+@needs_chromium
 def test_a_clip_is_recorded_played_and_sent_and_one_that_is_too_large_is_not(window: Browser, tmp_path: Path) -> None:
     toggle = "document.querySelector('#clip .controls button').click()"
     window.run(toggle)
