@@ -236,8 +236,9 @@ def evaluation_key(config: Config, policy: Path) -> str:
 def _settings(config: Config, stage: str) -> dict[str, Any]:
     """The full values of what can change a stage, so that a changed default changes its name.
 
-    And the manifests of the directories that the settings name, which hold the hashes of their files; the files
-    themselves where there is no manifest.
+    And the manifests of the directories that the settings name, which hold the hashes of their files. Published wheels
+    have none, so their files are hashed. A `model.base` that is no policy directory goes by its name alone: put other
+    weights under another name.
     """
     named = [Path(config.data.dir) / DATASET, Path(config.model.base) / POLICY_FILES]
     if config.retrieval.library:

@@ -78,20 +78,23 @@ class TeamService:
         return played, self._known
 
     async def answer(self, utterance: Utterance, clip: Clip | None = None) -> Answer:
-        async with self._deadline():
+        return await self._answer_by(self._ends(), utterance, clip)
+
+    async def _answer_by(self, ends: float, utterance: Utterance, clip: Clip | None = None) -> Answer:
+        async with self._deadline(ends):
             sample = await self._sample(utterance, clip)
             specs = self._specs(utterance, sample)
             (greedy, *sampled), policy = await self._play(specs)
         return _answer(sample, greedy, sampled, policy)
 
     async def answer_all(self, utterances: list[Utterance]) -> list[Answer]:
-        """A few at a time, so that whoever comes with one utterance is not behind all of them."""
-        places = asyncio.Semaphore(_AT_ONCE)
+        """A few at a time, so that whoever comes with one utterance is not behind all of them; all by one deadline."""
+        places, ends = asyncio.Semaphore(_AT_ONCE), self._ends()
 
         async def one(utterance: Utterance) -> Answer:
             async with places:
                 try:
-                    return await self.answer(utterance)
+                    return await self._answer_by(ends, utterance)
                 except HTTPException as error:
                     return Answer(prediction=Prediction(utterance.name, problem=str(error.detail)), policy="")
 
@@ -100,8 +103,8 @@ class TeamService:
         return [task.result() for task in tasks]
 
     async def watch(self, utterance: Utterance, clip: Clip | None = None) -> AsyncIterator[dict[str, Any]]:
-        ends = time.monotonic() + self.settings.deadline_s
-        async with self._deadline():
+        ends = self._ends()
+        async with self._deadline(ends):
             sample = await self._sample(utterance, clip)
         return self._events(sample, self._specs(utterance, sample), ends)
 
@@ -168,12 +171,20 @@ class TeamService:
         return episodes_for(config, sample, samples)
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
+    async def _deadline(self, ends: float | None = None) -> AsyncIterator[None]:
+        """Until `ends`, see `_ends`; None: that of a request that begins now."""
+        ends = self._ends() if ends is None else ends
+        if ends <= time.monotonic():  # nobody is asked any more
+            raise self._late()
         try:
-            async with asyncio.timeout(self.settings.deadline_s):
+            async with asyncio.timeout(ends - time.monotonic()):
                 yield
         except TimeoutError:
             raise self._late() from None
+
+    def _ends(self) -> float:
+        """When a request has to be done that begins now, by the monotonic clock."""
+        return time.monotonic() + self.settings.deadline_s
 
     def _late(self) -> HTTPException:
         seconds = self.settings.deadline_s

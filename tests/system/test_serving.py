@@ -19,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from chromium import Browser, browser, needs_chromium, wait
+from ray import serve
 from test_extract import RATE, pristine, write_clip  # noqa: F401
 from typer.testing import CliRunner
 
@@ -32,7 +33,9 @@ from affect_rl.policy.model import AffectPolicy
 from cluster.cli.main import app
 from cluster.extract import Workers, extract
 from cluster.runtime.run import open_run, run_warm_start
-from cluster.serving.application import serving
+from cluster.serving.api import Utterance
+from cluster.serving.application import NAME, serving
+from cluster.serving.service import TeamService
 from cluster.serving.team import find_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -212,6 +215,23 @@ def test_a_batch_keeps_its_order_and_its_bad_inputs(client: httpx.Client) -> Non
     ]  # fmt: skip
     assert "neither words nor features" in answers[1]["prediction"]["problem"]
     assert "at most 4" in client.post("/v1/batch", json={"inputs": inputs * 2}).json()["detail"]
+
+
+def test_a_batch_has_one_deadline(address: str, team: Path) -> None:
+    """As one request has it, however many utterances there are: those that are left over are told so."""
+    config, _ = find_team(team, ["serve.deadline_s=2", "serve.max_samples=40"])
+    handles = (serve.get_deployment_handle(name, NAME) for name in ("engine", "encoder"))
+    service = TeamService(config, Dataset.of(config.data).manifest, *handles, token="")
+    inputs = [Utterance(text=f"well {n}", id=str(n), samples=40) for n in range(400)]
+    begun = time.monotonic()
+    answers = asyncio.run(service.answer_all(inputs))
+    assert time.monotonic() - begun < 10
+    assert [answer.prediction.id for answer in answers] == [str(n) for n in range(400)]
+    late = [answer for answer in answers if answer.prediction.problem]
+    assert late[-1] is answers[-1] and {answer.prediction.problem for answer in late} == {
+        "no answer within serve.deadline_s=2 s; try again, or ask for less"
+    }
+    assert all(answer.prediction.labels for answer in answers if answer not in late)
 
 
 def test_the_steps_of_the_team_can_be_watched(client: httpx.Client, clips: Path) -> None:
