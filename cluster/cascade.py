@@ -11,7 +11,7 @@ from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.experiments.baselines import FeatureClassifier
 from affect_rl.experiments.cascade import Answered, Cascade, make_cascade
-from affect_rl.policy.directory import check_manifest
+from affect_rl.policy.directory import check_manifest, manifest_hash
 from affect_rl.sample import Split
 from cluster.evaluate import play_samples, scoring_for
 from cluster.experiments.baselines import feature_classifier
@@ -36,7 +36,10 @@ def run_cascade(config: Config, policy: Path, cost: float) -> Cascade:
             raise AffectError(f"{config.data.dir}: has open labels, which a classifier cannot choose among")
         classifier = feature_classifier(run.dataset, config.retrieval)
         dev, test = (_answered(run, policy, classifier, split) for split in ("dev", "test"))
-    return make_cascade(config.name, dev, test, cost, confidence=config.evaluate.confidence, seed=config.seed)
+    stands_on = manifest_hash(policy), run.dataset.manifest.splits["train"].sha256
+    return make_cascade(
+        config.name, *stands_on, dev, test, cost, confidence=config.evaluate.confidence, seed=config.seed
+    )
 
 
 def _answered(run: Run, policy: Path, classifier: FeatureClassifier, split: Split) -> Answered:

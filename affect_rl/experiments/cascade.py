@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from affect_rl.data.dataset import Manifest
+from affect_rl.errors import AffectError
 from affect_rl.experiments.baselines import Guess
 from affect_rl.experiments.results import Interval, Part, read_part
 from affect_rl.files import whole_file
+from affect_rl.policy.directory import manifest_hash
 from affect_rl.scoring.metrics import Answers
 from affect_rl.scoring.scoring import Scoring
 from affect_rl.scoring.tables import header, in_unit, markdown_table
@@ -79,6 +82,8 @@ class Cascade(Part):
 
     Attributes:
         name: of the run.
+        policy: SHA-256 of the manifest of the team's policy.
+        trained_on: SHA-256 of the train split that the classifier was fitted to.
         metric: the main one.
         cost: points of the metric, from 0 to 100, that a thousand tokens a sample are held to cost.
         threshold: the one that is worth most on dev.
@@ -88,6 +93,8 @@ class Cascade(Part):
     """
 
     name: str
+    policy: str
+    trained_on: str
     metric: str
     cost: float
     threshold: float
@@ -103,6 +110,16 @@ class Cascade(Part):
             AffectError: it is absent or not one.
         """
         return read_part(cls, directory / CASCADE, "a cascade")
+
+    def check(self, policy: Path, data: Manifest) -> None:
+        """Raise `AffectError` unless the threshold was chosen for this policy, and a classifier of this dataset."""
+        if manifest_hash(policy) != self.policy:
+            what = f"was chosen for another policy than {policy}"
+        elif data.splits["train"].sha256 != self.trained_on:
+            what = f"was chosen for a classifier of another train split than that of the dataset {data.name!r}"
+        else:
+            return
+        raise AffectError(f"{CASCADE}: the threshold of run {self.name} {what}; make it anew with `affect-rl cascade`")
 
     def write(self, directory: Path) -> None:
         """Write ``cascade.json``, whole or not at all."""
@@ -139,11 +156,23 @@ class Cascade(Part):
         )
 
 
-def make_cascade(name: str, dev: Answered, test: Answered, cost: float, *, confidence: float, seed: int) -> Cascade:
+def make_cascade(
+    name: str,
+    policy: str,
+    trained_on: str,
+    dev: Answered,
+    test: Answered,
+    cost: float,
+    *,
+    confidence: float,
+    seed: int,
+) -> Cascade:
     """Choose the threshold on dev, and measure the curve on both splits.
 
     Args:
         name: of the run.
+        policy: SHA-256 of the manifest of the team's policy.
+        trained_on: SHA-256 of the train split that the classifier was fitted to.
         dev: what the threshold is chosen on.
         test: what it is measured on.
         cost: points of the main metric for a thousand tokens a sample.
@@ -174,6 +203,8 @@ def make_cascade(name: str, dev: Answered, test: Answered, cost: float, *, confi
     }
     return Cascade(
         name=name,
+        policy=policy,
+        trained_on=trained_on,
         metric=test.scoring.main,
         cost=cost,
         threshold=best.threshold,

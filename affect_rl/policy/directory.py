@@ -78,6 +78,11 @@ def write_manifest(directory: Path) -> None:
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
+def manifest_hash(directory: Path) -> str:
+    """SHA-256 of a policy's manifest, and so of all that is in it; empty: there is no policy."""
+    return sha256(directory / MANIFEST) if (directory / MANIFEST).is_file() else ""
+
+
 def tokenizer_files(directory: Path) -> dict[str, str]:
     """The hashes of the tokenizer's files of a policy directory; empty: its manifest names none, or it has none."""
     if not (directory / MANIFEST).is_file():

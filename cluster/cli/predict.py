@@ -49,8 +49,11 @@ def predict(
     set_up_logging()
     config, policy = find_team(team, overrides or ())
     columns = InputColumns(text=text, audio=audio, video=video, id=id_column, speaker=speaker)
-    inputs = read_unlabelled(source, read_manifest(Path(config.data.dir)), columns)
+    manifest = read_manifest(Path(config.data.dir))
+    inputs = read_unlabelled(source, manifest, columns)
     both = Cascade.read(RunDirectory(config.run_dir).cascade) if cascade else None
+    if both:
+        both.check(policy, manifest)
 
     from cluster.serving.predict import as_json, check_out, write_predictions
     from cluster.serving.predict import predict as run

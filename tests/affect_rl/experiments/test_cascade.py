@@ -15,6 +15,7 @@ from affect_rl.errors import AffectError
 from affect_rl.experiments.baselines import FeatureClassifier, Guess
 from affect_rl.experiments.cascade import Answered, Cascade, make_cascade
 from affect_rl.experiments.report.cascade import render_cascade
+from affect_rl.files import sha256
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.scoring import scoring_of
 
@@ -42,7 +43,7 @@ def split(count: int, seed: int, *, sure_when_right: bool, team: float) -> Answe
 
 def cascade(cost: float, *, sure_when_right: bool = True, team: float = 0.9) -> Cascade:
     dev, test = (split(200, seed, sure_when_right=sure_when_right, team=team) for seed in (0, 1))
-    return make_cascade("run", dev, test, cost, confidence=0.95, seed=0)
+    return make_cascade("run", "p", "d", dev, test, cost, confidence=0.95, seed=0)
 
 
 def test_the_team_is_asked_where_the_classifier_is_not_sure() -> None:
@@ -66,7 +67,8 @@ def test_the_cost_decides_between_team_and_classifier(cost: float, asked: float)
 @given(seed=st.integers(0, 1000), cost=st.floats(0, 100))
 def test_the_chosen_point_is_worth_most_on_dev(seed: int, cost: float) -> None:
     dev = split(40, seed, sure_when_right=True, team=0.7)
-    found = make_cascade("run", dev, split(40, seed + 1, sure_when_right=True, team=0.7), cost, confidence=0.9, seed=0)
+    test = split(40, seed + 1, sure_when_right=True, team=0.7)
+    found = make_cascade("run", "p", "d", dev, test, cost, confidence=0.9, seed=0)
     worth = [100 * p.score.value - cost * p.tokens / 1000 for p in found.splits["dev"]]
     best = found.chosen["dev"]
     assert 100 * best.score.value - cost * best.tokens / 1000 == pytest.approx(max(worth))
@@ -84,6 +86,21 @@ def test_it_is_read_as_it_was_written_and_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text("{}")
     with pytest.raises(AffectError, match=r"cascade\.json: is not a cascade's results"):
         Cascade.read(tmp_path)
+
+
+def test_it_serves_one_policy_and_one_train_split(tmp_path: Path) -> None:
+    data = Dataset.load(write_dataset(tmp_path / "d", [make_sample(0, "joy", split="train")], name="d")).manifest
+    (tmp_path / "manifest.json").write_text("one")
+    here = {"policy": sha256(tmp_path / "manifest.json"), "trained_on": data.splits["train"].sha256}
+    found = cascade(1.0).model_copy(update=here)
+    found.check(tmp_path, data)
+    with pytest.raises(AffectError, match=r"another train split than that of the dataset 'd'; make it anew"):
+        found.model_copy(update={"trained_on": "other"}).check(tmp_path, data)
+    (tmp_path / "manifest.json").write_text("another")
+    with pytest.raises(
+        AffectError, match=r"run run was chosen for another policy than .*; make it anew with `affect-rl"
+    ):
+        found.check(tmp_path, data)
 
 
 def test_the_classifier_learns_from_voice_face_and_text(tmp_path: Path) -> None:
