@@ -179,7 +179,7 @@ class _Judge:
         self._metric = f"{split}/{self._scoring.main}"
 
     def __call__(self, state: Progress) -> tuple[Progress, dict[str, float]]:
-        played = self._pool.play(EpisodeSpec.to_measure(self._config, "dev", sample) for sample in self._samples)
+        played = self._pool.play(EpisodeSpec.to_select(self._config, sample) for sample in self._samples)
         check_dropped(self._config, played)
         score = self._scoring.value([t.output.labels for t in played])
         if score > state.best_score:

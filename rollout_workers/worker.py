@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -97,6 +97,11 @@ class EpisodeSpec:
         start = config.initial_policy.resolve()
         common = (config.team, config.episode, config.task, start, temperature, bypasses)
         return cls(key, sample, seed, *common, structured=config.evaluate.structured)
+
+    @classmethod
+    def to_select(cls, config: Config, sample: AffectSample) -> Self:
+        """An episode that tells how good a policy in training is; as in training, no format is enforced."""
+        return replace(cls.to_measure(config, "dev", sample), structured=False)
 
     @property
     def frozen_policies(self) -> Mapping[str, Path]:

@@ -58,7 +58,8 @@ class EvaluateConfig(Section, affects=(EVALUATION,)):
     """0 is greedy."""
     structured: bool = False
     """Hold engines to the agents' formats (vLLM's structured outputs), so that a stock model's answers can be read. Not
-    in training: the learner would need the same masks, or its log-probs would be another distribution's."""
+    in training: the learner would need the same masks, or its log-probs would be another distribution's; nor where
+    training selects a policy, which has to keep the formats by itself."""
     resamples: Annotated[Positive, NOTHING] = 2000
     """Bootstrap resamples of the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1), NOTHING] = 0.95

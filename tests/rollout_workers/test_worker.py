@@ -16,6 +16,16 @@ from affect_rl.sample import AffectSample
 from rollout_workers.worker import EpisodeSpec, RolloutWorker
 
 
+def test_formats_are_enforced_in_evaluation_alone() -> None:
+    """Not where policies learn, nor where they are selected: a policy must not be chosen for what was forced on it."""
+    sample = AffectSample("u", "d", "test", "c", "s", "so glad", ("joy",), "closed", ("anger", "joy"))
+    for structured in (True, False):
+        config = load_config(None, [f"evaluate.structured={structured}"])
+        assert EpisodeSpec.to_measure(config, "evaluate", sample).structured is structured
+        assert not EpisodeSpec.to_train(config, 0, sample, 0).structured
+        assert not EpisodeSpec.to_select(config, sample).structured
+
+
 def test_an_agent_that_was_trained_does_not_play_without_its_adapter(policy_dir: Path, tmp_path: Path) -> None:
     """One that was not has none, and plays with the base."""
     policy = AffectPolicy.load(policy_dir)
