@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_file
+from affect_rl.policy.directory import manifest_hash
 from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.scoring.bootstrap import Difference, Estimate, mean_interval
@@ -23,7 +24,7 @@ from affect_rl.scoring.tables import header, in_unit, markdown_table
 from affect_rl.tasks import make_task
 from affect_rl.trajectory import Trajectory
 from cluster.runtime.pool import RolloutPool
-from cluster.runtime.rundir import EVALUATION
+from cluster.runtime.rundir import EVALUATION, settings_of_evaluation
 from cluster.runtime.tracking import progress
 from rollout_workers.worker import EpisodeSpec
 
@@ -36,6 +37,7 @@ class PolicyResult:
 
     Attributes:
         name: what the tables call the policy.
+        manifest: SHA-256 of its manifest, and so of all that is in it.
         scores: metrics of the answers, see `affect_rl.scoring.scoring`.
         invalid: rate of malformed answers per agent, with interval.
         tokens: tokens per sample, ``generated`` and ``prompt``, with interval.
@@ -43,6 +45,7 @@ class PolicyResult:
     """
 
     name: str
+    manifest: str
     scores: Mapping[str, Estimate]
     invalid: Mapping[str, Estimate]
     tokens: Mapping[str, Estimate]
@@ -51,12 +54,24 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Policies on the same samples; `differences` is the last policy minus the first, `notes` are of the metrics."""
+    """Policies on the same samples.
+
+    Attributes:
+        split: which.
+        sample_ids: the samples of it.
+        results: one for each policy.
+        differences: the last policy minus the first.
+        confidence: coverage of the intervals.
+        settings: those that it depends on, by their dotted keys.
+        notes: of the metrics.
+    """
 
     split: str
     sample_ids: tuple[str, ...]
     results: tuple[PolicyResult, ...]
     differences: Mapping[str, Difference] | None
+    confidence: float
+    settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
@@ -88,10 +103,13 @@ class Evaluation:
             "split": self.split,
             "samples": len(self.sample_ids),
             "notes": self.notes,
+            "confidence": self.confidence,
+            "settings": self.settings,
             "policies": {},
         }
         for r in self.results:
             report["policies"][r.name] = {
+                "manifest": r.manifest,
                 "scores": {k: asdict(v) for k, v in r.scores.items()},
                 "invalid": {k: asdict(v) for k, v in r.invalid.items()},
                 "tokens": {k: asdict(v) for k, v in r.tokens.items()},
@@ -125,7 +143,8 @@ def evaluate_policies(
     """
     results = []
     for name, directory in policies.items():
-        results.append(_result(name, play_samples(config, samples, pool, directory, name), scoring, config))
+        manifest = manifest_hash(directory)
+        results.append(_result(name, manifest, play_samples(config, samples, pool, directory, name), scoring, config))
     differences = None
     if len(results) > 1:
         first, last = results[0], results[-1]
@@ -133,7 +152,8 @@ def evaluate_policies(
     split, notes = samples[0].split, scoring.notes
     if config.train.select == "test_oracle" and split == "test":
         notes = (*notes, "Trained policies were selected on the test set itself (test_oracle): no honest result.")
-    return Evaluation(split, tuple(s.id for s in samples), tuple(results), differences, notes)
+    ids, confidence = tuple(s.id for s in samples), config.evaluate.confidence
+    return Evaluation(split, ids, tuple(results), differences, confidence, settings_of_evaluation(config), notes)
 
 
 def play_samples(
@@ -186,7 +206,7 @@ def _bootstrap(config: Config) -> dict[str, Any]:
     return {"seed": config.seed, **config.evaluate.model_dump(include={"resamples", "confidence"})}
 
 
-def _result(name: str, episodes: Sequence[Trajectory], scoring: Scoring, config: Config) -> PolicyResult:
+def _result(name: str, manifest: str, episodes: Sequence[Trajectory], scoring: Scoring, config: Config) -> PolicyResult:
     def interval(values: Sequence[float]) -> Estimate:
         return mean_interval(values, **_bootstrap(config))
 
@@ -200,4 +220,5 @@ def _result(name: str, episodes: Sequence[Trajectory], scoring: Scoring, config:
         "generated": interval([float(t.generated_tokens) for t in episodes]),
         "prompt": interval([float(t.prompt_tokens) for t in episodes]),
     }
-    return PolicyResult(name, scoring.evaluate([predicted], **_bootstrap(config)), invalid, tokens, predicted)
+    scores = scoring.evaluate([predicted], **_bootstrap(config))
+    return PolicyResult(name, manifest, scores, invalid, tokens, predicted)

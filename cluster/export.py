@@ -82,7 +82,10 @@ def _scores(run: RunDirectory, config: Config) -> Scores | None:
     if not file.is_file():
         logger.warning("%s: is not there, so the card has no scores; make it with `affect-rl eval`", file)
         return None
-    scores = Scores.read(file, ("SFT", config.algorithm.title))
+    scores = Scores.read(file, run.compared(config))
     if scores is None:
-        logger.warning("%s: is of other policies than the run's own, so the card has no scores", file)
+        logger.warning(
+            "%s: is of other policies than the run has now, so the card has no scores; make it again with "
+            "`affect-rl eval`", file,
+        )  # fmt: skip
     return scores

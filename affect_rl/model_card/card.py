@@ -111,7 +111,7 @@ def _results(history: History) -> Iterator[EvalResult]:
     scores, data = history.scores, history.data
     if not scores or not data:
         return
-    level, file = history.config.evaluate.confidence, data.splits.get(scores.split)  # type: ignore[call-overload]
+    file = data.splits.get(scores.split)  # type: ignore[call-overload]
     for metric, score in scores.exported.items():
         if "/" not in metric:
             yield EvalResult(
@@ -124,5 +124,5 @@ def _results(history: History) -> Iterator[EvalResult]:
                 metric_type=_TYPES.get(metric, metric),
                 metric_name=header(metric),
                 metric_value=round(score.value, 4),
-                metric_args={"confidence": level, "interval": [round(score.low, 4), round(score.high, 4)]},
+                metric_args={"confidence": scores.confidence, "interval": [round(score.low, 4), round(score.high, 4)]},
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from affect_rl.errors import AffectError
+from affect_rl.policy.directory import manifest_hash
 from affect_rl.scoring.bootstrap import Difference, Estimate
 from affect_rl.scoring.tables import header, in_unit, markdown_table
 
@@ -21,6 +22,7 @@ class Scores:
         split: which.
         samples: how many.
         policies: metrics with intervals by policy, the exported one last.
+        confidence: coverage of the intervals.
         differences: of the last policy to the first.
         notes: what a reader must know of the metrics.
     """
@@ -28,26 +30,29 @@ class Scores:
     split: str
     samples: int
     policies: Mapping[str, Mapping[str, Estimate]]
+    confidence: float
     differences: Mapping[str, Difference]
     notes: tuple[str, ...]
 
     @classmethod
-    def read(cls, file: Path, names: Sequence[str]) -> Self | None:
-        """Read an ``evaluation.json``; None: it is of other policies than those of these names.
+    def read(cls, file: Path, policies: Mapping[str, Path]) -> Self | None:
+        """Read an ``evaluation.json``; None: it is of other policies than the directories of these names.
 
         Raises:
             AffectError: it is damaged.
         """
         try:
             report = json.loads(file.read_text())
-            if list(report["policies"]) != list(names):
+            played = {name: of.get("manifest") for name, of in report["policies"].items()}
+            if played != {name: manifest_hash(directory) for name, directory in policies.items()}:
                 return None
-            policies = {
+            scores = {
                 name: {metric: Estimate(**score) for metric, score in of["scores"].items()}
                 for name, of in report["policies"].items()
             }
             differences = {metric: Difference(**gain) for metric, gain in report.get("differences", {}).items()}
-            return cls(report["split"], report["samples"], policies, differences, tuple(report["notes"]))
+            notes, confidence = tuple(report["notes"]), report["confidence"]
+            return cls(report["split"], report["samples"], scores, confidence, differences, notes)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AffectError(f"{file}: cannot be read ({error!r}); make it again with `affect-rl eval`") from error
 

@@ -144,13 +144,13 @@ def _whole_way(config: Config, *, resume: bool) -> None:
     directory = RunDirectory(config.run_dir)
     if directory.path.exists():
         directory.open(config)  # refuses settings that are not those of what is done
-    if stages := directory.unfinished:
+    if stages := directory.unfinished(config):
         if config.model.base != "tiny" and "sft" in stages and not checkpoint_of(directory.sft).exists():
             with open_run(config, "train") as run:  # a session of its own, for the warm start wants the room
                 check_model(run)
         with open_run(config, *stages) as run:
             run_stages(run, stages)
-    if directory.unfinished:
+    if directory.unfinished(config):
         typer.echo(f"{directory.path}: the training was stopped; --resume name={config.name} goes on", err=True)
         raise typer.Exit(os.EX_TEMPFAIL)
     typer.echo((directory.evaluation / "evaluation.md").read_text())

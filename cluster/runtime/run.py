@@ -65,8 +65,8 @@ class Run:
 
     @property
     def policies(self) -> dict[str, Path]:
-        """The policies before and after training, by the names that tables call them."""
-        return {"SFT": self.directory.sft, self.config.algorithm.title: self.directory.policy}
+        """See `RunDirectory.compared`."""
+        return self.directory.compared(self.config)
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def run_stages(run: Run, stages: Sequence[Stage]) -> None:
         run_warm_start(run, resume=True)
     if "train" in stages:
         run_training(run, resume=directory.training_began)
-    if "eval" in stages and directory.policy.exists():
+    if "eval" in stages and "train" not in directory.unfinished(run.config):
         run_evaluation(run, run.policies, directory.evaluation)
 
 

@@ -21,13 +21,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from affect_rl.config.actors import Stage
 from affect_rl.config.learning import TrainConfig
 from affect_rl.config.load import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
-from affect_rl.section import POLICY, SFT, TRAINING, flat_settings
+from affect_rl.policy.directory import manifest_hash
+from affect_rl.section import EVALUATION as EVALUATED
+from affect_rl.section import POLICY, SCORES, SFT, TRAINING, flat_settings
 from affect_rl.trajectory import Trajectory
 from learners.sft_job import checkpoint_of
 
@@ -111,11 +114,32 @@ class RunDirectory:
     def cascade(self) -> Path:
         return self.path / "cascade"
 
-    @property
-    def unfinished(self) -> list[Stage]:
-        """Stages of a whole run that have not left their result yet."""
-        results: dict[Stage, Path] = {"sft": self.sft, "train": self.policy, "eval": self.evaluation / EVALUATION}
-        return [stage for stage, result in results.items() if not result.exists()]
+    def compared(self, config: Config) -> dict[str, Path]:
+        """The policies before and after training, by the names that tables call them."""
+        return {"SFT": self.sft, config.algorithm.title: self.policy}
+
+    def unfinished(self, config: Config) -> list[Stage]:
+        """Stages of a whole run that have not left the result that these settings ask for.
+
+        Training may be asked for more steps than it had, and an evaluation may be of a policy from before, or have been
+        played in another way.
+        """
+        trained = self.policy.exists() and all(_progress(c).finished(config.train) for c in self.checkpoints()[-1:])
+        done: dict[Stage, bool] = {
+            "sft": self.sft.exists(),
+            "train": trained,
+            "eval": trained and self._evaluated(config),
+        }
+        return [stage for stage, finished in done.items() if not finished]
+
+    def _evaluated(self, config: Config) -> bool:
+        file = self.evaluation / EVALUATION
+        if not file.is_file():
+            return False
+        report = json.loads(file.read_text())
+        played = {name: of.get("manifest") for name, of in report["policies"].items()}
+        now = {name: manifest_hash(policy) for name, policy in self.compared(config).items()}
+        return played == now and report.get("settings") == settings_of_evaluation(config)
 
     def open(self, config: Config) -> None:
         """Begin a run, or come back to one for its next stage or to resume it.
@@ -212,6 +236,17 @@ class RunDirectory:
         wanted = {self.candidate(_progress(kept).best_step) for kept in self.checkpoints()}
         for policy in set((self.path / "policies").glob("step-*")) - wanted:
             shutil.rmtree(policy)
+
+
+def settings_of_evaluation(config: Config) -> dict[str, Any]:
+    """The settings that an evaluation depends on, by their dotted keys, as JSON gives them back."""
+    drawn = ("evaluate.resamples", "evaluate.confidence")
+    found = {
+        key: value
+        for key, value, affects in flat_settings(config)
+        if {EVALUATED, SCORES} & affects.stages or key in drawn
+    }
+    return json.loads(json.dumps(found))
 
 
 def _progress(checkpoint: Path) -> Progress:

@@ -15,6 +15,7 @@ from affect_rl.config.load import dump_config, load_config
 from affect_rl.data.dataset import write_dataset
 from affect_rl.data.synth import SynthSettings, synthesise
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256
 from affect_rl.model_card.card import Licences
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.export import Exported, Form
@@ -41,8 +42,11 @@ def write_run(home: Path) -> Path:
     run.begin_training()
     run.seal(run.checkpoint(Progress(step=12)), Progress(step=12), keep=1)
     report = {
-        "split": "test", "samples": 2, "notes": [],
-        "policies": {name: {"scores": {"weighted_f1": ESTIMATE}} for name in ("SFT", "MAPPO")},
+        "split": "test", "samples": 2, "notes": [], "confidence": 0.9,
+        "policies": {
+            name: {"manifest": sha256(policy / "manifest.json"), "scores": {"weighted_f1": ESTIMATE}}
+            for name, policy in run.compared(config).items()
+        },
         "differences": {"weighted_f1": {**ESTIMATE, "p": 0.5}},
     }  # fmt: skip
     run.evaluation.mkdir()
@@ -62,6 +66,7 @@ def test_a_run_becomes_a_directory_for_others(run: Path, tmp_path: Path, caplog:
     page = ModelCard.load(tmp_path / "given" / "team" / "README.md")
     assert page.data.model_name == "team"
     assert page.data.eval_results[0].metric_value == 0.5
+    assert "bootstrap intervals of 90 %" in page.text, "those of the evaluation, not of the settings"
     assert "MAPPO, 12 steps" in page.text and "> Invented." in page.text and "- Dataset: cc0-1.0" in page.text
     for file in (tmp_path / "given" / "team").rglob("*"):
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
@@ -83,6 +88,19 @@ def test_what_the_run_does_not_tell_is_named(run: Path, tmp_path: Path, caplog: 
     assert "no dataset is there, so the card says nothing of the data" in caplog.text
     assert "evaluation.json: is not there, so the card has no scores; make it with `affect-rl eval`" in caplog.text
     assert "Unknown: the dataset was not there any more" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_of_the_policy_before_it_was_trained_further_are_left_out(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = AffectPolicy.load(run / "policy")
+    policy.value_head.weight.data += 1
+    policy.save(run / "policy", replace=True)
+    with caplog.at_level(logging.WARNING):
+        export(run, tmp_path / "out", Form(merged=True), Licences())
+    assert "is of other policies than the run has now, so the card has no scores; make it again" in caplog.text
+    page = ModelCard.load(tmp_path / "out" / "README.md")
+    assert page.data.eval_results is None and "Unknown: there was no evaluation of it" in page.text
 
 
 def test_a_policy_is_exported_without_its_run(run: Path, tmp_path: Path) -> None:

@@ -250,9 +250,9 @@ def test_a_run_whose_driver_was_killed_goes_on_to_the_same_numbers(
     driver.kill()
     driver.wait()
     whole = _run(config, services)
-    assert whole.directory.unfinished == ["train", "eval"]
-    run_stages(whole, whole.directory.unfinished)
-    assert whole.directory.unfinished == []
+    assert whole.directory.unfinished(whole.config) == ["train", "eval"]
+    run_stages(whole, whole.directory.unfinished(whole.config))
+    assert whole.directory.unfinished(whole.config) == []
     resumed = _metrics(run)
     assert [line["step"] for line in resumed] == [1, 2, 3]
     assert _numbers(resumed) == _numbers(_metrics(reference.run_dir))

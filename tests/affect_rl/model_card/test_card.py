@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from affect_rl.config.load import Config, load_config
 from affect_rl.data.dataset import Manifest
 from affect_rl.errors import AffectError
+from affect_rl.files import sha256
 from affect_rl.model_card.card import Licences, Subject, model_card
 from affect_rl.model_card.history import History
 from affect_rl.model_card.scores import Scores
@@ -39,6 +41,7 @@ SCORES = Scores(
         "SFT": {"weighted_f1": Estimate(0.5319, 0.4823, 0.5791), "recall/joy": Estimate(0.5, 0.4, 0.6)},
         "MAPPO": {"weighted_f1": Estimate(0.88754, 0.8578, 0.9174), "recall/joy": Estimate(0.9, 0.8, 1.0)},
     },
+    0.9,
     {"weighted_f1": Difference(0.3556, 0.3077, 0.4087, 0.001)},
     ("A note on metrics.",),
 )
@@ -78,7 +81,7 @@ def test_it_says_what_the_run_tells() -> None:
         "Dataset `voices`, with closed labels: anger, joy.",
         f"| train | 3000 | `{'a' * 64}` |",
         "> Made for tests. > Seven actors.",
-        "intervals of 95 %",
+        "intervals of 90 %",
         "| weighted F1 | 53.2 [48.2, 57.9] | 88.8 [85.8, 91.7] | +35.6 [+30.8, +40.9] |",
         "A note on metrics.",
         "- Language model: apache-2.0 - Dataset: cc-by-4.0",
@@ -95,7 +98,7 @@ def test_its_metadata_are_those_of_the_hub() -> None:
     assert page.data.model_name == "voices-team"
     (result,) = page.data.eval_results
     assert (result.metric_type, result.metric_name, result.metric_value) == ("f1", "weighted F1", 0.8875)
-    assert result.metric_args == {"confidence": 0.95, "interval": [0.8578, 0.9174]}
+    assert result.metric_args == {"confidence": 0.9, "interval": [0.8578, 0.9174]}
     assert (result.dataset_name, result.dataset_split, result.dataset_revision) == ("voices", "test", "b" * 64)
 
 
@@ -147,12 +150,23 @@ def test_scores_of_the_team_are_not_those_of_one_agent() -> None:
 
 
 def test_scores_of_other_policies_are_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "evaluation.json"
-    file.write_text('{"split": "test", "samples": 1, "notes": [], "policies": {"/home/me/policy": {"scores": {}}}}')
-    assert Scores.read(file, ("SFT", "MAPPO")) is None
+    """Also those of the run before it was trained further."""
+    file, policy = tmp_path / "evaluation.json", tmp_path / "policy"
+    policy.mkdir()
+    (policy / "manifest.json").write_text("one")
+    report = {"split": "test", "samples": 1, "notes": [], "confidence": 0.9}
+    played = {"manifest": sha256(policy / "manifest.json"), "scores": {}}
+    file.write_text(json.dumps(report | {"policies": {"MAPPO": played}}))
+    read = Scores.read(file, {"MAPPO": policy})
+    assert read is not None and read.confidence == 0.9
+    assert Scores.read(file, {"GRPO": policy}) is None
+    (policy / "manifest.json").write_text("another")
+    assert Scores.read(file, {"MAPPO": policy}) is None
+    file.write_text(json.dumps(report | {"policies": {"MAPPO": {"scores": {}}}}))  # before hashes were noted
+    assert Scores.read(file, {"MAPPO": policy}) is None
     file.write_text('{"split": "test"}')
     with pytest.raises(AffectError, match=r"evaluation.json: cannot be read .*; make it again with `affect-rl eval`"):
-        Scores.read(file, ("SFT", "MAPPO"))
+        Scores.read(file, {"MAPPO": policy})
 
 
 PLAIN = """

@@ -8,7 +8,12 @@ import pytest
 
 from affect_rl.config.load import Config, load_config
 from affect_rl.errors import AffectError
-from cluster.runtime.rundir import Progress, RunDirectory, fresh_name
+from affect_rl.files import sha256
+from affect_rl.scoring.bootstrap import Estimate
+from cluster.evaluate import Evaluation, PolicyResult
+from cluster.runtime.rundir import Progress, RunDirectory, fresh_name, settings_of_evaluation
+
+ZERO = Estimate(0.0, 0.0, 0.0)
 
 
 def _config(*overrides: str) -> Config:
@@ -73,16 +78,50 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> N
     run.open(load_config(None))
 
 
+def _policy(directory: Path, content: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "manifest.json").write_text(content)
+
+
+def _evaluated(run: RunDirectory, config: Config) -> None:
+    """An evaluation without numbers of what is there."""
+    results = tuple(
+        PolicyResult(name, sha256(policy / "manifest.json"), {}, {}, dict.fromkeys(("generated", "prompt"), ZERO), ())
+        for name, policy in run.compared(config).items()
+    )
+    Evaluation("test", (), results, None, 0.95, settings_of_evaluation(config)).write(run.evaluation)
+
+
 def test_what_is_done_is_known_by_its_result(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    assert run.unfinished == ["sft", "train", "eval"]
-    run.sft.mkdir()
-    assert run.unfinished == ["train", "eval"]
-    run.policy.mkdir()
-    run.evaluation.mkdir()
-    assert run.unfinished == ["eval"]
-    (run.evaluation / "evaluation.json").touch()
-    assert run.unfinished == []
+    run, config = RunDirectory(tmp_path), _config("train.steps=30")
+    assert run.unfinished(config) == ["sft", "train", "eval"]
+    _policy(run.sft, "sft")
+    assert run.unfinished(config) == ["train", "eval"]
+    run.begin_training()
+    _sealed(run, 30)
+    _policy(run.policy, "30 steps")
+    assert run.unfinished(config) == ["eval"]
+    _evaluated(run, config)
+    assert run.unfinished(config) == []
+
+
+def test_a_finished_run_goes_on_where_other_settings_ask_for_more(tmp_path: Path) -> None:
+    run, config = RunDirectory(tmp_path), _config("train.steps=30")
+    _policy(run.sft, "sft")
+    run.begin_training()
+    _sealed(run, 30)
+    _policy(run.policy, "30 steps")
+    _evaluated(run, config)
+    assert run.unfinished(_config("train.steps=30", "serve.port=9000", "evaluate.confidence=0.95")) == []
+    for other in ("evaluate.split=dev", "evaluate.temperature=1", "evaluate.confidence=0.9", "data.max_test=5"):
+        assert run.unfinished(_config("train.steps=30", other)) == ["eval"], other
+    longer = _config("train.steps=60")
+    assert run.unfinished(longer) == ["train", "eval"]
+    _sealed(run, 60)
+    _policy(run.policy, "60 steps")
+    assert run.unfinished(longer) == ["eval"], "the one that is there is of the policy before"
+    _evaluated(run, longer)
+    assert run.unfinished(longer) == []
 
 
 def test_a_trained_run_is_not_trained_over(tmp_path: Path) -> None:
