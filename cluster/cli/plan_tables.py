@@ -92,7 +92,7 @@ class Prospect:
         """What is missing, one sentence each; none: the job fits."""
         config = self.config
         for stage in STAGES:
-            yield from shortages(config, stage, self.capacity)
+            yield from shortages(stage, actors_of(config, stage), self.capacity)
         for role, (memory, share) in self.memory.items():
             if share and memory.peak > share * self.card:
                 most = max(memory.parts, key=memory.parts.__getitem__)

@@ -5,7 +5,8 @@ Ray itself would let an actor wait for ever that fits on no node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
@@ -15,6 +16,8 @@ from joblib import cpu_count
 from affect_rl.config.actors import Actors, Stage, actors_of, logical_cpus
 from affect_rl.config.load import Config
 from affect_rl.errors import AffectError
+
+logger = logging.getLogger(__name__)
 
 _KINDS = (("GPU", "gpus"), ("CPU", "cpus"))
 
@@ -111,16 +114,15 @@ def cluster_at(address: str) -> Capacity:
     return Capacity("the cluster", tuple(Node.of(node.resources_total) for node in nodes))
 
 
-def shortages(config: Config, stage: Stage, capacity: Capacity, beside: Sequence[Actors] = ()) -> Iterator[str]:
-    """What a stage of a job lacks, one sentence each; none: it fits.
+def shortages(stage: str, wanted: Sequence[Actors], capacity: Capacity) -> Iterator[str]:
+    """What actors that live at the same time are certain to lack, one sentence each.
 
     Args:
-        config: of the job.
-        stage: which part of it.
+        stage: what they do.
+        wanted: the actors.
         capacity: what there is.
-        beside: actors that are there already and stay.
     """
-    actors = sorted([*actors_of(config, stage), *beside], key=lambda a: (-a.gpus, -a.cpus))
+    actors = sorted(wanted, key=lambda a: (-a.gpus, -a.cpus))
     short = False
     for kind, attribute in _KINDS:
         asking = [a for a in actors if getattr(a, attribute)]
@@ -132,28 +134,79 @@ def shortages(config: Config, stage: Stage, capacity: Capacity, beside: Sequence
                 f"{stage} needs {_amount(need, kind)} ({named}), {capacity.name} has {have:g}"
                 f"{_on_nodes(capacity)}; lower {', '.join(_levers(asking, kind))}{_or_more(capacity)}"
             )
-    if not short and not capacity.largest and (homeless := _homeless(actors, capacity.nodes)):
-        asks = f"{_amount(homeless.cpus, 'CPU')} and {_amount(homeless.gpus, 'GPU')}"
-        each = ", ".join(f"{_amount(n.cpus, 'CPU')} and {_amount(n.gpus, 'GPU')}" for n in capacity.nodes)
-        yield (
-            f"{stage}: each {homeless.role} needs {asks} on one node, and beside the others there is no room for "
-            f"{homeless.count}; the nodes have {each}; change {', '.join(homeless.settings)}, or take larger nodes"
-        )
-
-
-def check_resources(config: Config, stages: Sequence[Stage], capacity: Capacity, beside: Sequence[Actors] = ()) -> None:
-    """Raise `AffectError` unless every stage of a job finds the CPUs and GPUs that its actors ask for."""
-    if found := [line for stage in stages for line in shortages(config, stage, capacity, beside)]:
-        raise AffectError("\n".join(found))
-
-
-def _homeless(actors: Sequence[Actors], nodes: Sequence[Node]) -> Actors | None:
-    """The first actors that find no place, the largest placed first; each goes to the first node with room."""
-    rooms = [_Room(node) for node in nodes]
+    if short or capacity.largest:
+        return
     for one in actors:
-        if not all(any(room.take(one) for room in rooms) for _ in range(one.count)):
-            return one
-    return None
+        if not _packs([one], capacity.nodes):
+            yield (
+                f"{stage}: each {one.role} needs {_amount(one.cpus, 'CPU')} and {_amount(one.gpus, 'GPU')} on one "
+                f"node, and there is no room for {one.count}; the nodes have {_each(capacity.nodes)}; change "
+                f"{', '.join(one.settings)}, or take larger nodes"
+            )
+
+
+def doubt(stage: str, wanted: Sequence[Actors], capacity: Capacity) -> str:
+    """A sentence if actors of several kinds may find no room beside each other, though none is short; else empty.
+
+    Whether there is a way to place them all is not searched for to the end, and Ray does not search either.
+    """
+    if any(shortages(stage, wanted, capacity)) or capacity.largest or _packs(wanted, capacity.nodes):
+        return ""
+    return (
+        f"{stage} may have to wait: {_asked(wanted)} are hard to place beside each other on nodes with "
+        f"{_each(capacity.nodes)}; if it does wait, ask for less, or take larger nodes"
+    )
+
+
+def fits(wanted: Sequence[Actors], capacity: Capacity) -> bool:
+    """Whether actors are certain to find room."""
+    return not any(shortages("", wanted, capacity)) and not doubt("", wanted, capacity)
+
+
+def check_actors(stages: Mapping[str, Sequence[Actors]], capacity: Capacity) -> None:
+    """Raise `AffectError` unless the actors of every stage find their CPUs and GPUs; log where that is in doubt."""
+    if found := [line for stage, wanted in stages.items() for line in shortages(stage, wanted, capacity)]:
+        raise AffectError("\n".join(found))
+    for stage, wanted in stages.items():
+        if line := doubt(stage, wanted, capacity):
+            logger.warning("%s", line)
+
+
+def check_resources(config: Config, stages: Sequence[Stage], capacity: Capacity) -> None:
+    """`check_actors` of stages of a job."""
+    check_actors({stage: actors_of(config, stage) for stage in stages}, capacity)
+
+
+def _packs(actors: Sequence[Actors], nodes: Sequence[Node]) -> bool:
+    """Whether one of a few simple ways to place actors has room for all; for actors of one kind any way is as good.
+
+    Those with most GPUs, or most CPUs, come first; each goes to the first node, the fullest or the emptiest that has
+    room.
+    """
+    orders: Sequence[Callable[[Actors], tuple[float, float]]] = (
+        lambda a: (-a.gpus, -a.cpus),
+        lambda a: (-a.cpus, -a.gpus),
+    )
+    choices: Sequence[Callable[[_Room], tuple[float, float]]] = (
+        lambda room: (0, 0),
+        lambda room: (sum(room.cards), room.cpus),
+        lambda room: (-sum(room.cards), -room.cpus),
+    )
+    return any(_placed(sorted(actors, key=order), nodes, choice) for order in orders for choice in choices)
+
+
+def _placed(actors: Sequence[Actors], nodes: Sequence[Node], choice: Callable[[_Room], tuple[float, float]]) -> bool:
+    rooms = [_Room(node) for node in nodes]
+    each = (one for one in actors for _ in range(one.count))
+    return all(any(room.take(one) for room in sorted(rooms, key=choice)) for one in each)
+
+
+def _asked(actors: Sequence[Actors]) -> str:
+    return ", ".join(f"{a.count} x {a.cpus:g} CPU{f' and {a.gpus:g} GPU' if a.gpus else ''} ({a.role})" for a in actors)
+
+
+def _each(nodes: Sequence[Node]) -> str:
+    return ", ".join(f"{_amount(n.cpus, 'CPU')} and {_amount(n.gpus, 'GPU')}" for n in nodes)
 
 
 def _levers(actors: Sequence[Actors], kind: str) -> list[str]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from affect_rl.config.actors import Actors, Stage, placed_actors
+from affect_rl.config.actors import Actors, Stage, actors_of, placed_actors
 from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.data.library import evidence_library
 from affect_rl.policy.directory import tokenizer_files
-from cluster.runtime.capacity import connected_cluster, shortages
+from cluster.runtime.capacity import connected_cluster, fits
 from cluster.runtime.placement import NoRoomError, Placement
 from cluster.runtime.pool import RolloutPool
 from retrieval_service.client import RetrievalClient
@@ -51,7 +51,8 @@ class Services:
         """
         wanted = placed_actors(config, stage)
         beside = [actors for actors in self._held if actors not in wanted]
-        if self._outdated(config) or (beside and any(shortages(config, stage, connected_cluster(), beside))):
+        crowded = beside and not fits([*actors_of(config, stage), *beside], connected_cluster())
+        if self._outdated(config) or crowded:
             self.close()
         if self._placement is not None:
             try:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from affect_rl.config.actors import Stage
+from affect_rl.config.actors import Stage, actors_of
 from affect_rl.config.load import Config, load_config
 from cluster.runtime.capacity import Capacity, Node, shortages
 
@@ -196,7 +196,7 @@ def workers(job: str) -> list[Node]:
 def lacking(config: Config, nodes: list[Node]) -> list[str]:
     """What the stages of a job would lack on these nodes."""
     cluster = Capacity("the cluster", tuple(nodes))
-    return [line for stage in get_args(Stage) for line in shortages(config, stage, cluster)]
+    return [line for stage in get_args(Stage) for line in shortages(stage, actors_of(config, stage), cluster)]
 
 
 @pytest.mark.parametrize("job", JOBS)
