@@ -24,7 +24,8 @@ def summarise(spec: SweepSpec, config: Config, out: Path, command: str) -> Sweep
         AffectError: no trial has been scored.
     """
     runs = [RunDirectory(path) for path in sorted((out / "runs").glob("trial-*")) if (path / "checkpoints").is_dir()]
-    trials = sorted((_trial(run, spec) for run in runs if run.checkpoints()), key=lambda t: -t.score)
+    scored = (_trial(run, spec) for run in runs if run.latest()[0].best_step >= 0)
+    trials = sorted(scored, key=lambda t: -t.score)
     if not trials:
         raise AffectError(f"{out}/runs: no trial has been scored; run the sweep again")
     best = RunDirectory(out / "runs" / trials[0].name)

@@ -10,14 +10,14 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from affect_rl.config.load import Config
 from affect_rl.data.dataset import Dataset
 from affect_rl.errors import AffectError
 from affect_rl.experiments.sweep import SweepSpec
@@ -57,7 +57,7 @@ def run_trial(settings: dict[str, Any], *, spec: SweepSpec, more: tuple[str, ...
     with closing(Services()) as services:
         start = config.initial_policy if config.policy else warm_started(config, dataset, services)
         config = config.model_copy(update={"policy": str(start)})
-        tracker = TuneTracker(config)
+        tracker = TuneTracker(directory)
         resume = (directory.path / "metrics.jsonl").exists()
         run_training(make_run(config, dataset, services, "train"), resume=resume, trackers=[tracker])
         tracker.tell()
@@ -67,15 +67,21 @@ class TuneTracker:
     """Reports the step's score to Ray Tune once the step's checkpoint is whole, that is, with the next step.
 
     Tune may end a trial as soon as it has reported.
+
+    Args:
+        directory: of the trial's run.
+        report: tells Tune.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._directory = RunDirectory(config.run_dir)
+    def __init__(self, directory: RunDirectory, report: Callable[..., None] = tune.report) -> None:
+        self._directory, self._report = directory, report
         self._scored: dict[str, float] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step <= self._scored.get(STEP, 0):  # the learner was lost before the checkpoint; the step is done again
+            self._scored = {}
         self.tell()
-        if (score := next((v for k, v in metrics.items() if k.startswith("dev/")), None)) is not None:
+        if (score := score_in(metrics)) is not None:
             self._scored = {STEP: step, SCORE: score}
 
     def tell(self) -> None:
@@ -87,17 +93,23 @@ class TuneTracker:
         with tempfile.TemporaryDirectory() as folder:
             pointer = checkpoint.relative_to(self._directory.path.parent)
             (Path(folder) / POINTER).write_text(json.dumps(str(pointer)))
-            tune.report(scored, checkpoint=tune.Checkpoint.from_directory(folder))
+            self._report(scored, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def close(self) -> None:
         """Whoever made it tells the last step."""
 
 
+def score_in(metrics: Mapping[str, Any]) -> float | None:
+    """The score on dev; None: the step was not scored."""
+    return next((value for name, value in metrics.items() if name.startswith("dev/")), None)
+
+
 def adopt(checkpoint: Path, directory: RunDirectory) -> None:
     """Let a run go on from another run's checkpoint, with settings of its own.
 
-    The other run may have deleted it since Tune chose it: then from its newest. The run's own checkpoints are replaced
-    once the copy is whole.
+    The other run's best score goes with other settings, so this one has none until it is scored itself. The other run
+    may have deleted the checkpoint since Tune chose it: then it goes on from the newest. The run's own checkpoints are
+    replaced once the copy is whole.
 
     Raises:
         AffectError: the other run has no checkpoint.
@@ -116,15 +128,17 @@ def adopt(checkpoint: Path, directory: RunDirectory) -> None:
 
 
 def _copied(donor: RunDirectory, name: str, to: Path) -> bool:
-    """Copy a checkpoint and the policy that it names the best; False: the other run is deleting them."""
-    source = donor.path / "checkpoints" / name
+    """Copy a checkpoint without its best policy and that one's score; False: the other run is deleting it."""
+    source, copy = donor.path / "checkpoints" / name, RunDirectory(to)
     shutil.rmtree(to, ignore_errors=True)
     try:
         shutil.copytree(source, to / "checkpoints" / name)
-        best, _ = RunDirectory(to).latest()
-        shutil.copytree(donor.candidate(best.best_step), RunDirectory(to).candidate(best.best_step))
     except (FileNotFoundError, shutil.Error):
         return False
+    progress, whole = copy.latest()
+    (to / "policies").mkdir()
+    if whole:
+        copy.seal(whole, replace(progress, best_step=-1, best_score=-1.0), keep=1)
     return source in donor.checkpoints()
 
 
