@@ -5,8 +5,8 @@ The one place that knows: whoever starts an actor takes its options from here, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from affect_rl.config.learning import LearnerConfig, SftConfig
@@ -123,13 +123,31 @@ def placed_actors(config: Config, stage: Stage) -> list[Actors]:
     return [actors for actors in actors_of(config, stage) if actors not in others]
 
 
-def logical_cpus(config: Config) -> int:
-    """Logical CPUs that a local Ray needs to run all actors of a job at once.
+def largest(needs: Iterable[Sequence[Actors]]) -> list[Actors]:
+    """What is enough for each of several jobs: of every kind of actor as many, and as large, as any of them has."""
+    found: dict[str, Actors] = {}
+    for actors in (actors for need in needs for actors in need):
+        other = found.get(actors.role, actors)
+        found[actors.role] = replace(
+            actors,
+            count=max(actors.count, other.count),
+            cpus=max(actors.cpus, other.cpus),
+            gpus=max(actors.gpus, other.gpus),
+        )
+    return list(found.values())
+
+
+def logical_cpus(*configs: Config) -> int:
+    """Logical CPUs that a local Ray needs to run all actors of a job at once; of several jobs, those of the largest.
 
     Actors of one job take turns, so a laptop with two cores runs them all; on a cluster Ray places them where there
     is room.
     """
-    retrieval = [frontend(config.retrieval), shards(config.retrieval)]
-    own = [engines(config.rollout), learners(config.learner), sft_workers(config.sft), encoders(config.serve)]
-    every = [*own, *retrieval]
+    every = largest(
+        [
+            engines(config.rollout), learners(config.learner), sft_workers(config.sft), encoders(config.serve),
+            frontend(config.retrieval), shards(config.retrieval),
+        ]
+        for config in configs
+    )  # fmt: skip
     return 1 + sum(actors.count * int(actors.cpus) for actors in every)

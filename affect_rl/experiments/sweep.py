@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -134,7 +135,13 @@ class SweepSpec(Section):
     @property
     def sweeps_warm_start(self) -> bool:
         """Whether trials may differ before their training, so that each may need a warm start of its own."""
-        return any({POLICY, SFT} & affects.stages for key, affects in self._affects().items() if key in self.space)
+        return bool(self._of_warm_start())
+
+    @property
+    def warm_starts(self) -> int:
+        """How many different ones trials may make at the same time."""
+        different = math.prod(len(values.choice) or math.inf for values in self._of_warm_start())
+        return int(min(self.concurrent, different))
 
     def trial_config(self, settings: Mapping[str, Any], more: tuple[str, ...] = ()) -> Config:
         """The configuration of a trial with these settings; `more` are overrides of the command line.
@@ -158,31 +165,38 @@ class SweepSpec(Section):
         own = {"checkpoint_every": config.train.eval_every, "keep_checkpoints": keep, "select": "best_dev"}
         return config.model_copy(update={"train": config.train.model_copy(update=own)})
 
-    def check(self, more: tuple[str, ...] = ()) -> Config:
-        """See that values from the whole space fit, before any trial; returns a trial's configuration.
+    def check(self, more: tuple[str, ...] = ()) -> list[Config]:
+        """See that values from the whole space fit, before any trial.
+
+        Returns:
+            Trials' configurations, in which every setting that is searched has each of its `Range.ends` once.
 
         Raises:
             AffectError: a setting is unknown or does not fit, or PBT would change one that a training cannot change.
         """
-        first = {key: values.ends[0] for key, values in self.space.items()}
+        first, configs = {key: values.ends[0] for key, values in self.space.items()}, []
         for key, values in self.space.items():
             for value in values.ends:
                 try:
-                    config = self.trial_config(first | {key: value}, more)
+                    configs.append(self.trial_config(first | {key: value}, more))
                 except AffectError as error:
                     raise AffectError(f"sweep {self.name}, {key}={value}: {error}") from None
         if isinstance(pbt := self.scheduler, Pbt):
-            if pbt.perturb_every % config.train.eval_every:
+            if pbt.perturb_every % (every := configs[0].train.eval_every):
                 raise AffectError(
                     f"scheduler.perturb_every={pbt.perturb_every} is not a multiple of train.eval_every="
-                    f"{config.train.eval_every}; trials exchange when they have been scored"
+                    f"{every}; trials exchange when they have been scored"
                 )
             for key, affects in self._affects(more).items():
                 if key in self.space and affects.stages != {TRAINING}:
                     raise AffectError(
                         f"space.{key}: pbt changes settings while a trial trains, and it is not one of these"
                     )
-        return config
+        return configs
+
+    def _of_warm_start(self) -> list[Range]:
+        affects = self._affects().items()
+        return [self.space[key] for key, of in affects if key in self.space and {POLICY, SFT} & of.stages]
 
     def _affects(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         first = {key: values.ends[0] for key, values in self.space.items()}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,16 +151,11 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         if path.exists():
-            begun = set(self._begun())
-            # Read as a configuration, for settings that are younger than the run had their defaults.
-            then = {key: value for key, value, _ in flat_settings(load_config(path))}
-            for key, now, affects in flat_settings(config):
-                fixed = affects.stages & begun and not affects.on_resume
-                if fixed and now != then.get(key):
-                    raise AffectError(
-                        f"{path}: the run was started with {key}={then.get(key)!r}, now it is {now!r}; "
-                        "go on with the configuration it was started with, or choose another `name`"
-                    )
+            for key, then, now in changed(path, config, set(self._begun())):
+                raise AffectError(
+                    f"{path}: the run was started with {key}={then!r}, now it is {now!r}; "
+                    "go on with the configuration it was started with, or choose another `name`"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             partial.write_text(dump_config(config))
@@ -247,6 +242,15 @@ def settings_of_evaluation(config: Config) -> dict[str, Any]:
         if {EVALUATED, SCORES} & affects.stages or key in drawn
     }
     return json.loads(json.dumps(found))
+
+
+def changed(path: Path, config: Config, begun: Set[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ from those in a file though a stage among `begun` depends on them: key, then and now."""
+    # Read as a configuration, for settings that are younger than the file had their defaults.
+    then = {key: value for key, value, _ in flat_settings(load_config(path))}
+    for key, now, affects in flat_settings(config):
+        if affects.stages & begun and not affects.on_resume and now != then.get(key):
+            yield key, then.get(key), now
 
 
 def _progress(checkpoint: Path) -> Progress:

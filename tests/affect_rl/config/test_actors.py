@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from affect_rl.config.actors import Actors, Stage, actors_of, frontend, learners, logical_cpus, shards
+from affect_rl.config.actors import Actors, Stage, actors_of, frontend, largest, learners, logical_cpus, shards
 from affect_rl.config.learning import LearnerConfig
 from affect_rl.config.load import Config, load_config
 from affect_rl.config.services import RetrievalConfig
@@ -46,3 +46,10 @@ def test_without_retrieval_there_is_no_evidence_service() -> None:
 def test_a_local_ray_has_room_for_all_actors_and_the_driver() -> None:
     config = load_config("configs/gpu.yaml")
     assert logical_cpus(config) == 1 + 2 + 4 + 4 + 1 + 5 * 4
+
+
+def test_the_largest_need_is_that_of_each_kind_of_actor() -> None:
+    wide, many = load_config(None, ["learner.workers=8"]), load_config(None, ["rollout.workers=4"])
+    need = {actors.role: actors.count for actors in largest(actors_of(config, "train") for config in (wide, many))}
+    assert (need["learner"], need["engine"]) == (8, 4)
+    assert logical_cpus(wide, many) == logical_cpus(load_config(None, ["learner.workers=8", "rollout.workers=4"]))

@@ -31,8 +31,8 @@ def read(folder: Path, **changes: Any) -> SweepSpec:
 def test_the_sweeps_that_ship_can_be_run(file: Path) -> None:
     spec = load_sweep(file)
     assert spec.name == file.stem
-    config = spec.check(("model.base=tiny",))
-    assert config.train.checkpoint_every == config.train.eval_every
+    for config in spec.check(("model.base=tiny",)):
+        assert config.train.checkpoint_every == config.train.eval_every
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,19 @@ def test_trials_share_a_warm_start_unless_its_settings_are_searched(tmp_path: Pa
     assert not read(tmp_path).sweeps_warm_start
     assert read(tmp_path, space=SPACE | {"sft.lr": {"uniform": [0.1, 1]}}).sweeps_warm_start
     assert read(tmp_path, space=SPACE | {"seed": {"choice": [0, 1]}}).sweeps_warm_start
+
+
+def test_trials_of_all_ends_of_the_space_are_known_before(tmp_path: Path) -> None:
+    space = {"learner.workers": {"choice": [8, 1]}, "rollout.workers": {"integers": [1, 4]}}
+    configs = read(tmp_path, space=space).check()
+    assert {config.learner.workers for config in configs} == {8, 1}
+    assert {config.rollout.bounds[0] for config in configs} == {1, 4}
+
+
+def test_as_many_warm_starts_are_made_at_a_time_as_differ(tmp_path: Path) -> None:
+    assert read(tmp_path, concurrent=4).warm_starts == 1
+    assert read(tmp_path, concurrent=4, space={"sft.lr": {"uniform": [0.1, 1]}}).warm_starts == 4
+    assert read(tmp_path, concurrent=4, space=SPACE | {"seed": {"choice": [0, 1]}}).warm_starts == 2
 
 
 def test_perturbed_settings_stay_in_their_range() -> None:
