@@ -81,14 +81,19 @@ def new_weights_dir(mark: str, parent: str = "", size: int = 0) -> Path:
         AffectError: `parent` is not a directory.
     """
     check_weights_dir(parent)
-    prefix, disk = f"affect-rl-weights-{mark}-", Path(tempfile.gettempdir())
-    places = [Path(parent)] if parent else [place for place in (_MEMORY_FILE_SYSTEM, disk) if place.is_dir()]
+    prefix, places = f"affect-rl-weights-{mark}-", [Path(parent)] if parent else weights_places()
     for left in [path for place in places for path in place.glob(f"{glob.escape(prefix)}*") if _is_abandoned(path)]:
         shutil.rmtree(left, ignore_errors=True)
     roomy = [place for place in places if shutil.disk_usage(place).free >= 2 * size]
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=(roomy or places[-1:])[0])).resolve()
     _own(made)
     return made
+
+
+def weights_places() -> list[Path]:
+    """Where weights are published if nothing is said: memory where the system offers it, or, if there is too little,
+    the system's temporary directory."""
+    return [place for place in (_MEMORY_FILE_SYSTEM, Path(tempfile.gettempdir())) if place.is_dir()]
 
 
 def _own(directory: Path) -> None:

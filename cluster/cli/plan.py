@@ -27,7 +27,8 @@ def plan(
     from rich.console import Console
 
     from affect_rl.config.load import load_config
-    from cluster.cli.plan_tables import Prospect
+    from cluster.cli.plan_tables import tables
+    from cluster.prospect import Prospect
     from cluster.runtime.capacity import cluster_at, this_machine
     from cluster.runtime.session import cluster_address
 
@@ -37,10 +38,12 @@ def plan(
     prospect = Prospect.of(config, capacity, gpu_memory, model_config)
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     console.print(prospect.title)
-    for table in prospect.tables():
+    for table in tables(prospect):
         console.print(table)
     for note in prospect.notes:
         console.print(f"Note: {note}.", soft_wrap=True)
+    for line in prospect.doubts():
+        console.print(f"Note: {line}.", soft_wrap=True)
     problems = list(prospect.problems())
     for line in problems:
         console.print(f"Does not fit: {line}.", style="red", soft_wrap=True)

@@ -93,7 +93,7 @@ def connected_cluster() -> Capacity:
 
 
 def cluster_at(address: str) -> Capacity:
-    """What a running cluster has, asked without joining it.
+    """What a running cluster has at the moment, asked without joining it; what it may grow to is known only inside.
 
     Args:
         address: ``auto``, that of its head as ``HOST:PORT``, or of its dashboard as ``http://HOST:8265``.
@@ -111,7 +111,7 @@ def cluster_at(address: str) -> Capacity:
             f"--address {address}: no answer from a Ray cluster ({reason}); give HOST:PORT of its head, or "
             "http://HOST:8265 of its dashboard"
         ) from error
-    return Capacity("the cluster", tuple(Node.of(node.resources_total) for node in nodes))
+    return Capacity("the cluster as it is now", tuple(Node.of(node.resources_total) for node in nodes))
 
 
 def shortages(stage: str, wanted: Sequence[Actors], capacity: Capacity) -> Iterator[str]:

@@ -17,6 +17,7 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.directory import check_manifest
 from affect_rl.scoring.scoring import wheels_of
 from cluster.evaluate import Evaluation, evaluate_policies, scoring_for
+from cluster.prospect import check_memory_and_disk
 from cluster.recovery import Start, through_losses
 from cluster.runtime.capacity import check_resources, connected_cluster, this_machine
 from cluster.runtime.nodes import Notices
@@ -78,12 +79,13 @@ def open_run(config: Config, *stages: Stage) -> Iterator[Run]:
         stages: what is to be done; nothing is started unless there is room for their actors.
 
     Raises:
-        AffectError: there are too few CPUs or GPUs, or a tracker's package is not installed, or the wheels that the
-            settings name, the dataset or ``sft.demonstrations`` cannot be read.
+        AffectError: CPUs, GPUs, their memory or a disk are too few or too small, or a tracker's package is not
+            installed, or the wheels that the settings name, the dataset or ``sft.demonstrations`` cannot be read.
     """
     check_trackers(config)
     if not joins_cluster(config):
         check_resources(config, stages, this_machine(config))
+    check_memory_and_disk(config, stages, here=not joins_cluster(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
     dataset = Dataset.of(config.data)
     if "sft" in stages:

@@ -24,6 +24,7 @@ from affect_rl.experiments.sweep import SweepSpec
 from affect_rl.experiments.sweep_results import SweepResults
 from affect_rl.scoring.scoring import wheels_of
 from cluster.experiments.stages import warm_started
+from cluster.prospect import check_memory_and_disk
 from cluster.runtime.capacity import Capacity, check_actors, connected_cluster, this_machine
 from cluster.runtime.placement import resources
 from cluster.runtime.services import Services
@@ -50,6 +51,9 @@ def run_sweep(spec: SweepSpec, out: Path, more: tuple[str, ...], command: str) -
     goes_on = tune.Tuner.can_restore(str(tune_dir))
     if goes_on:
         refuse_another(spec, config, out)
+    for trial in () if goes_on else configs:
+        own = trial.model_copy(update={"runs_dir": str(runs), "name": spec.name})
+        check_memory_and_disk(own, ["train"] if trial.policy else ["sft", "train"], here=not joins_cluster(config))
     wheels_of(config.evaluate.wheels, config.evaluate.mapping)
     dataset = Dataset.of(config.data)
     if not joins_cluster(config):

@@ -15,7 +15,6 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.model import AffectPolicy
 from benchmarks.workload import AUDIO_DIM, VIDEO_DIM, tiny_policy
-from cluster.cli.plan_tables import Prospect
 from cluster.plan import (
     GIB,
     Training,
@@ -31,6 +30,7 @@ from cluster.plan import (
     training_of,
     weights,
 )
+from cluster.prospect import Prospect
 from cluster.runtime.capacity import Capacity, Node
 from cluster.sizes import PolicySizes, policy_sizes, text_config_of
 

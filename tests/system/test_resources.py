@@ -58,6 +58,6 @@ def test_a_running_cluster_is_asked_without_joining_it() -> None:
         try:
             assert head.stdout
             url = next(line.strip() for line in head.stdout if line.startswith("127.0.0.1"))
-            assert cluster_at(f"http://{url}") == Capacity("the cluster", (Node(3, 2),))
+            assert cluster_at(f"http://{url}") == Capacity("the cluster as it is now", (Node(3, 2),))
         finally:
             head.communicate()
