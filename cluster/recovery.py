@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -55,18 +56,19 @@ def through_losses(
         LearnerLostError: more than ``learner.max_restarts`` in an hour or without a new checkpoint between them, or
             after a stop was requested.
     """
-    budget, fruitless = Budget(settings.max_restarts, clock), 0
+    budget, fruitless, lost = Budget(settings.max_restarts, clock), 0, start[0].learners_lost
     first: Learner | None = start_learner(None)
     while True:
         try:
             with closing(first or start_learner(settings.min_workers or None)) as learner:
                 return attempt(learner, start)
         except LearnerLostError as loss:
-            before, start = start, latest()
-            fruitless = 1 if start[1] != before[1] else fruitless + 1
+            progress, checkpoint = latest()
+            fruitless = 1 if checkpoint != start[1] else fruitless + 1
             if why := _end(settings, stop=stop_requested(), often=not budget.spend(), fruitless=fruitless):
                 raise LearnerLostError(f"{loss}; {why}") from loss
-            first = None
+            lost += 1
+            first, start = None, (replace(progress, learners_lost=lost), checkpoint)
             logger.warning("%s; a new learner goes on from step %d", loss, start[0].step)
             abandon()
 

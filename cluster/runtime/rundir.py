@@ -50,6 +50,7 @@ class Progress:
         stale: episodes that were dropped for their age and played again.
         dropped: samples that are left out because they cannot be played, by their ids.
         generated_tokens: tokens that these episodes took to play, counterfactual branches included.
+        learners_lost: how often the learner was lost and another one went on.
         best_step: step of the best score on what policies are selected on; -1: none yet.
         best_score: that score, by the main metric.
     """
@@ -61,6 +62,7 @@ class Progress:
     stale: int = 0
     dropped: tuple[str, ...] = ()
     generated_tokens: int = 0
+    learners_lost: int = 0
     best_step: int = -1
     best_score: float = -1.0
 
@@ -83,7 +85,7 @@ class Progress:
 
     def counts(self) -> dict[str, float]:
         """The counters as metrics."""
-        names = ("episodes", "replayed", "lost", "stale", "generated_tokens")
+        names = ("episodes", "replayed", "lost", "stale", "generated_tokens", "learners_lost")
         counts = {name: getattr(self, name) for name in names} | {"dropped": len(self.dropped)}
         return {f"counts/{name}": float(count) for name, count in counts.items()}
 

@@ -75,7 +75,9 @@ OVERVIEW = Dashboard(
     [
         Panel("Step", {"{{run}}": of("affect_step")}),
         Panel("Score of the answers", {"{{run}}": of("affect_score")}, says="1 is right, 0 is wrong or invalid."),
-        Panel("Score on dev", {"{{run}} {{part}}": of("affect_dev_score")}, says="By which the policy is selected."),
+        Panel("Score that selects the policy", {
+            "{{run}} {{part}}": f"{of('affect_dev_score')} or {of('affect_test_score')}",
+        }, says="On dev, unless train.select is test_oracle."),
         Panel("KL to the start", {"{{run}}": of("affect_kl_to_start")}),
         Panel("Where a step's time goes", {"{{part}}": of("affect_step_seconds")}, "s",
               "engines_waited: an engine had no step to run, mean over engines. The learner waits during rollout."),
@@ -132,6 +134,7 @@ ENGINES = Dashboard(
             "{{actor}}": per("affect_engine_cached_tokens_total", "affect_engine_prompt_tokens_total", "run, actor"),
         }, "percentunit"),
         Panel("Steps per second", {"{{actor}}": rate("affect_engine_steps_total")}),
+        Panel("Steps of a rollout, all engines", {"{{run}}": of("affect_rollout_engine_steps")}),
         Panel("Weight version", {
             "published": of("affect_weight_version"), "{{actor}}": of("affect_engine_weight_version"),
         }),
@@ -207,6 +210,9 @@ LEARNER = Dashboard(
             "{{agent}}": of("affect_agent_correction"), "first ratio": of("affect_first_ratio"),
         }),
         Panel("Published weights", {"{{run}}": of("affect_sync_bytes")}, "bytes"),
+        Panel("Seconds of new weights", {
+            "prepared": of("affect_sync_pack_seconds"), "loaded": of("affect_sync_load_seconds"),
+        }, "s", says="Engines stand still while they load."),
     ],
 )  # fmt: skip
 
@@ -219,12 +225,15 @@ FAULTS = Dashboard(
             "{{actor}}": of("affect_engine_faults_total"), "retired": of("affect_pool_retired_total"),
         }),
         Panel("Episodes played again after a loss", {"{{run}}": of("affect_pool_replayed_total")}),
+        Panel("Learners lost", {"{{run}}": of("affect_counted_total", part="learners_lost")},
+              says="After each, another one went on from the last checkpoint."),
         Panel("Episodes too old, left out, or lost with two engines", {
             "too old": of("affect_counted_total", part="stale"), "left out": of("affect_counted_total", part="dropped"),
             "lost": of("affect_counted_total", part="lost"),
         }),
         Panel("Engines behind the published weights, versions", {
-            "{{actor}}": f"scalar(max({of('affect_weight_version')})) - {of('affect_engine_weight_version')}",
+            "{{actor}}": f"max by (run) ({of('affect_weight_version')}) - on (run) group_right () "
+            f"{of('affect_engine_weight_version')}",
         }),
         Panel("Shards that did not answer", {
             "{{shard}}": of("affect_shard_failures_total"), "{{shard}} killed": of("affect_shard_restarts_total"),
@@ -238,7 +247,22 @@ FAULTS = Dashboard(
     ],
 )  # fmt: skip
 
-DASHBOARDS = (OVERVIEW, AGENTS, ENGINES, RETRIEVAL, LEARNER, FAULTS)
+WARM = Dashboard(
+    "warm-start",
+    "AffectRL: warm start",
+    [
+        Panel("Loss, all agents", {"{{run}}": of("affect_sft_loss")}),
+        Panel("Loss of a token", {"{{agent}}": of("affect_sft_agent_loss")}),
+        Panel("Answer tokens that the policy would have chosen", {
+            "{{agent}}": of("affect_sft_agent_accuracy"),
+        }, "percentunit"),
+        Panel("Learning rate", {"{{run}}": of("affect_sft_learning_rate")}),
+        Panel("Gradient norm", {"{{run}}": of("affect_sft_grad_norm")}),
+        Panel("Balance of the experts", {"{{run}}": of("affect_sft_balance")}, says="1: they share the work evenly."),
+    ],
+)  # fmt: skip
+
+DASHBOARDS = (OVERVIEW, WARM, AGENTS, ENGINES, RETRIEVAL, LEARNER, FAULTS)
 
 
 def grafana(dashboard: Dashboard) -> dict[str, Any]:
@@ -260,7 +284,7 @@ def grafana(dashboard: Dashboard) -> dict[str, Any]:
             {
                 "name": "run", "type": "query", "label": "Run", "datasource": DATASOURCE, "multi": True,
                 "includeAll": True, "allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}, "refresh": 2,
-                "query": f"label_values({EXPORTED}affect_step, run)",
+                "query": f"label_values({{__name__=~'{EXPORTED}affect_(step|sft_loss)'}}, run)",
             },
         ]},
         "panels": [_panel(number, panel) for number, panel in enumerate(dashboard.panels)],

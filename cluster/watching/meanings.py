@@ -98,6 +98,7 @@ MEANINGS: Mapping[str, str] = {
     "counts/generated_tokens": (
         "tokens that these episodes took to play, counterfactual branches included, see `train.max_generated_tokens`"
     ),
+    "counts/learners_lost": "how often the learner was lost and another one went on from the last checkpoint",
     "counts/dropped": "samples left out because they cannot be played, see `data.max_dropped`",
 }
 """Of each training step, as the tables of docs/metrics.md have them."""

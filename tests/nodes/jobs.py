@@ -100,7 +100,9 @@ class Jobs:
 
         An engine that plays twice counts the steps of both, and its use of the cache is a mean over them.
         """
-        skip = {"learner/tokens_per_s", "counts/replayed", "engine/steps", "engine/kv_cache_use"}
+        skip = {
+            "learner/tokens_per_s", "counts/replayed", "counts/learners_lost", "engine/steps", "engine/kv_cache_use",
+        }  # fmt: skip
         return [
             {key: value for key, value in line.items() if not _CLOCK.match(key) and key not in skip}
             for line in self.metrics(name)

@@ -152,8 +152,9 @@ def _metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _numbers(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics that do not depend on the clock."""
-    return [{k: v for k, v in line.items() if not TIMES.match(k) and k != "learner/tokens_per_s"} for line in metrics]
+    """Metrics that do not depend on the clock, nor on what was lost."""
+    skip = {"learner/tokens_per_s", "counts/learners_lost"}
+    return [{k: v for k, v in line.items() if not TIMES.match(k) and k not in skip} for line in metrics]
 
 
 def _process(actor: ActorHandle) -> int:
@@ -370,6 +371,7 @@ def test_a_run_that_loses_its_learner_goes_on_to_the_same_numbers(
     monkeypatch.setattr(LearnerGroup, "update", disturbed_update)
     metrics = _train(config, services)
     assert started == [0, 0, 1, 2, 2]
+    assert [line["counts/learners_lost"] for line in metrics] == [1, 1, 2]
     assert _numbers(metrics) == _numbers(_metrics(reference.run_dir))
     weights = [(c / "policy" / "model.safetensors").read_bytes() for c in (reference.run_dir, config.run_dir)]
     assert weights[0] == weights[1]

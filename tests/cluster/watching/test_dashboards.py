@@ -38,11 +38,17 @@ def _within(written: object, read: object, path: str = "") -> list[str]:
     return [place for places in found for place in places]
 
 
-def test_panels_ask_for_names_of_the_table_and_every_live_one_is_shown() -> None:
+def test_panels_ask_for_names_of_the_table_and_every_one_is_shown() -> None:
     queries = [query for page in DASHBOARDS for panel in page.panels for query in panel.queries.values()]
     asked = {name for query in queries for name in re.findall(rf"{EXPORTED}(affect_\w+)", query)}
     assert asked <= {*STEP.values(), *WARM_START.values(), *LIVE}
-    assert set(LIVE) - asked == set()
+    assert {*STEP.values(), *WARM_START.values(), *LIVE} - asked == set()
+
+
+def test_engines_of_a_run_are_compared_with_the_weights_of_that_run() -> None:
+    (panel,) = (panel for page in DASHBOARDS for panel in page.panels if panel.title.startswith("Engines behind"))
+    (query,) = panel.queries.values()
+    assert query.startswith("max by (run) (") and ") - on (run) group_right () " in query
 
 
 def test_panels_do_not_overlap_and_are_told_apart() -> None:
