@@ -28,7 +28,7 @@ from cluster.runtime.session import joins_cluster, ray_session
 from cluster.runtime.tracking import progress
 from cluster.train import train
 from cluster.warm_start import taught_demonstrations, warm_start
-from cluster.watching.prometheus import Watcher
+from cluster.watching.prometheus import PrometheusTracker, Publisher, Watcher
 from cluster.watching.trackers import Tracker, check_trackers, close_all, log_to, make_trackers
 from learners.group import LearnerGroup
 from retrieval_service.client import RetrievalClient
@@ -119,6 +119,8 @@ def run_warm_start(run: Run, *, resume: bool = False) -> Path:
             step, note = int(metrics["step"]), f"loss {metrics['loss']:.3f}"
             if not trackers:  # now it is known where a resumed one goes on
                 trackers.extend(make_trackers(run.config, step - 1, "sft"))
+                if "prometheus" in run.config.tracking.trackers:
+                    trackers.append(PrometheusTracker(Publisher(run.config.name).set, None))
                 open_files.callback(close_all, trackers)
             log_to(trackers, step, {name: value for name, value in metrics.items() if name != "step"})
             show(step, note)
@@ -158,6 +160,7 @@ def run_training(run: Run, *, resume: bool = False, trackers: Sequence[Tracker] 
         pool = run.pool(initial)
         if "prometheus" in config.tracking.trackers:
             stack.enter_context(closing(Watcher(config.name, pool, run.retrieval, config.tracking.interval_s)))
+            trackers = [*trackers, PrometheusTracker(Publisher(config.name).set, start[0])]
 
         def learner(least: int | None) -> LearnerGroup:
             return LearnerGroup(config, initial, seed=config.seed, least=least, place=place, meanwhile=pool.look_after)

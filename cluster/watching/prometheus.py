@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.util.metrics import Gauge
 
 from cluster.runtime.pool import RolloutPool
+from cluster.runtime.rundir import Progress
 from cluster.watching.names import LIVE, prometheus_name
 from cluster.watching.trackers import finite
 from retrieval_service.client import RetrievalClient
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 ASKED_S = 10.0
 """An engine that has not answered by then is left out; the pool, not the watcher, judges its health."""
-
-COUNTS = ("episodes", "replayed", "lost", "stale", "dropped", "generated_tokens")
 
 
 class Publisher:
@@ -42,21 +41,30 @@ class Publisher:
 
 
 class PrometheusTracker:
-    """The metrics of each step; counts start at 0."""
+    """The metrics of each step; one for all attempts of a training, for its counts must not fall.
 
-    def __init__(self, run: str, *, warm_start: bool = False) -> None:
-        self._publisher, self._warm_start = Publisher(run), warm_start
-        if not warm_start:
-            self._publisher.set("affect_step", 0)
-            for part in COUNTS:
-                self._publisher.set("affect_counted_total", 0, part=part)
+    A series that falls is taken to have begun anew, and all that it counted before would be counted twice. So counts
+    begin with those of the run, and steps that are done again after a loss change nothing until they are made up for.
+
+    Args:
+        publish: `Publisher.set`.
+        start: how far the training is; None: it is the warm start that is tracked.
+    """
+
+    def __init__(self, publish: Callable[..., None], start: Progress | None) -> None:
+        self._publish, self._warm_start = publish, start is None
+        self._counts: dict[str, float] = {}
+        if start:
+            self.log(start.step, start.counts())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for metric, value in finite(metrics).items():
             name, tags = prometheus_name(metric, warm_start=self._warm_start)
-            self._publisher.set(name, value, **tags)
+            if metric.startswith("counts/"):
+                value = self._counts[metric] = max(value, self._counts.get(metric, 0.0))
+            self._publish(name, value, **tags)
         if not self._warm_start:
-            self._publisher.set("affect_step", step)  # last: who sees the step sees its metrics
+            self._publish("affect_step", step)  # last: who sees the step sees its metrics
 
     def close(self) -> None:
         """Nothing is left to write; the last values stay until the driver ends."""

@@ -88,6 +88,8 @@ def check_trackers(config: Config) -> None:
 def make_trackers(config: Config, first_step: int = 0, stage: str = "") -> list[Tracker]:
     """The trackers of a run: ``metrics.jsonl``, which every run has, and those of ``tracking.trackers``.
 
+    But for Prometheus, whose tracker outlives a lost learner, see `cluster.watching.prometheus`.
+
     Args:
         config: of the run.
         first_step: the step after which the run goes on, 0 for a new one.
@@ -101,10 +103,6 @@ def make_trackers(config: Config, first_step: int = 0, stage: str = "") -> list[
     for name in config.tracking.trackers:
         if name == "tensorboard":
             trackers.append(TensorBoardTracker(config.run_dir, first_step, stage))
-        elif name == "prometheus":
-            from cluster.watching.prometheus import PrometheusTracker
-
-            trackers.append(PrometheusTracker(config.name, warm_start=stage == "sft"))
         elif name == "wandb":
             from cluster.watching.hosted import WandbTracker
 
