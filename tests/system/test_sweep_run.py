@@ -38,7 +38,7 @@ def write(folder: Path, name: str, steps: int, **sweep: Any) -> Path:
         "model.tiny.heads": 2, "model.tiny.vocabulary": 600, "model.fusion.dim": 32, "episode.k": 2, "sft.steps": 10,
         "sft.batch_samples": 8, "sft.threads": 1, "learner.threads": 1, "rollout.threads": 1,
         "rollout.kv_cache_gib": 0.1, "retrieval.shards": 1, "train.steps": steps, "train.samples_per_step": 8,
-        "train.eval_every": 2, "evaluate.resamples": 50, "cluster.dashboard": False,
+        "train.eval_every": 2, "train.keep_checkpoints": 20, "evaluate.resamples": 50, "cluster.dashboard": False,
     }  # fmt: skip
     tree = {"name": name, "config": str(folder / "base.yaml"), "overrides": overrides, "space": LR, **sweep}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
@@ -95,14 +95,17 @@ def test_a_sweep_that_is_killed_goes_on(folder: Path) -> None:
 
 
 def test_a_population_hands_on_its_checkpoints(folder: Path) -> None:
-    # Tune exchanges when a trial reports and the other has: at the second report at the latest, at step 4.
-    scheduler = {"name": "pbt", "perturb_every": 2, "quantile": 0.5}
-    out = write(folder, "pbt", 6, trials=2, concurrent=2, scheduler=scheduler)
+    # Tune exchanges when a trial reports and the better one has, an exchange before. There are three before the end,
+    # for one trial may start many steps after the other.
+    scheduler = {"name": "pbt", "perturb_every": 6, "quantile": 0.5}
+    out = write(folder, "pbt", 20, trials=2, concurrent=2, scheduler=scheduler)
     run(out)
     results = SweepResults.read(out)
-    assert [trial.steps for trial in results.trials] == [6, 6]
+    assert [trial.steps for trial in results.trials] == [20, 20]
     one, other = (out / "runs" / trial.name / "checkpoints" for trial in results.trials)
     both = {path.name for path in one.iterdir()} & {path.name for path in other.iterdir()}
-    assert any(weights(one / step) == weights(other / step) for step in both), "handed on"
+    handed_on = [step for step in both if weights(one / step) == weights(other / step)]
+    assert handed_on and "step-00020" not in handed_on, "the clone has trained with its own settings"
+    assert max(trial.best_step for trial in results.trials) > int(max(handed_on).removeprefix("step-"))
     rates = {trial.name: trial.settings["learner.lr"] for trial in results.trials}
     assert len(set(rates.values())) == 2, "what was taken over was perturbed"
