@@ -51,7 +51,7 @@ def spec_for(system: str, folder: Path, data: Path) -> ExperimentSpec:
         "model.base": str(folder / system), "model.backbone": system,
         "data.dir": str(data), "runs_dir": str(folder / "runs"), "model.context": 384,
         "model.fusion.dim": 8, "model.fusion.heads": 2, "model.fusion.experts": 3,
-        "team.planner.tokens": 12, "team.filter.tokens": 6, "team.generator.tokens": 8,
+        "team.planner.tokens": 64, "team.filter.tokens": 48, "team.generator.tokens": 40,
         "episode.k": 1, "sft.steps": 2, "sft.batch_samples": 2, "sft.threads": 1, "learner.threads": 1,
         "learner.minibatches": 1, "rollout.threads": 1, "rollout.kv_cache_gib": 0.1, "train.steps": 1,
         "train.samples_per_step": 2, "train.eval_every": 0, "train.checkpoint_every": 0, "train.select": "last",
