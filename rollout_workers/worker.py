@@ -21,6 +21,7 @@ import ray
 from joblib import cpu_count
 
 from affect_rl.config.load import Config
+from affect_rl.config.services import RolloutConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Retrieve, Support
 from affect_rl.memory import release_memory
@@ -110,6 +111,11 @@ class EpisodeSpec:
         return {name: self.start if policy == "start" else Path(policy) for name, policy in policies.items()}
 
 
+def threads_of_rank(rollout: RolloutConfig, neighbours: int) -> int:
+    """CPU threads of each rank of an engine that shares the cores of its node with so many, itself included."""
+    return rollout.threads or max(1, cpu_count() // (neighbours * rollout.tensor_parallel))
+
+
 class RolloutWorker:
     """One engine, and the episodes that run on it.
 
@@ -158,7 +164,7 @@ class RolloutWorker:
         from rollout_workers.vllm.engine import RolloutEngine  # not above: drivers import this file and need no vLLM
 
         settings = self._config.rollout
-        threads = settings.threads or max(1, cpu_count() // (self._neighbours * settings.tensor_parallel))
+        threads = threads_of_rank(settings, self._neighbours)
         rollout = settings.model_copy(update={"deterministic": self._deterministic, "threads": threads})
         lora = self._config.model.lora
         return RolloutEngine(

@@ -1,4 +1,4 @@
-"""Whose adapter an agent plays with."""
+"""What a worker makes of its settings: adapters, formats, threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from joblib import cpu_count
 from rollout_cases import CONTEXT, SETTINGS
 
 from affect_rl.config.load import load_config
@@ -13,7 +14,7 @@ from affect_rl.errors import AffectError
 from affect_rl.policy.adapters import Lora
 from affect_rl.policy.model import AffectPolicy
 from affect_rl.sample import AffectSample
-from rollout_workers.worker import EpisodeSpec, RolloutWorker
+from rollout_workers.worker import EpisodeSpec, RolloutWorker, threads_of_rank
 
 
 def test_formats_are_enforced_in_evaluation_alone() -> None:
@@ -24,6 +25,13 @@ def test_formats_are_enforced_in_evaluation_alone() -> None:
         assert EpisodeSpec.to_measure(config, "evaluate", sample).structured is structured
         assert not EpisodeSpec.to_train(config, 0, sample, 0).structured
         assert not EpisodeSpec.to_select(config, sample).structured
+
+
+def test_engines_share_the_cores_of_their_node() -> None:
+    settings = SETTINGS.model_copy(update={"workers": 64, "threads": 0})  # 64 in the cluster
+    assert threads_of_rank(settings, neighbours=1) == cpu_count()
+    assert threads_of_rank(settings, neighbours=2 * cpu_count()) == 1
+    assert threads_of_rank(settings.model_copy(update={"threads": 3}), neighbours=64) == 3
 
 
 def test_an_agent_that_was_trained_does_not_play_without_its_adapter(policy_dir: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ SETTINGS = """
 name: team
 model: {context: 512, tiny: {layers: 2, dim: 64, heads: 2, vocabulary: 400}, fusion: {dim: 32}}
 episode: {k: 1}
-team: {planner: {tokens: 24}, filter: {tokens: 16}, generator: {tokens: 32}}
+team: {planner: {tokens: 48}, filter: {tokens: 24}, generator: {tokens: 40}}
 retrieval: {shards: 1, threads: 1}
 sft: {steps: 40, batch_samples: 4, threads: 1}
 rollout: {threads: 1, kv_cache_gib: 0.1}

@@ -38,7 +38,7 @@ def test_says_need_against_have() -> None:
 
 
 def test_cards_of_shards_count() -> None:
-    (line,) = shortages(job("retrieval.gpus_per_shard=0.5"), "eval", cluster((32, 3)))
+    (line,) = lacks(job("retrieval.gpus_per_shard=0.5"), "eval", cluster((32, 3)))
     assert line.startswith("eval needs 4 GPUs (2 x 1 for each engine, 4 x 0.5 for each shard), the cluster has 3")
     assert "retrieval.gpus_per_shard" in line
 
