@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from affect_rl.errors import AffectError
 from affect_rl.policy.directory import manifest_hash
@@ -43,8 +43,7 @@ class Scores:
         """
         try:
             report = json.loads(file.read_text())
-            played = {name: of.get("manifest") for name, of in report["policies"].items()}
-            if played != {name: manifest_hash(directory) for name, directory in policies.items()}:
+            if not is_of(report, policies):
                 return None
             scores = {
                 name: {metric: Estimate(**score) for metric, score in of["scores"].items()}
@@ -70,3 +69,9 @@ class Scores:
             cells = [in_unit(metric, scores[metric]) for scores in self.policies.values()]
             rows.append([header(metric), *cells, in_unit(metric, gain, sign="+") if gain else ""])
         return markdown_table(rows)
+
+
+def is_of(report: Mapping[str, Any], policies: Mapping[str, Path]) -> bool:
+    """Whether an ``evaluation.json`` is of the policies that lie in these directories now, by their names."""
+    played = {name: of.get("manifest") for name, of in report["policies"].items()}
+    return played == {name: manifest_hash(directory) for name, directory in policies.items()}

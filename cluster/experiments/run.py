@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -41,6 +40,7 @@ from cluster.experiments.fusion_details import fusion_details
 from cluster.experiments.stages import Evaluated, run_arm
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session
+from cluster.watching.trackers import logged
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _timeline(training: Path) -> pa.Table:
 
 def _curves(training: Path) -> pa.Table:
     """The training metrics in long form."""
-    lines = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(training / "metrics.jsonl")
     rows = [(line["step"], name, value) for line in lines for name, value in line.items() if name != "step"]
     return pa.table(dict(zip(("step", "metric", "value"), map(list, zip(*rows, strict=True)), strict=True)))
 

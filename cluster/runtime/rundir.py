@@ -28,7 +28,7 @@ from affect_rl.config.learning import TrainConfig
 from affect_rl.config.load import Config, dump_config, load_config
 from affect_rl.errors import AffectError
 from affect_rl.files import whole_directory, whole_file
-from affect_rl.policy.directory import manifest_hash
+from affect_rl.model_card.scores import is_of
 from affect_rl.section import EVALUATION as EVALUATED
 from affect_rl.section import POLICY, SCORES, SFT, TRAINING, flat_settings
 from affect_rl.trajectory import Trajectory
@@ -135,13 +135,11 @@ class RunDirectory:
         return [stage for stage, finished in done.items() if not finished]
 
     def _evaluated(self, config: Config) -> bool:
-        file = self.evaluation / EVALUATION
-        if not file.is_file():
+        try:
+            report = json.loads((self.evaluation / EVALUATION).read_text())
+            return is_of(report, self.compared(config)) and report["settings"] == settings_of_evaluation(config)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or damaged: it is made anew
             return False
-        report = json.loads(file.read_text())
-        played = {name: of.get("manifest") for name, of in report["policies"].items()}
-        now = {name: manifest_hash(policy) for name, policy in self.compared(config).items()}
-        return played == now and report.get("settings") == settings_of_evaluation(config)
 
     def open(self, config: Config) -> None:
         """Begin a run, or come back to one for its next stage or to resume it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from affect_rl.experiments.sweep import Asha, Pbt, Range, SweepSpec
 from cluster.sweeps.search import domain
 from cluster.sweeps.trial import SCORE, STEP, score_in
+from cluster.watching.trackers import logged
 
 
 def scheduler(spec: SweepSpec, steps: int) -> TrialScheduler:
@@ -68,8 +68,7 @@ def _reports(trial: Trial) -> Iterator[dict[str, float]]:
     """What a trial had reported when Tune last wrote down its state: Tune keeps the last report, the run all scores."""
     metrics = Path(trial.storage.experiment_fs_path).parent / "runs" / f"trial-{trial.trial_id}" / "metrics.jsonl"
     last = (trial.last_result or {}).get(STEP, 0)
-    for line in metrics.read_text().splitlines() if last and metrics.exists() else ():
-        found = json.loads(line)
+    for found in logged(metrics):
         if found["step"] <= last and (score := score_in(found)) is not None:
             yield {STEP: found["step"], SCORE: score}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from affect_rl.experiments.sweep_results import SweepResults, Trial, write_sweep
 from affect_rl.section import flat_settings
 from cluster.runtime.run import open_run, run_evaluation
 from cluster.runtime.rundir import RunDirectory
+from cluster.watching.trackers import logged
 
 
 def summarise(spec: SweepSpec, config: Config, out: Path, command: str) -> SweepResults:
@@ -36,7 +36,7 @@ def summarise(spec: SweepSpec, config: Config, out: Path, command: str) -> Sweep
             policies = {trials[0].name: best.candidate(trials[0].best_step)}
             (result,) = run_evaluation(run, policies, out / "best" / split).results
         intervals[split] = {k: Interval(value=v.value, low=v.low, high=v.high) for k, v in result.scores.items()}
-    lines = {run.path.name: _lines(run) for run in runs}
+    lines = {run.path.name: [*logged(run.path / "metrics.jsonl")] for run in runs}
     metric = next(key.partition("/")[2] for line in lines[trials[0].name] for key in line if key.startswith("dev/"))
     results = SweepResults(
         name=spec.name, title=spec.title, metric=metric, command=command, trials=trials, best=intervals
@@ -56,10 +56,6 @@ def _trial(run: RunDirectory, spec: SweepSpec) -> Trial:
         score=progress.best_score,
         state="finished" if run.policy.exists() else "ended early",
     )
-
-
-def _lines(run: RunDirectory) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def _rows(name: str, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ class JsonlTracker:
 
     def __init__(self, run_dir: Path, first_step: int = 0, stage: str = "") -> None:
         self._path = run_dir / f"{stage}-metrics.jsonl".removeprefix("-")
-        kept = [line for line in self._lines() if line["step"] <= first_step] if first_step else []
+        kept = [line for line in logged(self._path) if line["step"] <= first_step] if first_step else []
         with whole_file(self._path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._started = time.monotonic()
@@ -48,10 +48,12 @@ class JsonlTracker:
     def close(self) -> None:
         """Nothing is left to write."""
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """What was written whole: a kill may have cut the last line off, of a step that is done again."""
-        if self._path.exists():
-            yield from (json.loads(line) for line in self._path.read_text().splitlines(True) if line.endswith("\n"))
+
+def logged(file: Path) -> Iterator[dict[str, Any]]:
+    """The steps that a `JsonlTracker` wrote whole: a kill may have cut the last line off, of a step that is done again.
+    None, if there is no file."""
+    if file.exists():
+        yield from (json.loads(line) for line in file.read_text().splitlines(True) if line.endswith("\n"))
 
 
 class TensorBoardTracker:

@@ -65,6 +65,11 @@ def gap(policy: AffectPolicy, prompts: list[Prompt], answers: list[Generation]) 
     return largest
 
 
+def assert_served(policy: AffectPolicy, engine: RolloutEngine) -> None:
+    prompts = make_prompts(policy, 12)
+    assert gap(policy, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied head", "own head"])
 def test_engine_and_learner_agree(tied: bool, tmp_path: Path, start: Callable[..., RolloutEngine]) -> None:
     """Agents and base in one batch, with percepts in the prompts; at the start and after each sync."""
@@ -90,9 +95,7 @@ def test_an_export_is_served_as_it_stands(
     (tmp_path / "out").mkdir()
     form = Form(with_base=True, shard_size="50KB")
     export_policy(adapted.save(tmp_path / "policy"), tmp_path / "out", form)
-    engine = start(tmp_path / "out")
-    prompts = make_prompts(adapted, 12)
-    assert gap(adapted, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
+    assert_served(adapted, start(tmp_path / "out"))
 
 
 def test_prefixes_are_shared_within_an_adapter_only(
@@ -196,8 +199,7 @@ def test_adapters_of_another_shape_leave_the_engine_as_it_was(
         with pytest.raises(AffectError, match=rf"cannot serve adapter (filter|planner): {fault}.* start it with"):
             asyncio.run(send)
     assert engine.version == 0 and not engine.torn
-    prompts = make_prompts(policy, 12)
-    assert gap(policy, prompts, asyncio.run(ask(engine, prompts))) < 1e-5
+    assert_served(policy, engine)
 
 
 def test_nothing_plays_on_adapters_that_did_not_load(

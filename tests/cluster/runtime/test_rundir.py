@@ -103,6 +103,8 @@ def test_what_is_done_is_known_by_its_result(tmp_path: Path) -> None:
     assert run.unfinished(config) == ["eval"]
     _evaluated(run, config)
     assert run.unfinished(config) == []
+    (run.evaluation / "evaluation.json").write_text('{"policies":')
+    assert run.unfinished(config) == ["eval"], "a damaged one is made anew"
 
 
 def test_a_finished_run_goes_on_where_other_settings_ask_for_more(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def trial(out: Path, name: str, last: int = 0, **scores: float) -> Trial:
         lines = [{"step": int(step.removeprefix("step_")), "dev/f_s": score} for step, score in scores.items()]
         (out / "runs" / f"trial-{name}").mkdir(parents=True)
         metrics = out / "runs" / f"trial-{name}" / "metrics.jsonl"
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
+        whole = "".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines])
+        metrics.write_text(whole + '{"step": 7, "dev/')  # a kill cuts off what is being written
     return made
 
 
