@@ -6,7 +6,6 @@ Plain classes; `cluster.serving.application` makes them Serve deployments.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from affect_rl.data.feature_parts import MediaFiles
 from affect_rl.data.media_encoder import MediaEncoder
 from affect_rl.data.unlabelled import VIDEOS
 from affect_rl.errors import AffectError
-from affect_rl.policy.directory import MANIFEST, check_manifest
+from affect_rl.policy.directory import check_manifest, manifest_hash
 from affect_rl.policy.weights import stored_weights
 from affect_rl.sample import AffectSample
 from affect_rl.trajectory import Trajectory
@@ -99,7 +98,7 @@ class EngineReplica:
 
 def _identity(policy: Path) -> str:
     """Short name of a policy's content: its manifest has the hashes of all files."""
-    return hashlib.sha256((policy / MANIFEST).read_bytes()).hexdigest()[:12]
+    return manifest_hash(policy)[:12]
 
 
 CLIPS_AT_ONCE = 2
