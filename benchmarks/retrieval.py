@@ -2,7 +2,8 @@
 
 `search` is a batch of queries against shard actors (scatter, gather, merge) over the same batch against one
 index in this process, which gets as many threads as all shards together. `service` is whole answers of
-the perceptual path to as many concurrent episodes, over `LocalRetriever` answering them in turn.
+the perceptual path to as many concurrent episodes, over `LocalRetriever` answering them in turn. `ray` is what
+Ray takes to ask all shards, and the frontend, for nothing: an answer to one query asks one after the other.
 
     python -m benchmarks.retrieval --rows 14000 --shards 2
 """
@@ -14,12 +15,14 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from affect_rl.config.services import RetrievalConfig
 from affect_rl.evidence import Exclusion
@@ -61,7 +64,16 @@ async def measure(index_dir: Path, config: RetrievalConfig, dim: int, repeats: i
     pool = ShardPool(client.shards, config)
     features = np.random.default_rng(1).standard_normal((max(BATCHES), 1, dim), dtype=np.float32)
     queries = features[:, 0] / np.linalg.norm(features[:, 0], axis=1, keepdims=True)
-    results: dict[str, object] = {}
+
+    async def ready(actors: Sequence[ActorHandle]) -> object:
+        return await asyncio.gather(*(asyncio.wrap_future(actor.ready.remote().future()) for actor in actors))
+
+    asked = {"shards": client.shards, "frontend": [client.frontend]}
+    results: dict[str, object] = {
+        "ray": {
+            f"{who}_ms": round(1000 * await seconds(partial(ready, whom), repeats), 2) for who, whom in asked.items()
+        }
+    }
     for batch in BATCHES:
 
         async def unsharded(batch: int = batch) -> tuple[np.ndarray, ...]:
