@@ -169,7 +169,7 @@ class _Query(NamedTuple):
 
 
 class _Late(NamedTuple):
-    call: asyncio.Future[Hits]
+    call: asyncio.Future[bytes]
     since: float
 
 
@@ -186,7 +186,7 @@ class ShardPool:
         self.counts = [ShardCounts() for _ in shards]
 
     async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
-        """The merged answer to `queries` ``[Q, d]``, and whether a shard is missing from it.
+        """The merged answer to `queries` ``[Q, d]`` float32, and whether a shard is missing from it.
 
         Raises:
             RetrievalError: no shard answered within the deadline.
@@ -213,9 +213,9 @@ class ShardPool:
             counts.failures_total += 1
             return None
         begun = time.monotonic()
-        call = asyncio.wrap_future(self._shards[i].search.remote(index, queries, k).future())
+        call = asyncio.wrap_future(self._shards[i].search.remote(index, queries.tobytes(), len(queries), k).future())
         try:
-            hits = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
+            sent = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
         except TimeoutError:
             logger.warning("retrieval shard %d has not answered in %g s; going on without it", i, self._timeout_s)
             call.add_done_callback(lambda done: done.exception())
@@ -225,7 +225,7 @@ class ShardPool:
         else:
             counts.searches_total += 1
             counts.seconds_total += time.monotonic() - begun
-            return hits
+            return Hits.from_bytes(sent, len(queries))
         counts.failures_total += 1
         return None
 

@@ -8,7 +8,6 @@ import numpy as np
 from affect_rl.config.services import RetrievalConfig
 from affect_rl.timeline import Span, Spans
 from retrieval_service.index import IndexDirectory, IndexName
-from retrieval_service.merge import Hits
 from retrieval_service.search import on_card
 
 
@@ -39,10 +38,11 @@ class IndexShard:
     def ready(self) -> None:
         """Returns once the shard can answer."""
 
-    def search(self, index: IndexName, queries: np.ndarray, k: int) -> Hits:
-        """This shard's best `k` rows for each of `queries` ``[Q, d]``."""
+    def search(self, index: IndexName, vectors: bytes, queries: int, k: int) -> bytes:
+        """This shard's best `k` rows for each of so many `queries`, as `Hits.to_bytes`; `vectors` are ``[Q, d]``."""
         with self._spans("search"):
-            return self._indexes[index].search(queries, k)
+            asked = np.frombuffer(vectors, np.float32).reshape(queries, -1)
+            return self._indexes[index].search(asked, k).to_bytes()
 
     def spans(self) -> list[Span]:
         """What it has done since this was asked last."""

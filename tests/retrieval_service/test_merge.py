@@ -30,6 +30,14 @@ def test_merging_shards_is_ranking_the_whole(scores: list[list[float]], cuts: li
     np.testing.assert_array_equal(merged.scores, whole.scores[:, :k])
 
 
+@given(queries=st.integers(1, 5), k=st.integers(0, 5), seed=st.integers(0, 99))
+def test_hits_travel_as_bytes(queries: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    hits = Hits(rng.random((queries, k), np.float32), rng.integers(-1, 2**40, (queries, k)))
+    for sent, arrived in zip(hits, Hits.from_bytes(hits.to_bytes(), queries), strict=True):
+        np.testing.assert_array_equal(sent, arrived, strict=True)
+
+
 @st.composite
 def rankings(draw: st.DrawFn) -> dict[str, list[Candidate]]:
     """Up to three groups that rank the same ten rows; several rows share a key."""
