@@ -63,7 +63,7 @@ class Evaluation:
         differences: the last policy minus the first.
         confidence: coverage of the intervals.
         settings: those that it depends on, by their dotted keys.
-        notes: of the metrics.
+        notes: on the metrics, and on answers that lack evidence.
     """
 
     split: str
@@ -141,19 +141,21 @@ def evaluate_policies(
         policies: directories by the names that tables call them.
         pool: engines of the policies' shape; they end with the last policy's weights.
     """
-    results = []
+    results, notes = [], list(scoring.notes)
     for name, directory in policies.items():
-        manifest = manifest_hash(directory)
-        results.append(_result(name, manifest, play_samples(config, samples, pool, directory, name), scoring, config))
+        manifest, played = manifest_hash(directory), play_samples(config, samples, pool, directory, name)
+        results.append(_result(name, manifest, played, scoring, config))
+        if degraded := sum(t.degraded for t in played):
+            notes.append(f"{name}: {degraded} of {len(played)} answers lack evidence, for a shard did not answer in time.")
     differences = None
     if len(results) > 1:
         first, last = results[0], results[-1]
         differences = scoring.compare([first.predicted], [last.predicted], **_bootstrap(config))
-    split, notes = samples[0].split, scoring.notes
+    split = samples[0].split
     if config.train.select == "test_oracle" and split == "test":
-        notes = (*notes, "Trained policies were selected on the test set itself (test_oracle): no honest result.")
+        notes.append("Trained policies were selected on the test set itself (test_oracle): no honest result.")
     ids, confidence = tuple(s.id for s in samples), config.evaluate.confidence
-    return Evaluation(split, ids, tuple(results), differences, confidence, settings_of_evaluation(config), notes)
+    return Evaluation(split, ids, tuple(results), differences, confidence, settings_of_evaluation(config), tuple(notes))
 
 
 def play_samples(

@@ -129,7 +129,13 @@ class RolloutPool:
             self._poll()
             if on_progress:
                 on_progress(len(wanted) - missing)
-        return self._queue.fetch(keys)
+        episodes = self._queue.fetch(keys)
+        if degraded := sum(t.degraded for t in episodes):
+            logger.warning(
+                "retrieval: %d of %d episodes lack evidence, for a shard is down or took longer than "
+                "retrieval.shard_timeout_s", degraded, len(episodes),
+            )  # fmt: skip
+        return episodes
 
     def play(self, specs: Iterable[EpisodeSpec], on_progress: Any = None) -> list[Trajectory]:
         """Submit and collect."""

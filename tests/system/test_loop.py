@@ -379,7 +379,12 @@ def test_a_run_that_loses_its_learner_goes_on_to_the_same_numbers(
 
 @pytest.mark.slow
 def test_killed_actors_cost_no_sample_and_come_back(
-    sft: Path, settings: list[str], services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sft: Path,
+    settings: list[str],
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     more = ["train.steps=4", "rollout.workers=2", "train.samples_per_step=32"]
     config = _config(settings, sft, tmp_path, "wounded", *more)
@@ -405,8 +410,10 @@ def test_killed_actors_cost_no_sample_and_come_back(
     monkeypatch.setattr(pool, "submit", disturbed_submit)
     run_training(run)
     assert victims == []
-    counts = [(line["counts/episodes"], line["counts/replayed"]) for line in _metrics(config.run_dir)]
+    lines = _metrics(config.run_dir)
+    counts = [(line["counts/episodes"], line["counts/replayed"]) for line in lines]
     assert counts == [(32, 0), (64, 16), (96, 16), (128, 16)]
+    assert any(line["episode/degraded"] for line in lines) == ("of 32 episodes lack evidence" in caplog.text)
     sampler = StepSampler(run.dataset.samples("train"), 32, config.seed)
     for step in range(4):
         rows = read_trajectories(config.run_dir / "trajectories" / f"step-{step + 1:05d}.parquet")
