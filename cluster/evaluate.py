@@ -23,6 +23,7 @@ from affect_rl.scoring.scoring import Scoring, wheels_of
 from affect_rl.scoring.tables import header, in_unit, markdown_table
 from affect_rl.tasks import make_task
 from affect_rl.trajectory import Trajectory
+from cluster.runtime.observation import lacking_evidence
 from cluster.runtime.pool import RolloutPool
 from cluster.runtime.rundir import EVALUATION, settings_of_evaluation
 from cluster.runtime.tracking import progress
@@ -145,8 +146,8 @@ def evaluate_policies(
     for name, directory in policies.items():
         manifest, played = manifest_hash(directory), play_samples(config, samples, pool, directory, name)
         results.append(_result(name, manifest, played, scoring, config))
-        if degraded := sum(t.degraded for t in played):
-            notes.append(f"{name}: {degraded} of {len(played)} answers lack evidence, for a shard did not answer in time.")
+        if lacking := lacking_evidence(played):
+            notes.append(f"{name}: {lacking}")
     differences = None
     if len(results) > 1:
         first, last = results[0], results[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from affect_rl.timeline import Span
+from affect_rl.trajectory import Trajectory
 
 SPANS_S = 1.0
 """So long a step waits at most for what actors have done; one that is late tells it with a later step."""
@@ -54,6 +55,14 @@ def answers_in_time(asked: Mapping[ray.ObjectRef, Who], timeout_s: float) -> dic
     """What those say who answer in time, by who it is."""
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     return _answers(asked, ready)
+
+
+def lacking_evidence(episodes: Sequence[Trajectory]) -> str:
+    """How many episodes had to do without a part of the evidence, in a sentence; empty if none had."""
+    lacking = sum(t.degraded for t in episodes)
+    if not lacking:
+        return ""
+    return f"{lacking} of {len(episodes)} episodes lack evidence: a shard was down or over retrieval.shard_timeout_s"
 
 
 class SpanReader:

@@ -33,7 +33,7 @@ from affect_rl.trajectory import Trajectory
 from cluster.runtime.episode_queue import EpisodeQueue
 from cluster.runtime.health import Fleet, State
 from cluster.runtime.nodes import Wish, ending_nodes, free_places, node_of
-from cluster.runtime.observation import EngineState, PoolState, SpanReader, answers_in_time
+from cluster.runtime.observation import EngineState, PoolState, SpanReader, answers_in_time, lacking_evidence
 from cluster.runtime.placement import neighbours
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
@@ -130,11 +130,8 @@ class RolloutPool:
             if on_progress:
                 on_progress(len(wanted) - missing)
         episodes = self._queue.fetch(keys)
-        if degraded := sum(t.degraded for t in episodes):
-            logger.warning(
-                "retrieval: %d of %d episodes lack evidence, for a shard is down or took longer than "
-                "retrieval.shard_timeout_s", degraded, len(episodes),
-            )  # fmt: skip
+        if lacking := lacking_evidence(episodes):
+            logger.warning("retrieval: %s", lacking)
         return episodes
 
     def play(self, specs: Iterable[EpisodeSpec], on_progress: Any = None) -> list[Trajectory]:
