@@ -35,8 +35,9 @@ FAULTS = [
     *((f"node of the {role}", RAYLET) for role in ("learner", "shard")),
 ]
 ROLE = re.compile(r"ray::([A-Za-z]\w+)|/(raylet|gcs_server)\b|bin/(affect-rl)")
-FEWEST = 5
-"""Samples of a process's memory that a slope needs; the first of them, while it starts, is left out."""
+SETTLED, FEWEST = 20, 10
+"""Steps of a process's life before its memory should be flat (an engine touches its KV cache bit by bit), and samples
+that a slope needs after them."""
 
 
 def soak(cluster: Cluster, steps: int, every: int, seed: int) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def soak(cluster: Cluster, steps: int, every: int, seed: int) -> dict[str, Any]:
                 break
             if resumed > len(faults):
                 raise RuntimeError(f"stopped without a fault: {job.said[-3000:]}")
+            print(f"step {done}: stopped: {job.said.strip()[-500:]}", file=sys.stderr)
             job, resumed = jobs.start("train", name, *start, "--resume"), resumed + 1
         elif done >= due and done < steps:
             role, fault = chance.choice(FAULTS)
@@ -101,14 +103,13 @@ def _sample(cluster: Cluster, step: int, memory: dict[tuple[str, int, int], list
 
 
 def _slopes(memory: dict[tuple[str, int, int], list[tuple[int, float]]]) -> dict[str, float]:
-    """By role, the steepest line through a process's memory."""
+    """By role, the steepest line through the memory of a process that lived long enough."""
     steepest: dict[str, float] = {}
     for (role, *_), samples in memory.items():
-        if len(samples) >= FEWEST:
-            at, size = np.array(samples[1:]).T
-            if np.ptp(at):
-                slope = float(np.polyfit(at, size, 1)[0])
-                steepest[role] = round(max(slope, steepest.get(role, slope)), 2)
+        settled = [(step, size) for step, size in samples if step >= samples[0][0] + SETTLED]
+        if len({step for step, _ in settled}) >= FEWEST:
+            slope = float(np.polyfit(*np.array(settled).T, 1)[0])
+            steepest[role] = round(max(slope, steepest.get(role, slope)), 2)
     return steepest
 
 
