@@ -35,7 +35,7 @@ FAULTS = [
     *((f"node of the {role}", RAYLET) for role in ("learner", "shard")),
 ]
 ROLE = re.compile(r"ray::([A-Za-z]\w+)|/(raylet|gcs_server)\b|bin/(affect-rl)")
-SETTLED, FEWEST = 20, 10
+SETTLED, FEWEST = 50, 10
 """Steps of a process's life before its memory should be flat (an engine touches its KV cache bit by bit), and samples
 that a slope needs after them."""
 
