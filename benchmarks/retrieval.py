@@ -3,7 +3,7 @@
 `search` is a batch of queries against shard actors (scatter, gather, merge) over the same batch against one
 index in this process, which gets as many threads as all shards together. `service` is whole answers of
 the perceptual path to as many concurrent episodes, over `LocalRetriever` answering them in turn. `ray` is what
-Ray takes to ask all shards, and the frontend, for nothing: an answer to one query asks one after the other.
+Ray takes to ask all shards at once for nothing, and the frontend; a whole answer waits for both.
 
     python -m benchmarks.retrieval --rows 14000 --shards 2
 """

@@ -186,14 +186,15 @@ class ShardPool:
         self.counts = [ShardCounts() for _ in shards]
 
     async def search(self, index: IndexName, queries: np.ndarray, k: int) -> tuple[Hits, bool]:
-        """The merged answer to `queries` ``[Q, d]`` float32, and whether a shard is missing from it.
+        """The merged answer to `queries` ``[Q, d]``, and whether a shard is missing from it.
 
         Raises:
             RetrievalError: no shard answered within the deadline.
         """
         give_up = time.monotonic() + self._deadline_s
+        asked = index, np.asarray(queries, np.float32).tobytes(), len(queries), k
         while True:
-            answers = await asyncio.gather(*(self._ask(i, index, queries, k) for i in range(len(self._shards))))
+            answers = await asyncio.gather(*(self._ask(i, *asked) for i in range(len(self._shards))))
             hits = [answer for answer in answers if answer is not None]
             if hits:
                 return merge_hits(hits, k), len(hits) < len(self._shards)
@@ -206,14 +207,14 @@ class ShardPool:
                 )
             await asyncio.sleep(_RETRY_S)
 
-    async def _ask(self, i: int, index: IndexName, queries: np.ndarray, k: int) -> Hits | None:
+    async def _ask(self, i: int, index: IndexName, vectors: bytes, queries: int, k: int) -> Hits | None:
         """One shard's answer, or None. A shard that is late is not asked again until it has caught up."""
         counts = self.counts[i]
         if self._is_late(i):
             counts.failures_total += 1
             return None
         begun = time.monotonic()
-        call = asyncio.wrap_future(self._shards[i].search.remote(index, queries.tobytes(), len(queries), k).future())
+        call = asyncio.wrap_future(self._shards[i].search.remote(index, vectors, queries, k).future())
         try:
             sent = await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
         except TimeoutError:
@@ -225,7 +226,7 @@ class ShardPool:
         else:
             counts.searches_total += 1
             counts.seconds_total += time.monotonic() - begun
-            return Hits.from_bytes(sent, len(queries))
+            return Hits.from_bytes(sent, queries)
         counts.failures_total += 1
         return None
 

@@ -39,7 +39,7 @@ class IndexShard:
         """Returns once the shard can answer."""
 
     def search(self, index: IndexName, vectors: bytes, queries: int, k: int) -> bytes:
-        """This shard's best `k` rows for each of so many `queries`, as `Hits.to_bytes`; `vectors` are ``[Q, d]``."""
+        """This shard's best `k` rows for so many `queries`, as `Hits.to_bytes`; `vectors` are ``[Q, d]`` float32."""
         with self._spans("search"):
             asked = np.frombuffer(vectors, np.float32).reshape(queries, -1)
             return self._indexes[index].search(asked, k).to_bytes()

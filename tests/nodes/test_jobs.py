@@ -13,6 +13,7 @@ from harness import start_ray, wait_for
 from jobs import SETTINGS, TRANSFERS, Job, Jobs
 
 from affect_rl.experiments.sweep_results import SweepResults
+from cluster.watching.trackers import logged
 
 
 @pytest.mark.nodes
@@ -37,7 +38,9 @@ def test_a_job_runs_on_several_nodes(new_cluster: MakeCluster, transfer: str, de
 @pytest.mark.nodes
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    "trials, scheduler", [(8, {"name": "asha", "grace_steps": 2}), (4, {"name": "pbt", "perturb_every": 2})]
+    "trials, scheduler",
+    [(8, {"name": "asha", "grace_steps": 2}), (4, {"name": "pbt", "perturb_every": 2})],
+    ids=["asha", "pbt"],
 )
 def test_a_sweep_that_is_killed_goes_on(new_cluster: MakeCluster, trials: int, scheduler: dict[str, Any]) -> None:
     cluster = new_cluster()
@@ -59,9 +62,8 @@ def test_a_sweep_that_is_killed_goes_on(new_cluster: MakeCluster, trials: int, s
         path = cluster.folder / log
         return Job(cluster.submit(*line, *settings, log=path), path)
 
-    def lines() -> dict[str, list[str]]:
-        files = (disk / name / "runs").glob("trial-*/metrics.jsonl")
-        return {file.parent.name: file.read_text().splitlines() for file in files}
+    def lines() -> dict[str, list[dict[str, Any]]]:
+        return {file.parent.name: list(logged(file)) for file in (disk / name / "runs").glob("trial-*/metrics.jsonl")}
 
     job = start("killed.log")
     wait_for(lambda: any(len(trial) >= 3 for trial in lines().values()) or not job.running, 600, "a trial's third step")
@@ -75,6 +77,6 @@ def test_a_sweep_that_is_killed_goes_on(new_cluster: MakeCluster, trials: int, s
     assert len(results.trials) == trials and {trial.name for trial in results.trials} == set(lines())
     assert len(jobs.places("engine")) > 1, "trials lie on several nodes"
     for trial in lines().values():
-        steps = [json.loads(line)["step"] for line in trial]
+        steps = [line["step"] for line in trial]
         assert steps == list(range(1, len(steps) + 1)), "no step twice, none left out"
     assert results.best["dev"][results.metric].value == pytest.approx(results.trials[0].score)
