@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorHandle, ActorMethod
 from ray.exceptions import RayActorError
 
 from affect_rl.evidence import CognitiveResult, Exclusion, Group, Support
 from retrieval_service.errors import RetrievalError
-
-T = TypeVar("T")
 
 
 def frontend_name(service: str) -> str:
@@ -63,7 +62,10 @@ class RetrievalClient:
         Raises:
             RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
         """
-        return await self._answer("cognitive path", self.frontend.cognitive.remote(dict(queries), k, exclusion))
+        found: CognitiveResult = await self._answer(
+            "cognitive path", self.frontend.cognitive, dict(queries), k, exclusion
+        )
+        return found
 
     async def perceptual(self, audio: np.ndarray | None, video: np.ndarray | None, exclusion: Exclusion) -> Support:
         """Search the feature index with a sample's own features ``[T, d]``.
@@ -72,7 +74,8 @@ class RetrievalClient:
             RetrievalError: no answer within the deadline; a lost shard only marks it degraded.
             AffectError: the features are not as wide as the library's.
         """
-        return await self._answer("perceptual path", self.frontend.perceptual.remote(audio, video, exclusion))
+        found: Support = await self._answer("perceptual path", self.frontend.perceptual, audio, video, exclusion)
+        return found
 
     def stats(self, timeout_s: float) -> dict[str, Any]:
         """`RetrievalFrontend.stats`; may be asked from any thread, but not inside an actor's event loop.
@@ -93,11 +96,13 @@ class RetrievalClient:
         for actor in self.actors.values():
             ray.kill(actor, no_restart=True)
 
-    async def _answer(self, stage: str, answer: ray.ObjectRef[T]) -> T:
+    async def _answer(self, stage: str, method: ActorMethod, *question: Any) -> Any:
+        asked = method.remote(pickle.dumps(question))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(answer.future()), self._deadline_s)
+            answer: bytes = await asyncio.wait_for(asyncio.wrap_future(asked.future()), self._deadline_s)
         except (TimeoutError, RayActorError) as error:
             raise RetrievalError(
                 f"retrieval, {stage}: the actor RetrievalFrontend gave no answer within {self._deadline_s:g} s "
                 f"({type(error).__name__}); see Ray's logs, or raise retrieval.deadline_s"
             ) from error
+        return pickle.loads(answer)

@@ -54,11 +54,11 @@ def by_score(scores: np.ndarray, rows: np.ndarray) -> Hits:
 
 
 def merge_hits(shards: Sequence[Hits], k: int) -> Hits:
-    """The best `k` of several shards' answers to the same queries; no row is in two shards."""
-    merged = by_score(
-        np.concatenate([hits.scores for hits in shards], axis=1), np.concatenate([hits.rows for hits in shards], axis=1)
-    )
-    return Hits(merged.scores[:, :k], merged.rows[:, :k])
+    """The best `k` of the answers of shards to the same queries; a shard's rows come before those of the next one."""
+    scores = np.concatenate([hits.scores for hits in shards], axis=1)
+    rows = np.concatenate([hits.rows for hits in shards], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # stable: the lowest of equal rows is first already
+    return Hits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
 
 
 def allocate(ranked: Mapping[G, Sequence[Candidate]], k: int) -> dict[G, list[Candidate]]:
