@@ -7,6 +7,7 @@ been read, so that a mistake in it does, too.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -205,16 +206,26 @@ def _config(file: Path, overrides: list[str] | None) -> Config:
     return load_config(file, overrides or ())
 
 
+_GOES_ON = "; the same command goes on; sft, train, run and quickstart need --resume"
+
+
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2, a failure one and 1, without a traceback."""
+    signal.signal(signal.SIGTERM, stop)
     try:
         app()
     except AffectError as error:
         _say(error)
         sys.exit(2)
     except FailureError as error:
-        _say(error, "; the same command goes on; sft, train, run and quickstart need --resume")
+        _say(error, _GOES_ON)
         sys.exit(1)
+
+
+def stop(signum: int, frame: object) -> None:
+    """End at a signal with one message, as after a failure; what is open is closed on the way. Training and servers
+    have handlers of their own."""
+    sys.exit(f"error: stopped by {signal.Signals(signum).name}{_GOES_ON}")
 
 
 def _say(error: Exception, more: str = "") -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,6 +47,15 @@ def joins_cluster(config: Config) -> bool:
 
 
 @contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in place of the job's, and prints the stack of its core when a job is stopped."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def ray_session(config: Config) -> Iterator[None]:
     """Connect to Ray for the duration of a job.
 
@@ -56,21 +67,27 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if address := cluster_address(config):
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-    else:
-        with deaf_to_other_rays():
-            ray.init(
-                address="local",
-                num_cpus=config.cluster.num_cpus or max(logical_cpus(config), cpu_count()),
-                object_store_memory=config.cluster.object_store_mib << 20,
-                include_dashboard=config.cluster.dashboard,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="warning",
-                _temp_dir=os.path.join(tempfile.gettempdir(), "ray"),
-            )
+    with _sigterm_handler_kept():
+        if address := cluster_address(config):
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        else:
+            _start_ray(config)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(config: Config) -> None:
+    """A Ray of this job alone."""
+    with deaf_to_other_rays():
+        ray.init(
+            address="local",
+            num_cpus=config.cluster.num_cpus or max(logical_cpus(config), cpu_count()),
+            object_store_memory=config.cluster.object_store_mib << 20,
+            include_dashboard=config.cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="warning",
+            _temp_dir=os.path.join(tempfile.gettempdir(), "ray"),
+        )
