@@ -2,23 +2,26 @@
 
     python -m benchmarks.critic runs/quickstart ... [--first 5]
 
-For each run and agent: the explained variance that the run's critic had (from earlier steps alone), and that of a ridge
-regression of rewards on what a critic that sees ``team`` or ``privileged`` may know, cross-validated over all of the
-run's episodes (five folds, no sample in two of them). The critic's returns hold the KL penalty as well, the
-regression's do not. Means over training steps from `first` on. Reads a run's trajectories and metrics; prints one JSON
-line.
+For each run and agent: the explained variance that the run's critic had (from earlier steps alone), and that of
+regressions of rewards on what a critic that sees ``team`` or ``privileged`` may know, cross-validated over all of the
+run's episodes (five folds, no sample in two of them): ridge, as the critic is, and a random forest (``trees``), which
+also finds what is not linear. The critic's returns hold the KL penalty as well, the regressions' do not. Means over
+training steps from `first` on. Reads a run's trajectories and metrics; prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -28,7 +31,13 @@ from affect_rl.config.load import load_config
 from affect_rl.team.knowledge import columns
 from affect_rl.team.store import read_trajectories
 
-SEES = ("team", "privileged")
+RIDGE = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 9)))
+FITTED = {
+    "team": (RIDGE, "team"),
+    "privileged": (RIDGE, "privileged"),
+    "privileged trees": (RandomForestRegressor(200, min_samples_leaf=10, random_state=0), "privileged"),
+}
+"""Regressions, and what they see."""
 
 
 class Turn(NamedTuple):
@@ -54,12 +63,11 @@ def turns(run: Path, first: int) -> Iterator[Turn]:
                 yield Turn(step, episode["sample_id"], turn["agent"], turn["knowledge"], reward, tokens)
 
 
-def fitted_afterwards(turns: list[Turn], sees: str) -> float:
-    """Mean over steps of the explained variance of a cross-validated ridge regression."""
+def fitted_afterwards(turns: list[Turn], regression: RegressorMixin, sees: str) -> float:
+    """Mean over steps of the explained variance of a cross-validated regression."""
     x = np.array([turn.knowledge for turn in turns])[:, columns(sees)]
     y, tokens, step = (np.array([getattr(turn, name) for turn in turns]) for name in ("reward", "tokens", "step"))
-    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 9)))
-    foreseen = cross_val_predict(ridge, x, y, cv=GroupKFold(5), groups=[turn.sample for turn in turns])
+    foreseen = cross_val_predict(regression, x, y, cv=GroupKFold(5), groups=[turn.sample for turn in turns])
     return float(np.mean([_explained(foreseen[step == s], y[step == s], tokens[step == s]) for s in np.unique(step)]))
 
 
@@ -78,13 +86,15 @@ def main() -> None:
     for run in args.runs:
         critic = load_config(run / "config.yaml").algorithm.critic_settings
         metrics = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))[args.first - 1 :]
-        played = list(turns(run, args.first))
+        played = defaultdict(list)
+        for turn in turns(run, args.first):
+            played[turn.agent].append(turn)
         found[str(run)] = {
             agent: {
                 "critic": round(fmean(m[f"{agent}/explained_variance"] for m in metrics), 3) if critic else None,
-                **{sees: round(fitted_afterwards([t for t in played if t.agent == agent], sees), 3) for sees in SEES},
+                **{name: round(fitted_afterwards(spoken, *how), 3) for name, how in FITTED.items()},
             }
-            for agent in dict.fromkeys(turn.agent for turn in played)
+            for agent, spoken in played.items()
         } | {"sees": critic.sees if critic else None}
     print(json.dumps({"benchmark": "critic", "first": args.first, "runs": found}))
 

@@ -211,7 +211,7 @@ _GOES_ON = "; the same command goes on; sft, train, run and quickstart need --re
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit status 2, a failure one and 1, without a traceback."""
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except AffectError as error:
@@ -222,7 +222,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def stop(signum: int, frame: object) -> None:
+def _stop(signum: int, frame: object) -> None:
     """End at a signal with one message, as after a failure; what is open is closed on the way. Training and servers
     have handlers of their own."""
     sys.exit(f"error: stopped by {signal.Signals(signum).name}{_GOES_ON}")
