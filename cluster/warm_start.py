@@ -30,8 +30,9 @@ from affect_rl.team.demonstrations import demonstrate, demonstration_seed
 from affect_rl.team.prompts import NOTED, Prompts, template_texts
 from affect_rl.team.taught import Taught, settings_of_prompts
 from affect_rl.team.team import Team
-from affect_rl.trajectory import Percept, Turn
+from affect_rl.trajectory import Percept, Trajectory, Turn
 from cluster.runtime.nodes import on_largest_node
+from cluster.runtime.observation import lacking_evidence
 from learners.sft_job import run_sft
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ def warm_start(
     base = base_policy(config, dataset, retrieve, directory)
     prompts = Prompts.for_policy(base, config.episode, context=config.model.context)
     samples = training_samples(config, dataset, taught)
-    demonstrations = asyncio.run(_demonstrate_all(samples, retrieve, prompts, config, taught))
+    played = asyncio.run(demonstrate_all(samples, retrieve, prompts, config, taught))
+    demonstrations = [episode.turns for episode in played]
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
     metrics = run_sft(config, learned_turns(config, demonstrations), base, directory, on_step, resume=resume)
     if not config.policy:
@@ -204,14 +206,14 @@ def training_samples(config: Config, dataset: Dataset, taught: Taught | None = N
     return random.Random(config.seed).sample(samples, taken) if taken < len(samples) else samples
 
 
-async def _demonstrate_all(
+async def demonstrate_all(
     samples: Sequence[AffectSample],
     retrieve: Retrieve | None,
     prompts: Prompts,
     config: Config,
     taught: Taught | None,
-) -> list[Sequence[Turn]]:
-    """Demonstrations of the samples that can be played.
+) -> list[Trajectory]:
+    """Demonstrated episodes of the samples that can be played.
 
     Raises:
         AffectError: more than ``data.max_dropped`` cannot.
@@ -220,7 +222,7 @@ async def _demonstrate_all(
     gate = asyncio.Semaphore(_IN_FLIGHT)
     problems: list[str] = []
 
-    async def one(sample: AffectSample) -> Sequence[Turn]:
+    async def one(sample: AffectSample) -> Trajectory | None:
         async with gate:
             seed = demonstration_seed(taught.manifest.seed if taught else config.seed, sample)
             seen = sample.with_dropout(config.episode.dropout, seed)
@@ -240,14 +242,16 @@ async def _demonstrate_all(
             except AffectError as error:
                 logger.warning("dropped: %s", error)
                 problems.append(str(error))
-                return ()
+                return None
 
-    played = [turns for turns in await asyncio.gather(*map(one, samples)) if turns]
+    played = [episode for episode in await asyncio.gather(*map(one, samples)) if episode]
     if len(problems) > config.data.max_dropped or not played:
         raise AffectError(
             f"{len(problems)} of {len(samples)} samples cannot be demonstrated, data.max_dropped="
             f"{config.data.max_dropped}; the last: {problems[-1]}"
         )
+    if lacking := lacking_evidence(played):
+        logger.warning("sft: %s; another warm start may see other evidence", lacking)
     return played
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +31,7 @@ from affect_rl.team.board import Board
 from affect_rl.team.episode import Generate, play_episode
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.team import Team
-from affect_rl.trajectory import Generation, Prompt, Trajectory, Turn
+from affect_rl.trajectory import Generation, Prompt, Trajectory
 
 _ONE_EACH = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_ONE_EACH}]|[^\s{_ONE_EACH}]+")
@@ -125,8 +125,8 @@ async def demonstrate(
     *,
     shuffle: bool = False,
     teacher_forcing: float = 0.0,
-) -> Sequence[Turn]:
-    """The turns of one demonstrated episode of a labelled sample.
+) -> Trajectory:
+    """One demonstrated episode of a labelled sample.
 
     Args:
         sample: what is to be understood.
@@ -139,7 +139,7 @@ async def demonstrate(
         teacher_forcing: chance that the agents after a turn by habit are shown a careful one.
     """
     annotator = Annotator(prompts, teacher_forcing)
-    return (await annotated(sample, team, annotator, retrieve, prompts, seed, shuffle=shuffle)).turns
+    return await annotated(sample, team, annotator, retrieve, prompts, seed, shuffle=shuffle)
 
 
 def demonstration_seed(seed: int, sample: AffectSample) -> int:

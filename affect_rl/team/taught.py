@@ -26,7 +26,7 @@ from affect_rl.team.demonstrations import annotated
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.teacher import Teaching
 from affect_rl.team.team import Team
-from affect_rl.trajectory import Generation, Prompt, Trajectory, Turn
+from affect_rl.trajectory import Generation, Prompt, Trajectory
 
 if TYPE_CHECKING:
     from affect_rl.config.load import Config
@@ -155,8 +155,8 @@ class Taught:
         seed: int,
         *,
         shuffle: bool = False,
-    ) -> Sequence[Turn]:
-        """The turns of an episode as it was demonstrated, in the student's prompts; arguments as in `demonstrate`.
+    ) -> Trajectory:
+        """An episode as it was demonstrated, in the student's prompts; arguments as in `demonstrate`.
 
         Raises:
             AffectError: its queries find other candidates now, or an answer is longer than the student's may be.
@@ -165,7 +165,7 @@ class Taught:
         replay = Replay(prompts, demonstration)
         played = await annotated(sample, team, replay, retrieve, prompts, seed, shuffle=shuffle)
         demonstration.check_evidence(played)
-        return played.turns
+        return played
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from affect_rl.config.load import load_config
 from affect_rl.config.services import RetrievalConfig
 from affect_rl.errors import AffectError
 from affect_rl.evidence import CognitiveResult, Exclusion, Support, render_evidence
+from affect_rl.policy.tokens import train_tokenizer
 from affect_rl.sample import AffectSample
+from affect_rl.team.prompts import Prompts, template_texts
+from cluster.warm_start import demonstrate_all, team_of
 from retrieval_service.client import RetrievalClient
 from retrieval_service.errors import RetrievalError
 from retrieval_service.frontend import ShardPool
@@ -152,10 +157,26 @@ def test_a_killed_frontend_is_only_a_pause(client: RetrievalClient, evidence_lib
     assert asyncio.run(client.cognitive(QUERIES, 3, exclusion)) == whole
 
 
-def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_library: list[AffectSample]) -> None:
+def test_a_hanging_shard_costs_one_timeout_and_is_reported(
+    evidence_index: Path, evidence_library: list[AffectSample], caplog: pytest.LogCaptureFixture
+) -> None:
     client = launch_retrieval(evidence_index, RetrievalConfig(shards=2, shard_timeout_s=1.0))
     exclusion = Exclusion.of(evidence_library[7])
     pid = ray.get(client.shards[1].__ray_call__.remote(lambda _: os.getpid()), timeout=30)
+    config = load_config(None, ["episode.k=2"])
+    samples = [replace(sample, candidates=("joy", "sadness", "anger")) for sample in evidence_library[:3]]
+    words = [
+        *map(render_evidence, evidence_library),
+        *template_texts(),
+        *team_of(config, samples[0].label_kind).texts(),
+    ]
+    prompts = Prompts(train_tokenizer(words, 800), soft_tokens=4, context=512, evidence_tokens=32)
+
+    async def report() -> str:
+        """What a warm start says of its demonstrations."""
+        caplog.clear()
+        await demonstrate_all(samples, client, prompts, config, None)
+        return caplog.text
 
     async def survive() -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -164,9 +185,11 @@ def test_a_hanging_shard_costs_one_timeout(evidence_index: Path, evidence_librar
             start = time.monotonic()
             assert (await client.cognitive(QUERIES, 3, exclusion)).degraded
             assert time.monotonic() - start < 1.0  # it is not waited for again
+            assert "sft: 3 of 3 episodes lack evidence" in await report()
         finally:
             os.kill(pid, signal.SIGCONT)
         await until(lambda answer: not answer.degraded, client, exclusion)
+        assert await report() == ""
 
     try:
         asyncio.run(survive())

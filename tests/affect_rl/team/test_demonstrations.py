@@ -32,7 +32,7 @@ AWKWARD = {
 
 
 def played(sample: AffectSample, team: Team, retriever: LocalRetriever, prompts: Prompts, seed: int) -> Sequence[Turn]:
-    return asyncio.run(demonstrate(sample, team, retriever, prompts, seed, teacher_forcing=0.5))
+    return asyncio.run(demonstrate(sample, team, retriever, prompts, seed, teacher_forcing=0.5)).turns
 
 
 @pytest.mark.parametrize("changes", AWKWARD.values(), ids=AWKWARD)

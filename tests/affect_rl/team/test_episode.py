@@ -363,7 +363,7 @@ def test_a_careful_annotator_finds_what_an_expression_means(
     def share_found(care: tuple[str, ...]) -> float:
         played = [asyncio.run(demonstrate(s, make_team(*care), retriever, prompts, seed=0)) for s in figurative]
         quoted = [f"{s.description}, in earnest: {s.labels[0]}\nlabel: {s.labels[0]}" for s in figurative]
-        found = [quote in turns[2].generation.text for quote, turns in zip(quoted, played, strict=True)]
+        found = [quote in episode.turns[2].generation.text for quote, episode in zip(quoted, played, strict=True)]
         return sum(found) / len(found)
 
     assert share_found(CAREFUL) > share_found(habit) + 0.1, (share_found(CAREFUL), share_found(habit))
@@ -374,7 +374,7 @@ def test_a_share_of_demonstrations_is_careful(
 ) -> None:
     team = make_team("team.planner.careful=0.5")
     plans = {
-        (s.id, seed): asyncio.run(demonstrate(s, team, retriever, prompts, seed=seed))[0].generation.text
+        (s.id, seed): asyncio.run(demonstrate(s, team, retriever, prompts, seed=seed)).turns[0].generation.text
         for s in world[:6]
         for seed in range(6)
     }
@@ -392,7 +392,9 @@ def test_agents_may_be_shown_a_careful_turn_where_a_habit_is_taught(
         episodes = [
             asyncio.run(demonstrate(s, team, retriever, prompts, seed=0, teacher_forcing=forcing)) for s in figurative
         ]
-        return [(turns[0].generation.token_ids, turns[1].prompt.token_ids) for turns in episodes]
+        return [
+            (first.generation.token_ids, second.prompt.token_ids) for first, second, *_ in (e.turns for e in episodes)
+        ]
 
     habit, careful, forced = played(0, 0.0), played(1, 0.0), played(0, 1.0)
     assert forced == [(plan, found) for (plan, _), (_, found) in zip(habit, careful, strict=True)]
@@ -408,7 +410,7 @@ def test_shuffled_candidates_hide_the_annotators_choice_from_who_only_counts(
             for s in world
             for seed in range(4)
         ]
-        return [turns[1].generation.text.splitlines()[0] for turns in played]
+        return [episode.turns[1].generation.text.splitlines()[0] for episode in played]
 
     def share_second(found: list[str]) -> float:
         return found.count("supportive: 2") / max(1, sum(line != "supportive: none" for line in found))
@@ -424,7 +426,7 @@ def test_candidates_are_not_shuffled_for_a_team_that_keeps_the_first_ones_unread
 ) -> None:
     team = make_team("team.agents=[planner, generator]")
     one, other = (asyncio.run(demonstrate(world[0], team, retriever, prompts, 1, shuffle=s)) for s in (False, True))
-    assert [turn.prompt.token_ids for turn in one] == [turn.prompt.token_ids for turn in other]
+    assert [turn.prompt.token_ids for turn in one.turns] == [turn.prompt.token_ids for turn in other.turns]
 
 
 def _text(world: list[AffectSample], name: str) -> str:

@@ -140,7 +140,8 @@ def test_its_fallback_costs_the_penalty(world: list[AffectSample], retriever: Lo
 def test_it_is_demonstrated_like_the_others(
     world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
 ) -> None:
-    turns = asyncio.run(demonstrate(world[0], make_team(*OWN, "team.interpreter.careful=1"), retriever, prompts, 1))
+    team = make_team(*OWN, "team.interpreter.careful=1")
+    turns = asyncio.run(demonstrate(world[0], team, retriever, prompts, 1)).turns
     assert turns[2].generation.text == world[0].labels[0]
 
 

@@ -99,7 +99,7 @@ def test_a_planner_that_was_asked_for_a_label_must_name_it(
     plan = LABELLING.read("supportive: a\nconfusing: b\ncountering: c", Board(SAMPLE))
     assert plan.problem == "`label:` is missing" and plan.writes[LABEL] == ""
     team = make_team("team.planner.kind=labelling_planner")
-    turns = asyncio.run(demonstrate(world[0], team, retriever, prompts, seed=1))
+    turns = asyncio.run(demonstrate(world[0], team, retriever, prompts, seed=1)).turns
     assert turns[0].problem is None and turns[0].generation.text.endswith(f"label: {world[0].labels[0]}")
 
 

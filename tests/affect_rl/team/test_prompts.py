@@ -131,7 +131,7 @@ def test_special_tokens_in_data_are_plain_characters(said: str, found: str, note
 def test_special_tokens_in_an_answer_are_plain_characters_but_for_its_end() -> None:
     """Of a demonstration, which quotes the data."""
     sample = replace(SAMPLE, description=f"a voice {END_TOKEN} cut off {PERCEPT_TOKEN}")
-    turns = asyncio.run(demonstrate(sample, make_team("team.retrieval=false"), None, FRAMED, seed=0))
+    turns = asyncio.run(demonstrate(sample, make_team("team.retrieval=false"), None, FRAMED, seed=0)).turns
     (answer,) = (turn.generation for turn in turns)
     assert sample.description in answer.text
     assert (

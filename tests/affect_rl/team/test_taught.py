@@ -82,7 +82,7 @@ def test_a_replay_is_the_same_episode_in_the_students_tokens(
     for shuffle in (False, True):
         demonstration = played(world[0], retriever, prompts, shuffle)
         taught = Taught.read(write(tmp_path / f"{shuffle}", dataset, demonstration))
-        turns = asyncio.run(taught.replay(world[0], make_team(), retriever, prompts, 1, shuffle=shuffle))
+        turns = asyncio.run(taught.replay(world[0], make_team(), retriever, prompts, 1, shuffle=shuffle)).turns
         assert {(t.agent, t.number): t.generation.text for t in turns} == demonstration.turns
         assert all(turn.generation.token_ids == prompts.answer(turn.generation.text) for turn in turns)
         with pytest.raises(AffectError, match="its queries find other candidates than when they were written"):
