@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,7 +38,7 @@ from affect_rl.timeline import read_timeline
 from cluster.evaluate import scoring_for
 from cluster.experiments.baselines import baseline_answers
 from cluster.experiments.fusion_details import fusion_details
-from cluster.experiments.stages import Evaluated, run_arm
+from cluster.experiments.stages import Evaluated, run_arm, shared_out
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session
 from cluster.watching.trackers import logged
@@ -54,7 +55,7 @@ _ANSWERS = pa.schema([PREDICTIONS.field(name) for name in ("sample_id", "labels"
 
 
 def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], command: str) -> Results:
-    """Run what is not there yet, and write the result directory `out`.
+    """Run what is not there yet, and write the result directory `out`. Several processes may do so at once.
 
     Raises:
         AffectError: `out` holds something else, an override would undo what tells arms apart, or the wheels cannot be
@@ -66,12 +67,15 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     dataset = Dataset.of(base.data)
     samples = dataset.samples(base.evaluate.split, base.data.limit(base.evaluate.split))
     scoring = scoring_for(base, samples)
-    found: dict[str, list[Evaluated]] = {arm: [] for arm in spec.arms}
     with ray_session(base), closing(Services()) as services:
-        for seed in range(spec.seeds):
-            for arm in spec.arms:
-                logger.info("%s: %s, seed %d", spec.name, arm, seed)
-                found[arm].append(run_arm(spec, arm, seed, overrides, dataset, samples, services))
+
+        def run(job: tuple[int, str]) -> Evaluated:
+            seed, arm = job
+            logger.info("%s: %s, seed %d", spec.name, arm, seed)
+            return run_arm(spec, arm, seed, overrides, dataset, samples, services)
+
+        made = shared_out(product(range(spec.seeds), spec.arms), run)
+    found = {arm: [made[seed, arm] for seed in range(spec.seeds)] for arm in spec.arms}
     results = _summarise(spec, base, samples, scoring, dataset, found, command)
     tables, measured = dict(_tables(samples, found)), []
     if spec.fusion_details:

@@ -1,7 +1,8 @@
 """Stages of experiments: a warm start, a bridge, a training, an evaluation, each made once.
 
 They lie side by side in ``runs_dir`` under the names that `affect_rl.experiments.spec` gives them. A finished one is
-found again, by this and by other experiments; a training that was interrupted goes on from its checkpoint.
+found again, by this and by other experiments; a training that was interrupted goes on from its checkpoint. Processes
+that want the same stage at the same time do not make it twice, see `shared_out`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +56,8 @@ EPISODES = 12
 FUSION_FILE = "fusion.parquet"
 
 Answers = list[tuple[str, ...]]
+Job = TypeVar("Job", bound=Hashable)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,14 @@ def run_arm(
     samples: Sequence[AffectSample],
     services: Services,
 ) -> Evaluated:
+    """Make what is not there yet of an arm under a seed.
+
+    Raises:
+        TakenError: another process is making one of its stages.
+    """
     config = spec.run_config(arm, seed, overrides)
     untrained = spec.arms[arm].policy == "none"
-    start = _created(config, dataset) if untrained else warm_started(config, dataset, services)
+    start = _created(config, dataset) if untrained else _warm_started(config, dataset, services)
     config, reader = _starting_at(config, start), start
     if steps := spec.arms[arm].bridge_steps:
         start = _bridged(config, start, steps, dataset, services)
@@ -115,8 +124,47 @@ def _starting_at(config: Config, policy: Path) -> Config:
     return config.model_copy(update={"team": team})
 
 
+class TakenError(Exception):
+    """Another process is making this stage; nothing is wrong."""
+
+    def __init__(self, stage: Path, lock: FileLock) -> None:
+        super().__init__(f"{stage}: another process makes it")
+        self._lock = lock
+
+    def wait(self) -> None:
+        """Return when it does no longer, whether the stage is there then or not."""
+        with self._lock:
+            pass
+
+
+def shared_out(jobs: Iterable[Job], work: Callable[[Job], Made]) -> dict[Job, Made]:
+    """What `work` makes of each job. One that wants a stage which another process is making comes later.
+
+    So processes with the same jobs share them. One that has nothing else to do waits.
+    """
+    made: dict[Job, Made] = {}
+    left, put_off = deque(jobs), 0
+    while left:
+        job = left.popleft()
+        try:
+            made[job] = work(job)
+            put_off = 0
+        except TakenError as taken:
+            left.append(job)
+            put_off += 1
+            if put_off == len(left):
+                logger.info("%s; waiting for it", taken)
+                taken.wait()
+                put_off = 0
+    return made
+
+
 def _once(stage: Path, made: Path, make: Callable[[], object]) -> None:
-    """Make a stage, which leaves `made`, unless it is there. Whoever else makes the same one is waited for."""
+    """Make a stage, which leaves `made`, unless it is there.
+
+    Raises:
+        TakenError: another process is making it.
+    """
     if made.exists():
         return
     locks = stage.parent / ".locks"
@@ -125,8 +173,7 @@ def _once(stage: Path, made: Path, make: Callable[[], object]) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        logger.info("%s: another experiment makes it; waiting", stage)
-        lock.acquire()
+        raise TakenError(stage, lock) from None
     try:
         if not made.exists():
             make()
@@ -141,7 +188,12 @@ def _created(config: Config, dataset: Dataset) -> Path:
 
 
 def warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
-    """The policy of a warm start in ``runs_dir``, made if nobody has; runs share it whose settings of it are equal."""
+    """The policy of a warm start in ``runs_dir``, made if nobody has; runs share it whose settings of it are equal.
+    Whoever else is making it is waited for."""
+    return shared_out([None], lambda _: _warm_started(config, dataset, services))[None]
+
+
+def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
     config = config.model_copy(update={"name": warm_start_key(config)})
     run = RunDirectory(config.run_dir)
 
