@@ -8,9 +8,12 @@ reference, may not be used commercially.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import librosa
 import numpy as np
+from filelock import FileLock
+from platformdirs import user_cache_path
 from scipy.signal import find_peaks
 
 from affect_rl.data.windows import window_statistics
@@ -62,6 +65,22 @@ class ProsodyEncoder:
 
 def measures(sound: np.ndarray) -> np.ndarray:
     """What is measured every 20 ms: ``[T, d]``; the columns are the first half of `NAMES`."""
+    _compile()
+    return _measured(sound)
+
+
+@cache
+def _compile() -> None:
+    """Let Numba compile what librosa leaves to it, or load it from its cache, in one process at a time.
+
+    Processes that compile at once may leave parts in the cache that do not fit each other. Whoever loads them dies of a
+    segmentation fault, from then on always (github.com/numba/numba/issues/10128).
+    """
+    with FileLock(user_cache_path("affect-rl", ensure_exists=True) / "numba.lock"):
+        _measured(np.zeros(SAMPLING_RATE, np.float32))
+
+
+def _measured(sound: np.ndarray) -> np.ndarray:
     spectrum = np.abs(librosa.stft(sound, n_fft=_WINDOW, hop_length=_HOP))
     power = spectrum**2
     amplitude = librosa.feature.rms(S=spectrum, frame_length=_WINDOW)[0]

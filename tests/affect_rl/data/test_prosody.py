@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,3 +83,18 @@ def test_windows_cover_all_frames_in_order(length: int, count: int) -> None:
     if length % count == 0:
         parts = frames.reshape(count, -1)
         np.testing.assert_allclose(rows, np.stack([parts.mean(1), parts.std(1)], axis=1), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_do_not_spoil_what_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lock three of them leave a cache that kills whoever loads it, in five of six tries."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    measure = "import numpy; from affect_rl.data.prosody import measures; measures(numpy.ones(8000, numpy.float32))"
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", measure])
+
+    assert [process.wait(timeout=300) for process in [start() for _ in range(3)]] == [0, 0, 0]
+    assert start().wait(timeout=300) == 0
