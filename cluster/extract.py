@@ -22,6 +22,7 @@ from joblib import cpu_count
 
 from affect_rl.config.job import ClusterConfig
 from affect_rl.config.load import Config
+from affect_rl.data.attempts import Attempts
 from affect_rl.data.dataset import MEDIA, Dataset, check_free, check_numbers, write_dataset
 from affect_rl.data.extraction import Extraction
 from affect_rl.data.feature_parts import Features, MediaFiles, is_finished, part_name, read_part, write_part
@@ -310,9 +311,12 @@ class _PartWriter:
             MediaFiles(name, Path(audio) if audio else None, Path(video) if video else None)
             for name, audio, video in zip(item["sample_id"], item["audio"], item["video"], strict=True)
         ]
-        features = self._encoder.encode(files)
+        path = Path(item["path"])
+        attempts = Attempts(path.with_suffix(".attempts"))
+        features = self._encoder.encode(files, attempts)
         for modality in ("audio", "video"):  # known now, and not after hours of work
             size = max((x.size for found in features if (x := getattr(found, modality)) is not None), default=0)
             check_numbers(size * self._largest[modality], modality, "the largest split")
-        write_part(Path(item["path"]), features)
+        write_part(path, features)
+        attempts.forget()
         return sum(len(found.problems) for found in features)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from affect_rl.data.attempts import Attempts
 from affect_rl.data.encoders import ImageEncoder, SpeechEncoder, speech_encoder
 from affect_rl.data.extraction import Extraction
 from affect_rl.data.feature_parts import Features, MediaFiles
@@ -30,16 +31,20 @@ class MediaEncoder:
     def __init__(self, extraction: Extraction, device: str = "cpu") -> None:
         self._extraction, self._device = extraction, device
 
-    def encode(self, files: Sequence[MediaFiles]) -> list[Features]:
+    def encode(self, files: Sequence[MediaFiles], attempts: Attempts | None = None) -> list[Features]:
         """The features of some samples' files; a file that cannot be used is a problem of its sample.
 
+        Args:
+            files: of each sample.
+            attempts: where it is written down what is being done, in case that this process dies of it.
+
         Raises:
-            AffectError: an encoder cannot be loaded.
+            AffectError: an encoder cannot be loaded, or processes died in it before.
         """
         problems: list[list[str]] = [[] for _ in files]
         sounds, clips = [item.audio for item in files], [item.video for item in files]
-        audio = _features(sounds, self._read_sound, lambda sounds: self._speech.encode(sounds), problems)
-        video = _features(clips, self._read_pictures, lambda clips: self._images.encode(clips), problems)
+        audio = _features(sounds, self._read_sound, lambda sounds: self._speech.encode(sounds), problems, attempts)
+        video = _features(clips, self._read_pictures, lambda clips: self._images.encode(clips), problems, attempts)
         return list(map(Features, [item.sample_id for item in files], audio, video, map(tuple, problems)))
 
     @cached_property
@@ -82,14 +87,19 @@ def _features(
     read: Callable[[Path], _Input],
     encode: Callable[[list[_Input]], list[np.ndarray]],
     problems: list[list[str]],
+    attempts: Attempts | None,
 ) -> list[np.ndarray | None]:
     """Each file's features, None where there are none; why a file gave none is added to `problems`."""
     inputs: dict[int, _Input] = {}
     for place, path in enumerate(paths):
         try:
             if path:
-                inputs[place] = read(path)
+                with attempts.reading(path) if attempts else nullcontext():
+                    inputs[place] = read(path)
         except MediaError as error:
             problems[place].append(str(error))
-    features = dict(zip(inputs, encode(list(inputs.values())) if inputs else [], strict=True))
+    if not inputs:
+        return [None] * len(paths)
+    with attempts.encoding() if attempts else nullcontext():
+        features = dict(zip(inputs, encode(list(inputs.values())), strict=True))
     return [features.get(place) for place in range(len(paths))]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
+import wave
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +33,7 @@ from typer.testing import CliRunner
 from affect_rl.data.dataset import MEDIA, Dataset, write_dataset
 from affect_rl.data.describe import describe
 from affect_rl.data.encoders import ImageEncoder, SpeechEncoder
-from affect_rl.data.extraction import Checkpoint, Extraction
+from affect_rl.data.extraction import PROSODY, Checkpoint, Extraction
 from affect_rl.data.feature_parts import read_part, write_part
 from affect_rl.data.media import read_audio, read_frames
 from affect_rl.data.prosody import NAMES
@@ -267,6 +272,39 @@ def test_bad_files_stop_it_and_only_their_parts_are_made_again(
     media = pq.read_table(both / MEDIA)
     assert media.to_pylist() == pq.read_table(data / MEDIA).to_pylist()
     assert media.schema.metadata == {b"root": str(moved).encode()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_file_that_kills_who_reads_it_is_a_bad_file(data: Path, tmp_path: Path) -> None:
+    """Here the test does the killing; the file is long, so that it finds somebody reading."""
+    with wave.open(str(data.parent / "media" / "long.wav"), "wb") as sound:
+        sound.setparams((2, 2, 48_000, 0, "NONE", ""))
+        sound.writeframes(bytes(4 * 48_000 * 290))
+    edit(data, lambda rows: [row | {"audio": "long.wav"} if row["sample_id"] == "u5" else row for row in rows])
+    deaths = 0
+
+    def kill_readers(job: Future[ExtractReport]) -> None:
+        nonlocal deaths
+        while not job.done():
+            with suppress(OSError):
+                records = [record.read_text() for record in (tmp_path / "out.parts").glob("*.attempts")]
+                if any(record.count("long.wav") > deaths for record in records):
+                    deaths += 1
+                    for process in psutil.process_iter(["cmdline"]):
+                        if "_PartWriter" in " ".join(process.info["cmdline"] or ()):
+                            process.kill()
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        prosody = Extraction(Checkpoint.find(PROSODY), None, segments=2)
+        job = pool.submit(extract, data, tmp_path / "out", prosody, Workers(batch_size=4), skip_bad=True)
+        kill_readers(job)
+    report = job.result()
+    assert (deaths, report.audio) == (2, 6)
+    (problem,) = report.problems
+    assert problem.endswith("long.wav: 2 processes died while they read it; shorten or export it again")
+    assert not list((tmp_path / "out.parts").glob("*.attempts"))
 
 
 # Bad input
