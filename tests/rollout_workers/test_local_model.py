@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from affect_rl.config.services import RolloutConfig
@@ -53,3 +56,29 @@ def test_questions_are_answered_side_by_side(model: Path) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AffectError, match=r"absent: cannot be asked \(.*\); name a causal language model that vLLM"):
         LocalModel(str(tmp_path / "absent"), CONFIG)
+
+
+@pytest.mark.slow
+def test_the_engine_ends_with_a_process_that_is_killed(model: Path) -> None:
+    """Else it keeps the memory that the next one needs to go on."""
+    script = f"""
+import asyncio, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_local_model import CONFIG, FREE, LocalModel
+async def ask():
+    asked = LocalModel({str(model)!r}, CONFIG)
+    await asked(FREE)
+    print("answered", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(ask())
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert any(line == "answered\n" for line in process.stdout)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
+    process.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+    assert not alive
