@@ -255,6 +255,8 @@ def _make_parts(
         }
         for path, chunk in parts.items()
     ]
+    for path in parts:  # a run that was stopped is no death
+        Attempts.over(path).forget()
     actors = min(workers.count, len(items))
     config = Config(cluster=ClusterConfig(num_cpus=max(actors + 1, cpu_count())))
     with ray_session(config), progress("extract", len(items)) as show:
@@ -312,7 +314,7 @@ class _PartWriter:
             for name, audio, video in zip(item["sample_id"], item["audio"], item["video"], strict=True)
         ]
         path = Path(item["path"])
-        attempts = Attempts(path.with_suffix(".attempts"))
+        attempts = Attempts.over(path)
         features = self._encoder.encode(files, attempts)
         for modality in ("audio", "video"):  # known now, and not after hours of work
             size = max((x.size for found in features if (x := getattr(found, modality)) is not None), default=0)

@@ -115,8 +115,9 @@ def warm_start(
     base = base_policy(config, dataset, retrieve, directory)
     prompts = Prompts.for_policy(base, config.episode, context=config.model.context)
     samples = training_samples(config, dataset, taught)
-    played = asyncio.run(demonstrate_all(samples, retrieve, prompts, config, taught))
-    demonstrations = [episode.turns for episode in played]
+    demonstrations = [
+        episode.turns for episode in asyncio.run(demonstrate_all(samples, retrieve, prompts, config, taught))
+    ]
     logger.info("sft: %d demonstrated episodes", len(demonstrations))
     metrics = run_sft(config, learned_turns(config, demonstrations), base, directory, on_step, resume=resume)
     if not config.policy:

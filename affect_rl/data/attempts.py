@@ -10,69 +10,54 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
-from affect_rl.data.media import MediaError
 from affect_rl.errors import AffectError
 
 MOST_DEATHS = 2
-"""A process may also die with its node, through no fault of the file; hardly twice at the same one."""
-
-_ENCODING = "encoding"
+"""A process may also die with its node, through no fault of what it was at; hardly twice at the same step."""
 
 
 class Attempts:
     """A record on disk of the deaths over one part.
 
     Args:
-        path: of the record, which exists while there is something to remember.
+        path: of the record, which exists while there is something to remember; None: nothing is remembered.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._deaths: list[str] = _read(path)
+        self._deaths: list[str] = _read(path) if path else []
+
+    @classmethod
+    def over(cls, part: Path) -> Self:
+        """Those over the part that is to be written to a path."""
+        return cls(part.with_suffix(".attempts"))
 
     @contextmanager
-    def reading(self, file: Path) -> Iterator[None]:
-        """A file is read inside.
+    def at(self, step: str, error: type[AffectError], fix: str) -> Iterator[None]:
+        """The step is taken inside.
 
         Raises:
-            MediaError: too many processes have died of it.
+            AffectError: an `error` that names step and `fix`, if too many processes have died at it.
         """
-        if self._deaths.count(str(file)) >= MOST_DEATHS:
-            raise MediaError(f"{file}: {MOST_DEATHS} processes died while they read it; shorten or export it again")
-        with self._at(str(file)):
-            yield
-
-    @contextmanager
-    def encoding(self) -> Iterator[None]:
-        """What was read is encoded inside.
-
-        Raises:
-            AffectError: too many processes have died of it.
-        """
-        if self._deaths.count(_ENCODING) >= MOST_DEATHS:
-            self.forget()  # a user who changes something and comes again is to get another chance
-            raise AffectError(
-                f"extract: {MOST_DEATHS} processes died in the encoder, over the part {self._path.stem}; see why in "
-                "Ray's logs. If memory was short, use fewer --workers or a smaller --batch-size"
+        if self._deaths.count(step) >= MOST_DEATHS:
+            raise error(
+                f"{step}: {MOST_DEATHS} processes died at it; {fix}, or if memory was short use fewer --workers"
             )
-        with self._at(_ENCODING):
-            yield
-
-    def forget(self) -> None:
-        """The part is made, or given up."""
-        self._path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _at(self, step: str) -> Iterator[None]:
         self._write([*self._deaths, step])
         try:
             yield
         finally:  # not reached by a process that dies
             self._write(self._deaths)
 
+    def forget(self) -> None:
+        """A run begins, or the part is made."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
     def _write(self, steps: list[str]) -> None:
-        if steps:
+        if self._path and steps:
             self._path.write_text(json.dumps(steps))
         else:
             self.forget()

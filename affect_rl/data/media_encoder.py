@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from affect_rl.data.extraction import Extraction
 from affect_rl.data.feature_parts import Features, MediaFiles
 from affect_rl.data.media import MediaError, read_audio, read_frames
 from affect_rl.data.prosody import ProsodyEncoder
+from affect_rl.errors import AffectError
 
-_Input = TypeVar("_Input")
+Stream = Literal["audio", "video"]
+
+_LOOK = "see why in Ray's logs"
 
 
 class MediaEncoder:
@@ -42,10 +45,34 @@ class MediaEncoder:
             AffectError: an encoder cannot be loaded, or processes died in it before.
         """
         problems: list[list[str]] = [[] for _ in files]
-        sounds, clips = [item.audio for item in files], [item.video for item in files]
-        audio = _features(sounds, self._read_sound, lambda sounds: self._speech.encode(sounds), problems, attempts)
-        video = _features(clips, self._read_pictures, lambda clips: self._images.encode(clips), problems, attempts)
+        attempts = attempts or Attempts()
+        audio = self._features("audio", [item.audio for item in files], problems, attempts)
+        video = self._features("video", [item.video for item in files], problems, attempts)
         return list(map(Features, [item.sample_id for item in files], audio, video, map(tuple, problems)))
+
+    def _features(
+        self, stream: Stream, paths: Sequence[Path | None], problems: list[list[str]], attempts: Attempts
+    ) -> list[np.ndarray | None]:
+        """Each file's features, None where there are none; why a file gave none is added to `problems`."""
+        if not any(paths):
+            return [None] * len(paths)
+        with attempts.at(f"loading the {stream} encoder", AffectError, _LOOK):
+            encoder: Any = self._speech if stream == "audio" else self._images
+        read = self._read_sound if stream == "audio" else self._read_pictures
+        inputs: dict[int, Any] = {}
+        for place, path in enumerate(paths):
+            try:
+                if path:
+                    with attempts.at(f"{path}: {stream}", MediaError, "shorten or export it again"):
+                        inputs[place] = read(path)
+            except MediaError as error:
+                problems[place].append(str(error))
+        if not inputs:
+            return [None] * len(paths)
+        ends = f"{paths[min(inputs)]} to {paths[max(inputs)]}"
+        with attempts.at(f"encoding {stream} of {ends}", AffectError, _LOOK):
+            found = dict(zip(inputs, encoder.encode(list(inputs.values())), strict=True))
+        return [found.get(place) for place in range(len(paths))]
 
     @cached_property
     def _speech(self) -> SpeechEncoder | ProsodyEncoder:
@@ -80,26 +107,3 @@ def _blaming(path: Path, stream: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise MediaError(f"{path}: {stream}: cannot be used ({error!r}); copy or export the file again") from error
-
-
-def _features(
-    paths: Sequence[Path | None],
-    read: Callable[[Path], _Input],
-    encode: Callable[[list[_Input]], list[np.ndarray]],
-    problems: list[list[str]],
-    attempts: Attempts | None,
-) -> list[np.ndarray | None]:
-    """Each file's features, None where there are none; why a file gave none is added to `problems`."""
-    inputs: dict[int, _Input] = {}
-    for place, path in enumerate(paths):
-        try:
-            if path:
-                with attempts.reading(path) if attempts else nullcontext():
-                    inputs[place] = read(path)
-        except MediaError as error:
-            problems[place].append(str(error))
-    if not inputs:
-        return [None] * len(paths)
-    with attempts.encoding() if attempts else nullcontext():
-        features = dict(zip(inputs, encode(list(inputs.values())), strict=True))
-    return [features.get(place) for place in range(len(paths))]

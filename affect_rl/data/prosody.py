@@ -7,8 +7,10 @@ reference, may not be used commercially.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -74,10 +76,21 @@ def _compile() -> None:
     """Let Numba compile what librosa leaves to it, or load it from its cache, in one process at a time.
 
     Processes that compile at once may leave parts in the cache that do not fit each other. Whoever loads them dies of a
-    segmentation fault, from then on always (github.com/numba/numba/issues/10128).
+    segmentation fault, from then on always (github.com/numba/numba/issues/10128), until the cache is deleted.
     """
-    with FileLock(user_cache_path("affect-rl", ensure_exists=True) / "numba.lock"):
+    with FileLock(_numba_cache() / "affect-rl.lock"):
         _measured(np.zeros(SAMPLING_RATE, np.float32))
+
+
+def _numba_cache() -> Path:
+    """A directory that all processes have which share Numba's cache: that itself, librosa's if it can be written to, or
+    the user's."""
+    if own := os.environ.get("NUMBA_CACHE_DIR"):
+        directory = Path(own)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    package = Path(librosa.__file__).parent
+    return package if os.access(package, os.W_OK) else user_cache_path("affect-rl", ensure_exists=True)
 
 
 def _measured(sound: np.ndarray) -> np.ndarray:

@@ -92,6 +92,11 @@ class Demonstration:
     def check_evidence(self, played: Trajectory) -> None:
         """Raise `AffectError` if other candidates were found than the teacher was shown, or in another order."""
         if (found := _found(played)) != self.candidates:
+            if played.degraded:
+                raise AffectError(
+                    f"sample {self.sample_id}: its queries find other candidates than when they were written, for a "
+                    "shard was down or over retrieval.shard_timeout_s; run it again"
+                )
             then, now = (", ".join(f"{group} {name}" for group, name in c) or "none" for c in (self.candidates, found))
             raise AffectError(
                 f"sample {self.sample_id}: its queries find other candidates than when they were written (now: {now}; "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -38,7 +40,7 @@ from affect_rl.timeline import read_timeline
 from cluster.evaluate import scoring_for
 from cluster.experiments.baselines import baseline_answers
 from cluster.experiments.fusion_details import fusion_details
-from cluster.experiments.stages import Evaluated, run_arm, shared_out
+from cluster.experiments.stages import Evaluated, lock_of, run_arm, shared_out
 from cluster.runtime.services import Services
 from cluster.runtime.session import ray_session
 from cluster.watching.trackers import logged
@@ -69,12 +71,16 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     scoring = scoring_for(base, samples)
     with ray_session(base), closing(Services()) as services:
 
+        @cache  # said once
+        def announce(arm: str, seed: int) -> None:
+            logger.info("%s: %s, seed %d", spec.name, arm, seed)
+
         def run(job: tuple[int, str]) -> Evaluated:
             seed, arm = job
-            logger.info("%s: %s, seed %d", spec.name, arm, seed)
+            announce(arm, seed)
             return run_arm(spec, arm, seed, overrides, dataset, samples, services)
 
-        made = shared_out(product(range(spec.seeds), spec.arms), run)
+        made = shared_out(product(range(spec.seeds), spec.arms), run, rest=services.close)
     found = {arm: [made[seed, arm] for seed in range(spec.seeds)] for arm in spec.arms}
     results = _summarise(spec, base, samples, scoring, dataset, found, command)
     tables, measured = dict(_tables(samples, found)), []
@@ -85,7 +91,8 @@ def run_experiment(spec: ExperimentSpec, out: Path, overrides: tuple[str, ...], 
     if CURVES_FILE in tables:
         measured += averages(tables[CURVES_FILE], spec.averages, spec.reference)
     results = results.model_copy(update={"measures": measured})
-    write_results(out, results, dump_config(base), tables)
+    with lock_of(Path(base.runs_dir), f"results-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]}"):
+        write_results(out, results, dump_config(base), tables)
     return results
 
 

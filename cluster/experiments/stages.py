@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,8 @@ EPISODES = 12
 """Evaluated episodes of the first seed that are kept in full, also played without each agent."""
 
 FUSION_FILE = "fusion.parquet"
+
+_LOOK_AGAIN_S = 60.0
 
 Answers = list[tuple[str, ...]]
 Job = TypeVar("Job", bound=Hashable)
@@ -132,18 +135,20 @@ class TakenError(Exception):
         self._lock = lock
 
     def wait(self) -> None:
-        """Return when it does no longer, whether the stage is there then or not."""
-        with self._lock:
+        """Return when it does no longer, whether the stage is there then or not, or after a while: meanwhile others may
+        have become free."""
+        with suppress(Timeout), self._lock.acquire(timeout=_LOOK_AGAIN_S):
             pass
 
 
-def shared_out(jobs: Iterable[Job], work: Callable[[Job], Made]) -> dict[Job, Made]:
+def shared_out(jobs: Iterable[Job], work: Callable[[Job], Made], rest: Callable[[], object]) -> dict[Job, Made]:
     """What `work` makes of each job. One that wants a stage which another process is making comes later.
 
-    So processes with the same jobs share them. One that has nothing else to do waits.
+    So processes with the same jobs share them. One that has nothing else to do calls `rest`, to give back what the
+    others may be short of, and waits.
     """
     made: dict[Job, Made] = {}
-    left, put_off = deque(jobs), 0
+    left, put_off, told = deque(jobs), 0, ""
     while left:
         job = left.popleft()
         try:
@@ -152,10 +157,13 @@ def shared_out(jobs: Iterable[Job], work: Callable[[Job], Made]) -> dict[Job, Ma
         except TakenError as taken:
             left.append(job)
             put_off += 1
-            if put_off == len(left):
-                logger.info("%s; waiting for it", taken)
-                taken.wait()
-                put_off = 0
+            if put_off < len(left):
+                continue
+            if told != str(taken):
+                logger.info("%s; waiting for it", told := str(taken))
+            rest()
+            taken.wait()
+            put_off = 0
     return made
 
 
@@ -167,18 +175,32 @@ def _once(stage: Path, made: Path, make: Callable[[], object]) -> None:
     """
     if made.exists():
         return
-    locks = stage.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / stage.name)
+    lock = lock_of(stage.parent, stage.name)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise TakenError(stage, lock) from None
     try:
-        if not made.exists():
+        if not _is_there(made):
             make()
     finally:
         lock.release()
+
+
+def lock_of(runs: Path, name: str) -> FileLock:
+    """What a process holds while it makes something of that name."""
+    locks = runs / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / name)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it exists now: on a shared file system what was not there a moment ago may seem absent for half a minute,
+    until its directories are opened."""
+    with suppress(OSError):
+        for directory in (path.parent.parent, path.parent):
+            next(directory.iterdir(), None)
+    return path.exists()
 
 
 def _created(config: Config, dataset: Dataset) -> Path:
@@ -190,7 +212,7 @@ def _created(config: Config, dataset: Dataset) -> Path:
 def warm_started(config: Config, dataset: Dataset, services: Services) -> Path:
     """The policy of a warm start in ``runs_dir``, made if nobody has; runs share it whose settings of it are equal.
     Whoever else is making it is waited for."""
-    return shared_out([None], lambda _: _warm_started(config, dataset, services))[None]
+    return shared_out([None], lambda _: _warm_started(config, dataset, services), rest=services.close)[None]
 
 
 def _warm_started(config: Config, dataset: Dataset, services: Services) -> Path:

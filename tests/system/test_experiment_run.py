@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
@@ -114,15 +115,21 @@ def test_who_plays_and_who_learns(folder: Path) -> None:
     assert {f"{agent}/entropy" for agent in AGENTS} <= learned["preferences"], "each in its turn"
 
 
-def test_a_second_run_computes_nothing_and_starts_no_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_runs_at_once_compute_nothing_and_write_the_same_results(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stages() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("[!.]*/**/*")}
+
     def unwanted(*_: object) -> NoReturn:
         raise AssertionError("finished stages need no evidence")
 
     monkeypatch.setattr(Services, "retrieval", unwanted)
-    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    before = stages()
     first = json.loads((folder / "results" / "results.json").read_text())
-    _run(folder)
-    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_run, [folder] * 3))
+    assert stages() == before
     assert json.loads((folder / "results" / "results.json").read_text()) == first
 
 

@@ -189,7 +189,7 @@ def test_a_hanging_shard_costs_one_timeout_and_is_reported(
         finally:
             os.kill(pid, signal.SIGCONT)
         await until(lambda answer: not answer.degraded, client, exclusion)
-        assert await report() == ""
+        assert "lack evidence" not in await report()
 
     try:
         asyncio.run(survive())

@@ -20,7 +20,7 @@ from affect_rl.data.dataset import Dataset, write_dataset
 from affect_rl.errors import AffectError
 from affect_rl.evidence import GROUPS
 from affect_rl.sample import AffectSample
-from affect_rl.team.demonstrations import annotated
+from affect_rl.team.demonstrations import annotated, demonstrate
 from affect_rl.team.prompts import Prompts
 from affect_rl.team.taught import MANIFEST, ROWS, Demonstration, Taught, settings_of_prompts, write_demonstrations
 from affect_rl.team.teacher import Teaching
@@ -101,6 +101,15 @@ def test_other_candidates_are_told(
     )
     with pytest.raises(AffectError, match=message):
         asyncio.run(taught.replay(world[0], make_team(), retriever, prompts, 1))
+
+
+def test_a_lost_shard_is_named_as_the_cause_of_other_candidates(
+    world: list[AffectSample], retriever: LocalRetriever, prompts: Prompts
+) -> None:
+    episode = replace(asyncio.run(demonstrate(world[0], make_team(), retriever, prompts, 1)), degraded=True)
+    Demonstration.of(episode).check_evidence(episode)
+    with pytest.raises(AffectError, match=r"for a shard was down or over retrieval\.shard_timeout_s; run it again"):
+        Demonstration.of(replace(episode, candidates={})).check_evidence(episode)
 
 
 def test_answers_that_a_student_may_not_give(

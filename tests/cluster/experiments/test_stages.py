@@ -23,13 +23,11 @@ def test_who_comes_second_is_told_and_finds_the_stage_later(tmp_path: Path) -> N
         _once(stage, made, lambda: events.append("twice"))
         events.append("found")
 
-    second = threading.Thread(target=want_it_too)
+    second = threading.Thread(target=want_it_too, daemon=True)
 
     def make() -> None:
         second.start()
-        while not events:
-            time.sleep(0.01)
-        time.sleep(0.2)
+        second.join(timeout=1)  # it is told, and waits
         events.append("made")
         made.mkdir(parents=True)
 
@@ -68,7 +66,7 @@ def test_jobs_are_shared_out(tmp_path: Path, processes: int) -> None:
             stage(f"sft-{seed}")
             return stage(f"train-{seed}-{arm}")
 
-        found[number] = shared_out(jobs, work)
+        found[number] = shared_out(jobs, work, rest=lambda: None)
 
     threads = [threading.Thread(target=process, args=(number,)) for number in range(processes)]
     for thread in threads:
@@ -82,6 +80,25 @@ def test_jobs_are_shared_out(tmp_path: Path, processes: int) -> None:
     assert len(workers) >= min(processes, 2)
 
 
+def test_who_has_nothing_to_do_gives_back_what_it_holds(tmp_path: Path) -> None:
+    stage, begun, enough = tmp_path / "sft-1", threading.Event(), threading.Event()
+    events: list[str] = []
+
+    def make() -> None:
+        begun.set()
+        assert enough.wait(timeout=60)
+        stage.mkdir()
+
+    def rest() -> None:
+        events.append("rested")
+        enough.set()
+
+    threading.Thread(target=_once, args=(stage, stage, make), daemon=True).start()
+    assert begun.wait(timeout=60)
+    assert shared_out([1], lambda _: _once(stage, stage, lambda: events.append("made twice")), rest) == {1: None}
+    assert events == ["rested"]
+
+
 def test_a_failure_is_not_put_off(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        shared_out([1, 0, 2], lambda job: 1 // job)
+        shared_out([1, 0, 2], lambda job: 1 // job, rest=lambda: None)
