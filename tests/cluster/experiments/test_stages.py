@@ -14,11 +14,13 @@ from cluster.experiments.stages import TakenError, _once, shared_out
 def test_who_comes_second_is_told_and_finds_the_stage_later(tmp_path: Path) -> None:
     stage, made = tmp_path / "sft-1", tmp_path / "sft-1" / "sft"
     events: list[str] = []
+    told = threading.Event()
 
     def want_it_too() -> None:
         with pytest.raises(TakenError, match="sft-1: another process makes it") as taken:
             _once(stage, made, lambda: events.append("twice"))
         events.append("told")
+        told.set()
         taken.value.wait()
         _once(stage, made, lambda: events.append("twice"))
         events.append("found")
@@ -27,7 +29,9 @@ def test_who_comes_second_is_told_and_finds_the_stage_later(tmp_path: Path) -> N
 
     def make() -> None:
         second.start()
-        second.join(timeout=1)  # it is told, and waits
+        assert told.wait(timeout=60)
+        second.join(timeout=0.2)
+        assert second.is_alive(), "it waits"
         events.append("made")
         made.mkdir(parents=True)
 
